@@ -1,0 +1,74 @@
+"""Build the bundled samples (``assets/data``) from the full public sets.
+
+    python dev/build_samples.py --data FOLDER
+
+FOLDER holds ``sgd_train.sharegpt.jsonl.gz``, ``sgd_dev.sharegpt.jsonl.gz``, ``gsm8k_train.sharegpt.jsonl.gz``,
+``mt_bench_question.jsonl`` and ``wikitext2_valid.txt``. Records are taken evenly over each file, so every service and
+domain of Schema-Guided Dialogue occurs, and the gzip header carries no time: the same input gives the same bytes.
+"""
+
+import argparse
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+OUT = Path(__file__).resolve().parent.parent / "src" / "recurrent_drafter" / "assets" / "data"
+
+
+def evenly(items: list[str], count: int) -> list[str]:
+    """``count`` of the items, at equal distances, in their order."""
+    if len(items) < count:
+        raise SystemExit(f"error: {count} records were asked of a file that has {len(items)}")
+    return [items[i * len(items) // count] for i in range(count)]
+
+
+def read_gzip_lines(path: Path) -> list[str]:
+    """The non-empty lines of a gzip text file."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        return [line.strip() for line in lines if line.strip()]
+
+
+def write_gzip(path: Path, lines: list[str]) -> None:
+    """Write lines at the highest compression, without name or time in the header."""
+    content = "".join(line + "\n" for line in lines).encode()
+    path.write_bytes(gzip.compress(content, compresslevel=9, mtime=0))
+
+
+def alpaca_record(line: str) -> dict[str, str]:
+    """A GSM8K conversation (question, worked answer) as an Alpaca record."""
+    question, answer = (turn["value"] for turn in json.loads(line)["conversations"])
+    return {"instruction": "Solve this problem step by step.", "input": question, "output": answer}
+
+
+def excerpt(text: str, size: int) -> str:
+    """The beginning of a text, cut at the first article heading (`` = Title = ``) after ``size`` characters."""
+    end = text.find("\n = ", size)
+    while end >= 0 and text[end + 4] == "=":  # " = = Section = = " is no article
+        end = text.find("\n = ", end + 1)
+    return text if end < 0 else text[: end + 1]
+
+
+def main() -> None:
+    """Build every sample and say how large it became."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the full sets")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: the package's assets)")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    for part, count in (("train", 3000), ("dev", 300)):
+        name = f"sgd_{part}.sharegpt.jsonl.gz"
+        write_gzip(args.out / name, evenly(read_gzip_lines(args.data / name), count))
+    gsm8k = evenly(read_gzip_lines(args.data / "gsm8k_train.sharegpt.jsonl.gz"), 300)
+    records = ",\n".join(json.dumps(alpaca_record(line), ensure_ascii=False) for line in gsm8k)
+    (args.out / "gsm8k.alpaca.json").write_text(f"[\n{records}\n]\n", encoding="utf-8")
+    shutil.copyfile(args.data / "mt_bench_question.jsonl", args.out / "mt_bench.jsonl")
+    text = (args.data / "wikitext2_valid.txt").read_text(encoding="utf-8")
+    (args.out / "wikitext2.txt").write_text(excerpt(text, 100_000), encoding="utf-8")
+    for path in sorted(args.out.iterdir()):
+        print(f"{path.stat().st_size:>9,} bytes  {path.name}")
+
+
+if __name__ == "__main__":
+    main()

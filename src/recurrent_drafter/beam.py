@@ -1,0 +1,69 @@
+"""Beam search over the drafter (layer 1: pure tensor functions).
+
+The running example of this package: three beams of two tokens after the root ``red``, of ``Mars is a red ...``::
+
+    red --- planet --- and
+        |          `-- with
+        `-- dot ------ in
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# (tokens (B, W), state (B, W, H)) -> (log-probabilities (B, W, D), state (B, W, H))
+DraftStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Beams:
+    """The W best beams of every length 1 .. L: the lattice that a beam search walks through.
+
+    Slot w of level i is the beam of i + 1 tokens that ends in ``tokens[:, i, w]`` and continues slot
+    ``parents[:, i, w]`` of level i - 1 (at level 0: the root, parent 0). ``log_probs`` are cumulative, float32.
+    """
+
+    tokens: Tensor  # (B, L, W) int64
+    parents: Tensor  # (B, L, W) int64
+    log_probs: Tensor  # (B, L, W) float32
+
+    @property
+    def paths(self) -> Tensor:  # (B, W, L)
+        """The tokens of the W beams of full length, the paper's candidates."""
+        _, length, _ = self.tokens.shape
+        slot = torch.arange(self.tokens.shape[2], device=self.tokens.device).expand_as(self.tokens[:, 0])
+        columns = []
+        for level in reversed(range(length)):
+            columns.append(self.tokens[:, level].gather(1, slot))
+            slot = self.parents[:, level].gather(1, slot)
+        return torch.stack(columns[::-1], dim=2)
+
+
+def beam_search(step: DraftStep, root: Tensor, state: Tensor, draft_ids: Tensor, width: int, length: int) -> Beams:
+    """W beams by cumulative log-probability, L steps; whatever the drafter says is what is used, no hidden top-k.
+
+    Args:
+        step: one depth of the drafter.
+        root: (B,), the newest verified tokens.
+        state: (B, 1, H), the drafter's initial state.
+        draft_ids: (D,), the verifier's id of each draft token.
+        width: W, at most D.
+        length: L.
+    """
+    vocabulary = draft_ids.shape[0]
+    if width > vocabulary:
+        raise ValueError(f"beam_width is {width}, expected at most {vocabulary} (the draft vocabulary)")
+    token, score = root[:, None], None  # (B, 1), then (B, W)
+    levels = []
+    for _ in range(length):
+        log_probs, state = step(token, state)  # (B, w, D), (B, w, H)
+        candidates = log_probs if score is None else log_probs + score[:, :, None]
+        score, index = candidates.flatten(1).topk(width, dim=1)  # (B, W)
+        parent = torch.div(index, vocabulary, rounding_mode="floor")
+        token = draft_ids[index - parent * vocabulary]
+        state = state.gather(1, parent[:, :, None].expand(-1, -1, state.shape[2]))
+        levels.append((token, parent, score))
+    tokens, parents, scores = (torch.stack(column, dim=1) for column in zip(*levels, strict=True))
+    return Beams(tokens, parents, scores)

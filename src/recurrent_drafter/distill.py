@@ -1,0 +1,80 @@
+"""The paper's distilled targets (section 4.3.3), for all positions at once (layer 3).
+
+The targets of a root at position p are the verifier's own next K tokens from the prefix [0..p]. Depth 1 falls out of
+the ordinary forward pass. For each further depth one token per root is fed, seeing its own prefix of the text and its
+own generated ancestors: K passes in place of one `generate` per position.
+"""
+
+import torch
+from torch import Tensor
+
+from recurrent_drafter.cache import TreeCache
+from recurrent_drafter.losses import IGNORED
+from recurrent_drafter.verifier import Verifier
+
+
+@torch.inference_mode()
+def distilled_targets(
+    verifier: Verifier,
+    input_ids: Tensor,
+    roots: Tensor,
+    depths: int,
+    end_ids: tuple[int, ...],
+    chunk: int = 96,
+) -> Tensor:
+    """The verifier's greedy continuations of every marked prefix.
+
+    Args:
+        input_ids: (S,), one text.
+        roots: (S,) bool; position p asks for the continuation of the prefix [0..p].
+        depths: K, tokens per continuation.
+        end_ids: tokens that end a continuation; none for text that goes on.
+        chunk: roots that run together. Each pass attends to S + chunk (d - 1) columns, most of the latter masked.
+
+    Returns:
+        (P, K) int64 for the P marked positions in order; `IGNORED` behind an end token.
+    """
+    (length,) = input_ids.shape
+    positions = roots.nonzero()[:, 0]  # (P,)
+    device, dtype = input_ids.device, verifier.model.dtype
+    hidden = torch.finfo(dtype).min
+    cache = TreeCache(verifier.config.num_hidden_layers, length + chunk * (depths - 1))
+    everywhere = torch.arange(length, device=device)
+    causal = torch.full((length, length), hidden, dtype=dtype, device=device).triu(1)
+    first = verifier.forward(input_ids[None], everywhere[None], causal[None], cache)
+    own = torch.full((chunk, chunk), hidden, dtype=dtype, device=device).fill_diagonal_(0)
+    chunks = []
+    for root in positions.split(chunk):
+        (count,) = root.shape
+        cache.length = length  # the text stays, the last chunk's generated tokens go
+        targets = [first.logits[0, root].argmax(-1)]
+        visible = causal[root]  # (count, S): each root sees its own prefix of the text
+        for depth in range(1, depths):
+            visible = torch.cat([visible, own[:count, :count]], dim=1)
+            step = verifier.forward(targets[-1][None], (root + depth)[None], visible[None], cache)
+            cache.length += count
+            targets.append(step.logits[0].argmax(-1))
+        chunks.append(torch.stack(targets, dim=1))
+    targets = torch.cat(chunks) if chunks else positions.new_empty(0, depths)
+    return cut_behind_end(targets, end_ids)
+
+
+def cut_behind_end(targets: Tensor, end_ids: tuple[int, ...]) -> Tensor:  # (P, K) -> (P, K)
+    """Targets with `IGNORED` behind the first end token, which itself counts."""
+    if not end_ids:
+        return targets
+    ended = torch.isin(targets, targets.new_tensor(end_ids)).int().cumsum(1)
+    behind = torch.zeros_like(ended, dtype=torch.bool)
+    behind[:, 1:] = ended[:, :-1] > 0
+    return targets.masked_fill(behind, IGNORED)
+
+
+def text_targets(input_ids: Tensor, span_ids: Tensor, roots: Tensor, depths: int, end_ids: tuple[int, ...]) -> Tensor:
+    """Ground truth: the tokens that follow each marked position (P, K), within its span and up to an end token."""
+    (length,) = input_ids.shape
+    positions = roots.nonzero()[:, 0, None]  # (P, 1)
+    ahead = positions + torch.arange(1, depths + 1, device=input_ids.device)  # (P, K)
+    inside = ahead < length
+    ahead = ahead.clamp(max=length - 1)
+    inside &= span_ids[ahead] == span_ids[positions]
+    return cut_behind_end(input_ids[ahead].masked_fill(~inside, IGNORED), end_ids)

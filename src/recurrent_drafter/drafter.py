@@ -1,0 +1,123 @@
+"""The recurrent drafter (ReDrafter, arXiv 2403.09919, section 3).
+
+Which hidden state meets which token is the one thing that everything hangs on. On the text ``Mars is a red planet``,
+with one token per word, the verifier's hidden state ``h_t`` is the one from which it predicts token t + 1:
+
+    ============  ======  ====  ====  =====  ========
+    position p       0      1     2     3       4
+    token x_p      Mars    is     a    red    planet
+    hidden h_p      h_0    h_1   h_2   h_3     h_4
+    ============  ======  ====  ====  =====  ========
+
+A draft starts from a *root*: the newest verified token x_p, whose own hidden state does not exist yet because the
+verifier has not read it. So the root at p = 2 is ``a``, and what comes with it is h_1, the state from which ``a`` was
+predicted. Depth 1 reads ``a`` and predicts ``red``; depth 2 reads ``red`` and predicts ``planet``. Training pairs
+(h_{p-1}, x_p) with the targets y_1 .. y_K = x_{p+1} .. x_{p+K}, decoding pairs the same two. Pairing h_p with these
+targets would hand the drafter the answer: a wonderful loss, and nothing accepted.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, PreTrainedModel
+
+from recurrent_drafter.config import RecurrentDraftingConfig
+
+
+class ResidualLayer(nn.Module):
+    """z + SiLU(Linear(z))."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, z: Tensor) -> Tensor:  # (..., E) -> (..., E)
+        """Apply the layer to z (..., E)."""
+        return z + functional.silu(self.linear(z))
+
+
+class RecurrentDrafter(PreTrainedModel):
+    """Predicts the tokens after a root from the verifier's hidden state and the tokens drafted so far.
+
+    The recurrence stands in `step` alone; training (`unroll`) and beam search call it. Tokens enter as the verifier's
+    own input embeddings, which are not part of the drafter. Parameters carry the names of Apple's released layout
+    (``input_proj``, ``lm_head.i.linear``, ``lm_head.L``, ``rnn_u``, ``rnn_w``).
+    """
+
+    config_class = RecurrentDraftingConfig
+    base_model_prefix = ""
+    draft_ids: Tensor  # (D,) the verifier's id of each draft token (``d2t``)
+
+    def __init__(self, config: RecurrentDraftingConfig) -> None:
+        super().__init__(config)
+        hidden, exit_dim, draft_vocab = config.hidden_size, config.exit_dim, config.draft_vocab_size
+        if exit_dim != 2 * hidden:
+            self.input_proj = nn.Linear(2 * hidden, exit_dim)
+        if config.rnn:
+            self.rnn_w = nn.Linear(hidden, hidden, bias=False)
+            self.rnn_u = nn.Linear(hidden, hidden)
+        if config.emb_norm:
+            self.emb_norm = nn.RMSNorm(hidden, eps=1e-6)
+        head = nn.Linear(exit_dim, draft_vocab, bias=False)
+        self.lm_head = nn.Sequential(*(ResidualLayer(exit_dim) for _ in range(config.num_draft_layers)), head)
+        self.register_buffer("draft_ids", torch.arange(draft_vocab))
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+
+    def context(self, hidden: Tensor) -> Tensor:  # (..., H) -> (..., E), or (..., H) at E = 2H
+        """The hidden state's share of the head's input: the same for every depth and beam, so computed once.
+
+        ``input_proj [h ; s] = A h + B s + b``: this is ``A h + b``.
+        """
+        if not hasattr(self, "input_proj"):
+            return hidden
+        width = self.config.hidden_size
+        return functional.linear(hidden, self.input_proj.weight[:, :width], self.input_proj.bias)
+
+    def step(self, embedded: Tensor, state: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """One depth of the recurrence (paper, equations 1 and 2).
+
+        Args:
+            embedded: (..., H), the verifier's embedding of the token before the one to predict.
+            state: (..., H), zeros at the root.
+            context: what `context` made of the hidden state, broadcastable to the state.
+
+        Returns:
+            Logits over the draft vocabulary (..., D), and the new state (..., H).
+        """
+        if self.config.emb_norm:
+            embedded = self.emb_norm(embedded)
+        if self.config.rnn:
+            state = functional.silu(self.rnn_w(embedded) + self.rnn_u(state))
+        else:
+            state = state + embedded
+        if hasattr(self, "input_proj"):
+            z = context + functional.linear(state, self.input_proj.weight[:, self.config.hidden_size :])
+        else:
+            z = torch.cat([context.expand_as(state), state], dim=-1)
+        return self.lm_head(z), state
+
+    def unroll(self, hidden: Tensor, embedded: Tensor) -> Tensor:  # (P, H), (P, K, H) -> (P, K, D)
+        """Logits of all K depths along given tokens: root first, then the targets' own earlier tokens."""
+        _, depths, _ = embedded.shape
+        context, state = self.context(hidden), torch.zeros_like(hidden)
+        logits = []
+        for depth in range(depths):
+            step_logits, state = self.step(embedded[:, depth], state, context)
+            logits.append(step_logits)
+        return torch.stack(logits, dim=1)
+
+    def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
+        """Same as `unroll`."""
+        return self.unroll(hidden, embedded)
+
+
+AutoConfig.register(RecurrentDraftingConfig.model_type, RecurrentDraftingConfig)
+AutoModel.register(RecurrentDraftingConfig, RecurrentDrafter)

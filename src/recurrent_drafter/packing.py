@@ -1,0 +1,69 @@
+"""Weights reordered for few rows, on CPUs in float32 (layer 2).
+
+A tree of n nodes is a matrix product with n rows. For 2 <= n <= 64, PyTorch's default float32 kernels on a CPU cost two
+to three times what the arithmetic needs, because they rearrange the weight on every call: verifying eight tokens then
+costs twice as much as one, and speculation cannot pay. oneDNN computes from a weight that was rearranged once. One row
+(plain autoregression) and long prompts keep the default kernels, which are the better ones there.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+FEW_ROWS = range(2, 65)
+
+
+class PackedLinears:
+    """The linear layers of a model with their weights packed; `applied` makes the model use them.
+
+    Costs one more copy of those weights. Only weights that are float32, on the CPU and not being trained are packed;
+    elsewhere this does nothing.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
+        self._packed: dict[nn.Module, tuple[int, Tensor]] = {}
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within this context the layers compute few rows from their packed weights; outside they are untouched."""
+        with ExitStack() as undo:
+            for layer in self._layers:
+                if _packable(layer.weight) and "forward" not in vars(layer):
+                    layer.forward = _few_row_forward(layer, self._pack(layer))
+                    undo.callback(delattr, layer, "forward")
+            yield
+
+    def _pack(self, layer: nn.Module) -> Tensor:
+        version, packed = self._packed.get(layer, (-1, None))
+        if packed is None or version != layer.weight._version:  # packed before the weights were changed
+            weight = layer.weight.detach()
+            weight = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+            self._packed[layer] = (layer.weight._version, packed)
+        return packed
+
+
+def _packable(weight: Tensor) -> bool:
+    return (
+        weight.dtype == torch.float32
+        and weight.device.type == "cpu"
+        and torch.backends.mkldnn.is_available()
+        and min(weight.shape) >= 64
+    )
+
+
+def _few_row_forward(layer: nn.Module, packed: Tensor):  # type: ignore[no-untyped-def]
+    default, bias = layer.forward, layer.bias
+    multiply = torch.ops.mkldnn._linear_pointwise.default
+
+    def forward(x: Tensor) -> Tensor:
+        rows = x.numel() // x.shape[-1]
+        if rows not in FEW_ROWS:
+            return default(x)
+        return multiply(x, packed, bias, "none", [], "")
+
+    return forward
