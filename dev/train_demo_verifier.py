@@ -236,7 +236,9 @@ def publish(
 def run(args: argparse.Namespace) -> None:
     """Train, or only measure."""
     if args.eval_only is not None:
-        folder = demo_verifier_path() if args.eval_only == "demo" else args.eval_only
+        folder = demo_verifier_path() if args.eval_only == "demo" else Path(args.eval_only)
+        if not (folder / "config.json").is_file():
+            raise DataError(f"{folder} holds no model (no config.json)")
         model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32).to(args.device).eval()
         loss = held_out_loss(model, PreTrainedTokenizerFast.from_pretrained(folder), args.data)
         print(f"held-out loss {loss:.4f}")

@@ -240,7 +240,7 @@ class RecurrentDraftingSpeculator:
     def generate(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Tensor:
         """As ``model.generate`` on the attached verifier; ``streamer`` works as in transformers."""
         streamer = options.pop("streamer", None)
-        model = self._attached().model
+        model = self.verifier.model
 
         def method(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> Tensor:
             return self(model, input_ids, streamer=streamer, **arguments)
@@ -255,14 +255,16 @@ class RecurrentDraftingSpeculator:
         end_ids: Sequence[int] | None = None,
     ) -> Iterator[list[int]]:
         """Greedy reply to one prompt (1, S), yielded as the tokens of each step; ``end_ids`` default to the model's."""
-        verifier = self._attached()
+        verifier = self.verifier
         if end_ids is None:
             end_ids = as_tuple(verifier.model.generation_config.eos_token_id)
         stop = Stop(len(input_ids), max_new_tokens, frozenset(end_ids))
         for emitted in self._run(verifier.model, input_ids, None, stop):
             yield emitted[0]
 
-    def _attached(self) -> Verifier:
+    @property
+    def verifier(self) -> Verifier:
+        """The attached verifier. Raises ValueError when there is none."""
         if self._verifier is None:
             raise ValueError("no verifier is attached: call attach_verifier(model) first")
         return self._verifier
@@ -272,14 +274,15 @@ class RecurrentDraftingSpeculator:
     ) -> Iterator[list[list[int]]]:
         if self._verifier is None or self._verifier.model is not model:
             self.attach_verifier(model)
-        verifier = self._attached()
+        verifier = self.verifier
         check_prompt(input_ids, stop.max_new_tokens, verifier.context_length)
         with ExitStack() as stack:
             for packed in self._packed:
                 stack.enter_context(packed.applied())
             stack.enter_context(torch.inference_mode())
-            yield from decode(verifier, self.drafter, self.shape, input_ids, attention_mask, stop)
-        self.stats = DecodeStats(sum(stop.steps), sum(map(len, stop.generated)) - stop.batch)
+            for emitted in decode(verifier, self.drafter, self.shape, input_ids, attention_mask, stop):
+                self.stats = DecodeStats(sum(stop.steps), sum(map(len, stop.generated)) - stop.batch)
+                yield emitted
 
 
 def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:

@@ -3,8 +3,9 @@
 The methods differ in how targets are made (`make_examples`), not in the trainer.
 """
 
-import logging
-from collections.abc import Callable, Sequence
+import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,6 @@ from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.losses import IGNORED, combine_depths, depth_cross_entropy
 from recurrent_drafter.replies import HeldOutReplies
 from recurrent_drafter.verifier import Verifier
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,12 @@ class DrafterTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
         super().__init__(
-            model=model, args=args, train_dataset=list(train_examples), data_collator=collate, callbacks=callbacks
+            model=model,
+            args=args,
+            train_dataset=list(train_examples),
+            eval_dataset=held_out.replies if held_out is not None else None,  # only looked at for being there
+            data_collator=collate,
+            callbacks=callbacks,
         )
         self.verifier, self.held_out, self.shape = verifier, held_out, shape
         self.gamma, self.chunk = gamma, chunk
@@ -156,5 +160,41 @@ class DrafterTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def save_now(self) -> None:
+        """Write a checkpoint that training can be resumed from, as after an interrupt."""
+        self._save_checkpoint(self.model, trial=None)
 
-Progress = Callable[[str, int, int], None]  # what is being made, how many are done, of how many
+
+class TimeBudget(TrainerCallback):
+    """Train until a moment, with the learning rate falling to zero at it (a cosine of the time that has passed).
+
+    Args:
+        deadline: on `time.monotonic`'s clock.
+        learning_rate: at the start.
+        evaluations: how many, evenly spread; their time counts.
+    """
+
+    def __init__(self, deadline: float, learning_rate: float, evaluations: int) -> None:
+        self.deadline, self.learning_rate, self.evaluations = deadline, learning_rate, evaluations
+        self._begun = 0.0
+        self._evaluated = 0
+
+    def _passed(self) -> float:
+        return min((time.monotonic() - self._begun) / max(self.deadline - self._begun, 1e-9), 1.0)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the clock."""
+        self._begun = time.monotonic()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
+        """Set this step's learning rate: ten steps of warm-up, then the cosine."""
+        rate = self.learning_rate * min(1.0, (state.global_step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * self._passed()))
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop at the deadline; evaluate when the next share of the time has passed."""
+        control.should_training_stop = time.monotonic() >= self.deadline
+        if self._passed() >= (self._evaluated + 1) / (self.evaluations + 1):
+            self._evaluated += 1
+            control.should_evaluate = True

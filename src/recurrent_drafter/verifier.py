@@ -7,11 +7,14 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.cache import TreeCache
 from recurrent_drafter.tree import DraftTree
 
@@ -156,3 +159,35 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """A fingerprint of the vocabulary: which id stands for which token."""
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
     return hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
+
+
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether the device has bfloat16 arithmetic; a CPU without it emulates, many times slower than float32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def load_verifier(
+    name: str, *, dtype: str = "auto", device: str | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model and tokenizer from a directory, the Hub, or the package (``demo``), ready to generate.
+
+    Raises OSError, in one line, when there is no such model or it cannot be read.
+    """
+    path = str(demo_verifier_path()) if name == "demo" else name
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if dtype == "auto":
+        dtype = "bfloat16" if computes_in_bfloat16(device) else "float32"
+    if name != "demo" and (name.startswith((".", "/", "~")) and not Path(name).expanduser().exists()):
+        raise OSError(f"there is no model at {name}: expected a directory, a hub name or 'demo'")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(
+            f"the model {name!r} could not be loaded ({type(error).__name__}: {reason}): expected a directory or hub name "
+            "of a causal language model in safetensors, or 'demo' (the bundled one)"
+        ) from error
+    return model.to(device).eval(), tokenizer

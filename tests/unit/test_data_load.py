@@ -148,6 +148,9 @@ def test_a_bad_record_of_an_array_is_found_by_its_line(tmp_path: Path) -> None:
     path.write_text(f"[\n{GOOD},\n{GOOD}\n")
     with pytest.raises(DataError, match=r"data\.json:4: the file ends within the array"):
         load_dialogues(None, str(path), "all")
+    path.write_text(json.dumps([RECORDS["alpaca"], RECORDS["alpaca"], {"other": 1}], indent=1))  # 5 lines each
+    with pytest.raises(DataError, match=r"data\.json:12: no `instruction`"):
+        load_dialogues(None, str(path), "all")
     path.write_text(f"[\n{GOOD},\n{{'a'}}]")
     with pytest.raises(DataError, match=r"data\.json:3: not JSON"):
         load_dialogues(None, str(path), "all")

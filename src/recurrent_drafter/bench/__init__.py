@@ -1,0 +1,1 @@
+"""Measuring: timers wrap calls here, and nowhere else."""

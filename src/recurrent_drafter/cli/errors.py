@@ -1,0 +1,46 @@
+"""How a command ends: 0 done, 2 with one clear line for what the user can mend, 130 for an interrupt."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from transformers import HfArgumentParser
+
+INTERRUPTED = 130
+
+
+class _OneLineParser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (--help lists the flags)")
+
+
+def parse(argv: Sequence[str] | None, description: str, *kinds: type) -> tuple[Any, ...]:
+    """One instance of each dataclass from the command line. Raises ValueError for flags that do not exist or fit."""
+    parser = _OneLineParser(kinds, description=description, allow_abbrev=False)
+    *options, unknown = parser.parse_args_into_dataclasses(
+        list(argv) if argv is not None else None, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        raise ValueError(f"unknown argument {unknown[0]} (--help lists the flags)")
+    return tuple(options)
+
+
+def reporting(command: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:
+    """Turn what a user can mend into one line on stderr; RECURRENT_DRAFTER_DEBUG=1 shows the traceback instead."""
+
+    def run(argv: Sequence[str] | None = None) -> int:
+        try:
+            return command(argv)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except (ValueError, OSError) as error:
+            if os.environ.get("RECURRENT_DRAFTER_DEBUG"):
+                raise
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+
+    run.__doc__ = command.__doc__
+    return run
+

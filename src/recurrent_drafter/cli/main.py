@@ -1,0 +1,35 @@
+"""The console command ``recurrent-drafter``: one name in front of every command."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from recurrent_drafter.cli.later import not_yet
+
+COMMANDS = {
+    "train": "train a drafter",
+    "generate": "generate or chat, with or without a drafter",
+    "demo": "train a drafter for the bundled model, then compare speed and output",
+}
+LATER = ("bench", "verify", "tune", "reproduce", "deploy", "serve", "convert")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    name = arguments[0] if arguments else "--help"
+    if name in COMMANDS:
+        module = importlib.import_module(f"recurrent_drafter.cli.{name}")
+        return int(module.main(arguments[1:]))
+    if name in LATER:
+        return not_yet(f"recurrent-drafter {name}")
+    listing = "\n".join(f"  {command:<10}{what}" for command, what in COMMANDS.items())
+    if name in ("-h", "--help"):
+        print(f"usage: recurrent-drafter COMMAND [flags]\n\n{listing}\n\n`recurrent-drafter COMMAND --help` lists the flags.")
+        return 0
+    print(f"error: unknown command {name!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
