@@ -2,9 +2,9 @@
 
     python dev/train_demo_drafter.py --data DIRECTORY --output src/recurrent_drafter/assets/demo-drafter
 
-DIRECTORY holds ``sgd_train.sharegpt.jsonl.gz`` and ``gsm8k_train.sharegpt.jsonl.gz``; only their user turns are used, as
-prompts. The verifier goes on from each prompt, past end tokens as in the sustained protocol, so the text that follows a
-position is what the verifier itself generates there: the distilled target of every position, without extra passes.
+DIRECTORY holds ``sgd_train.sharegpt.jsonl.gz`` and ``gsm8k_train.sharegpt.jsonl.gz``; their conversations, cut before a
+reply, are the prompts. The verifier goes on from each, past end tokens as in the sustained protocol, so the text that
+follows a position is what the verifier itself generates there: every position has its distilled target already.
 """
 
 import argparse
@@ -28,7 +28,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--work", type=Path, default=Path("models/demo-drafter-work"), help="generated text, checkpoints")
+    parser.add_argument(
+        "--work", type=Path, default=Path("models/demo-drafter-work"), help="generated text, checkpoints"
+    )
     parser.add_argument("--dialogues", type=int, default=1600)
     parser.add_argument("--problems", type=int, default=192)
     parser.add_argument("--new_tokens", type=int, default=256)
@@ -54,7 +56,9 @@ def main() -> None:
             prompts += prompts_from_dialogues(chosen, tokenizer, count=count, max_length=128)
         replies = greedy_replies(verifier, prompts, options.new_tokens, (), batch_size=64)
         dialogues = load_dialogues("demo", None, "eval").dialogues
-        held_out = greedy_replies(verifier, prompts_from_dialogues(dialogues, tokenizer, count=40, max_length=256), 128, ())
+        held_out = greedy_replies(
+            verifier, prompts_from_dialogues(dialogues, tokenizer, count=40, max_length=256), 128, ()
+        )
         torch.save((replies, held_out), kept)
 
     examples = [with_text_targets(reply.as_example(), options.depths, ()) for reply in replies]
@@ -89,9 +93,7 @@ def main() -> None:
     )
     shape = DraftShape(beam_width=4, beam_length=options.depths, max_tree_nodes=16)
     walk = HeldOutReplies(verifier, held_out)
-    trainer = DrafterTrainer(
-        drafter, arguments, verifier=verifier, train_examples=examples, held_out=walk, shape=shape
-    )
+    trainer = DrafterTrainer(drafter, arguments, verifier=verifier, train_examples=examples, held_out=walk, shape=shape)
     trainer.train(resume_from_checkpoint=any(options.work.glob("checkpoint-*")))
     trainer.evaluate()
     drafter.to(torch.bfloat16).save_pretrained(options.output)

@@ -21,11 +21,11 @@ class RecurrentDraftingConfig(PreTrainedConfig):
     Args:
         hidden_size: H, width of the verifier's last hidden state and of its input embedding.
         vocab_size: V, the verifier's vocabulary.
-        exit_dim: E, width of the draft head; ``None`` means H. At E = 2H there is no input projection.
+        exit_dim: E, width of the draft head; 0 means H. At E = 2H there is no input projection.
         num_draft_layers: residual layers in front of the draft head.
         rnn: recurrent state (True), or a running sum of embeddings (False).
         emb_norm: RMS-normalise the embeddings that enter the recurrence.
-        draft_vocab_size: D <= V, tokens that can be drafted; ``None`` means V.
+        draft_vocab_size: D <= V, tokens that can be drafted; 0 means V.
         verifier_name_or_path: the verifier that it was trained for.
         tokenizer_hash: fingerprint of that verifier's vocabulary, checked when the two are joined.
     """
@@ -34,11 +34,11 @@ class RecurrentDraftingConfig(PreTrainedConfig):
 
     hidden_size: int = 768
     vocab_size: int = 50257
-    exit_dim: int | None = None
+    exit_dim: int = 0
     num_draft_layers: int = 2
     rnn: bool = True
     emb_norm: bool = False
-    draft_vocab_size: int | None = None
+    draft_vocab_size: int = 0
     initializer_range: float = 0.02
     verifier_name_or_path: str | None = None
     tokenizer_hash: str | None = None
@@ -47,10 +47,8 @@ class RecurrentDraftingConfig(PreTrainedConfig):
     max_tree_nodes: int | None = None
 
     def __post_init__(self, **kwargs: object) -> None:
-        if self.exit_dim is None:
-            self.exit_dim = self.hidden_size
-        if self.draft_vocab_size is None:
-            self.draft_vocab_size = self.vocab_size
+        self.exit_dim = self.exit_dim or self.hidden_size
+        self.draft_vocab_size = self.draft_vocab_size or self.vocab_size
         _require(self.hidden_size > 0, f"hidden_size is {self.hidden_size}, expected at least 1")
         _require(self.vocab_size > 0, f"vocab_size is {self.vocab_size}, expected at least 1")
         _require(self.exit_dim > 0, f"exit_dim is {self.exit_dim}, expected at least 1")
@@ -115,7 +113,9 @@ class ModelOptions:
     def __post_init__(self) -> None:
         tokens = self.drafter_predict_n_tokens
         _require(tokens is None or tokens >= 1, f"--drafter_predict_n_tokens is {tokens}, expected at least 1")
-        _require(self.drafter_num_layers >= 0, f"--drafter_num_layers is {self.drafter_num_layers}, expected at least 0")
+        _require(
+            self.drafter_num_layers >= 0, f"--drafter_num_layers is {self.drafter_num_layers}, expected at least 0"
+        )
         _require(
             self.exit_dim_multiplier > 0, f"--exit_dim_multiplier is {self.exit_dim_multiplier}, expected more than 0"
         )
@@ -129,7 +129,9 @@ class DataOptions:
         default=None,
         metadata={"help": "sharegpt (default), alpaca, mtbench, wikitext, or 'demo' (the bundled conversations)"},
     )
-    dataset_path: str | None = field(default=None, metadata={"help": "a local file instead: .json .jsonl .jsonl.gz .txt"})
+    dataset_path: str | None = field(
+        default=None, metadata={"help": "a local file instead: .json .jsonl .jsonl.gz .txt"}
+    )
     model_max_length: int = field(default=512, metadata={"help": "tokens of an example"})
     train_on_assistant_only: bool = field(default=False, metadata={"help": "roots in assistant replies only"})
     use_distilled_dataset: bool = field(
@@ -185,5 +187,6 @@ class GenerateOptions:
         _require(self.prompt is None or bool(self.prompt.strip()), "--prompt is empty: expected some text")
         _require((self.prompt is None) == self.interactive, "give either --prompt TEXT or --interactive")
         _require(
-            not (self.autoregressive and self.speculator_path), "--autoregressive uses no drafter: drop --speculator_path"
+            not (self.autoregressive and self.speculator_path),
+            "--autoregressive uses no drafter: drop --speculator_path",
         )

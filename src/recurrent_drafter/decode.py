@@ -1,6 +1,6 @@
 """The loop of the paper: draft, verify, follow the tree (layer 3)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,7 +171,12 @@ class RecurrentDraftingSpeculator:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, verifier: PreTrainedModel | None = None, shape: DraftShape | None = None, **options: Any
+        cls,
+        path: str | Path,
+        *,
+        verifier: PreTrainedModel | None = None,
+        shape: DraftShape | None = None,
+        **options: Any,
     ) -> "RecurrentDraftingSpeculator":
         """Load a drafter from a directory or the Hub, and attach it to ``verifier`` if one is given.
 
@@ -205,7 +210,7 @@ class RecurrentDraftingSpeculator:
         verifier = Verifier(model)
         if self.drafter is not None:
             check_pair(self.drafter.config, verifier)
-            self.drafter.to(device=verifier.device, dtype=model.dtype).eval()
+            self.drafter.to(device=verifier.device, dtype=model.dtype).eval()  # type: ignore[arg-type, call-arg]
         self._verifier = verifier
         self._packed = [PackedLinears(module) for module in (model, self.drafter) if module is not None]
 
@@ -245,7 +250,8 @@ class RecurrentDraftingSpeculator:
         def method(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> Tensor:
             return self(model, input_ids, streamer=streamer, **arguments)
 
-        return model.generate(input_ids=input_ids, attention_mask=attention_mask, custom_generate=method, **options)
+        generate: Callable[..., Tensor] = model.generate  # type: ignore[assignment]
+        return generate(input_ids=input_ids, attention_mask=attention_mask, custom_generate=method, **options)
 
     def stream(
         self,
@@ -253,7 +259,7 @@ class RecurrentDraftingSpeculator:
         *,
         max_new_tokens: int,
         end_ids: Sequence[int] | None = None,
-    ) -> Iterator[list[int]]:
+    ) -> Generator[list[int]]:
         """Greedy reply to one prompt (1, S), yielded as the tokens of each step; ``end_ids`` default to the model's."""
         verifier = self.verifier
         if end_ids is None:
@@ -318,7 +324,7 @@ def check_prompt(input_ids: Tensor, max_new_tokens: int, context_length: int | N
         raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1")
     if context_length is not None and length + max_new_tokens > context_length:
         raise ValueError(
-            f"a prompt of {length} tokens and {max_new_tokens} new ones exceed the model's context of {context_length}: "
+            f"a prompt of {length} tokens and {max_new_tokens} new ones exceed the context of {context_length}: "
             f"shorten the prompt, or ask for at most {max(context_length - length, 0)} new tokens"
         )
 

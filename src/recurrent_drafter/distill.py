@@ -55,8 +55,8 @@ def distilled_targets(
             cache.length += count
             targets.append(step.logits[0].argmax(-1))
         chunks.append(torch.stack(targets, dim=1))
-    targets = torch.cat(chunks) if chunks else positions.new_empty(0, depths)
-    return cut_behind_end(targets, end_ids)
+    every = torch.cat(chunks) if chunks else positions.new_empty(0, depths)
+    return cut_behind_end(every, end_ids)
 
 
 def cut_behind_end(targets: Tensor, end_ids: tuple[int, ...]) -> Tensor:  # (P, K) -> (P, K)

@@ -45,6 +45,7 @@ class RecurrentDrafter(PreTrainedModel):
     """
 
     config_class = RecurrentDraftingConfig
+    config: RecurrentDraftingConfig
     base_model_prefix = ""
     draft_ids: Tensor  # (D,) the verifier's id of each draft token (``d2t``)
 

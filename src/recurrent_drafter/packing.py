@@ -6,7 +6,7 @@ costs twice as much as one, and speculation cannot pay. oneDNN computes from a w
 (plain autoregression) and long prompts keep the default kernels, which are the better ones there.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -24,7 +24,11 @@ class PackedLinears:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
+        self._layers = [
+            module
+            for module in model.modules()
+            if isinstance(module, nn.Linear | Conv1D) and type(module) in (nn.Linear, Conv1D)
+        ]
         self._packed: dict[nn.Module, tuple[int, Tensor]] = {}
 
     @contextmanager
@@ -37,9 +41,9 @@ class PackedLinears:
                     undo.callback(delattr, layer, "forward")
             yield
 
-    def _pack(self, layer: nn.Module) -> Tensor:
-        version, packed = self._packed.get(layer, (-1, None))
-        if packed is None or version != layer.weight._version:  # packed before the weights were changed
+    def _pack(self, layer: nn.Linear | Conv1D) -> Tensor:
+        version, packed = self._packed.get(layer, (-1, layer.weight))
+        if version != layer.weight._version:  # packed before the weights were changed
             weight = layer.weight.detach()
             weight = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
@@ -56,7 +60,7 @@ def _packable(weight: Tensor) -> bool:
     )
 
 
-def _few_row_forward(layer: nn.Module, packed: Tensor):  # type: ignore[no-untyped-def]
+def _few_row_forward(layer: nn.Linear | Conv1D, packed: Tensor) -> Callable[[Tensor], Tensor]:
     default, bias = layer.forward, layer.bias
     multiply = torch.ops.mkldnn._linear_pointwise.default
 

@@ -38,7 +38,7 @@ def greedy_replies(
     end_ids: Sequence[int],
     batch_size: int = 32,
 ) -> list[Reply]:
-    """Replies to prompts (S,) each, in batches of similar length; without ``end_ids`` each has all ``max_new_tokens``."""
+    """Replies to prompts (S,) each, in batches of similar length; without ``end_ids`` each has ``max_new_tokens``."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, Reply] = {}
     packed = PackedLinears(verifier.model)
@@ -96,7 +96,9 @@ class HeldOutReplies:
         hiddens = hiddens.to(next(drafter.parameters()).dtype)
         beams = draft_beams(drafter, self.verifier.embed, hiddens, root, shape.beam_width, shape.beam_length)
         tree = prefix_tree(root, beams, shape.nodes)
-        ahead = torch.arange(length, device=root.device)[:, None] + torch.arange(1, shape.beam_length + 2, device=root.device)
+        ahead = torch.arange(length, device=root.device)[:, None] + torch.arange(
+            1, shape.beam_length + 2, device=root.device
+        )
         future = torch.where(ahead < length, root[ahead.clamp(max=length - 1)], -1)  # (R, L + 1)
         accepted = follow_tree(tree, lambda node: future.gather(1, tree.depths.gather(1, node[:, None]))[:, 0])
         return accepted.n_accepted

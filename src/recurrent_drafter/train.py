@@ -46,15 +46,19 @@ def with_text_targets(example: TrainExample, depths: int, end_ids: Sequence[int]
     return RootExample(example.input_ids, roots.nonzero()[:, 0], targets)
 
 
-def with_distilled_targets(verifier: Verifier, example: TrainExample, depths: int, end_ids: Sequence[int]) -> RootExample:
+def with_distilled_targets(
+    verifier: Verifier, example: TrainExample, depths: int, end_ids: Sequence[int]
+) -> RootExample:
     """The paper's distilled dataset: each root's targets are the verifier's own greedy continuation of its prefix."""
     roots = loss_mask(example, end_ids)
-    targets = distilled_targets(verifier, example.input_ids.to(verifier.device), roots.to(verifier.device), depths, tuple(end_ids))
+    targets = distilled_targets(
+        verifier, example.input_ids.to(verifier.device), roots.to(verifier.device), depths, tuple(end_ids)
+    )
     return RootExample(example.input_ids, roots.nonzero()[:, 0], targets.cpu())
 
 
 def frequent_tokens(examples: Sequence[RootExample], size: int, vocab_size: int, always: Sequence[int]) -> Tensor:
-    """The ``size`` most frequent target tokens (D,), ascending; ``always`` (the end tokens) are in whatever their count."""
+    """The ``size`` most frequent target tokens (D,), ascending; ``always`` (the end tokens) are in it."""
     counts = torch.zeros(vocab_size, dtype=torch.int64)
     for example in examples:
         counts += torch.bincount(example.targets[example.targets != IGNORED], minlength=vocab_size)
@@ -69,7 +73,7 @@ def coverage(examples: Sequence[RootExample], draft_ids: Tensor) -> float:
 
 
 def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:
-    """Right-padded texts (B, S), and the roots of all of them in one list: rows (P,), positions (P,), targets (P, K)."""
+    """Right-padded texts (B, S), and all their roots in one list: rows (P,), positions (P,), targets (P, K)."""
     longest = max(len(example.input_ids) for example in examples)
     input_ids = torch.zeros(len(examples), longest, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
@@ -116,7 +120,7 @@ class DrafterTrainer(Trainer):
             data_collator=collate,
             callbacks=callbacks,
         )
-        self.verifier, self.held_out, self.shape = verifier, held_out, shape
+        self.drafter, self.verifier, self.held_out, self.shape = model, verifier, held_out, shape
         self.gamma, self.chunk = gamma, chunk
         verifier.model.requires_grad_(False)
         verifier.model.eval()
@@ -124,8 +128,12 @@ class DrafterTrainer(Trainer):
         outside[model.draft_ids.cpu()] = torch.arange(len(model.draft_ids))
         self._draft_index = outside.to(verifier.device)  # (V,): the draft vocabulary's number of each token
 
-    def compute_loss(
-        self, model: Any, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Tensor | None = None
+    def compute_loss(  # type: ignore[override]
+        self,
+        model: Any,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
     ) -> Any:
         """Cross-entropy of every depth at the roots of a batch; only roots are gathered, and only in chunks."""
         rows, positions, targets = inputs["rows"], inputs["positions"], inputs["targets"]
@@ -151,10 +159,10 @@ class DrafterTrainer(Trainer):
         """Tokens per step of greedy decoding on the held-out replies, by the acceptance walk."""
         if self.held_out is None:
             raise ValueError("there are no held-out replies to evaluate on")
-        training = self.model.training
-        self.model.eval()
-        value = self.held_out.tokens_per_step(self.model, self.shape)
-        self.model.train(training)
+        training = self.drafter.training
+        self.drafter.eval()
+        value = self.held_out.tokens_per_step(self.drafter, self.shape)
+        self.drafter.train(training)
         metrics = {f"{metric_key_prefix}_tokens_per_step": round(value, 4)}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -162,7 +170,7 @@ class DrafterTrainer(Trainer):
 
     def save_now(self) -> None:
         """Write a checkpoint that training can be resumed from, as after an interrupt."""
-        self._save_checkpoint(self.model, trial=None)
+        self._save_checkpoint(self.drafter, trial=None)
 
 
 class TimeBudget(TrainerCallback):
@@ -188,7 +196,9 @@ class TimeBudget(TrainerCallback):
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Set this step's learning rate: ten steps of warm-up, then the cosine."""
-        rate = self.learning_rate * min(1.0, (state.global_step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * self._passed()))
+        rate = (
+            self.learning_rate * min(1.0, (state.global_step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * self._passed()))
+        )
         for group in optimizer.param_groups:
             group["lr"] = rate
 

@@ -75,7 +75,9 @@ def prefix_tree(root: Tensor, beams: Beams, max_nodes: int) -> DraftTree:
     depths = torch.cat([origin[0], (level + 1).expand(-1, width).flatten()]).expand(batch, -1)
     if max_nodes < total:
         order = log_probs.sort(dim=1, descending=True, stable=True).indices[:, :max_nodes].sort(dim=1).values
-        renumbered = torch.empty_like(parents).scatter_(1, order, torch.arange(max_nodes, device=device).expand_as(order))
+        renumbered = torch.empty_like(parents).scatter_(
+            1, order, torch.arange(max_nodes, device=device).expand_as(order)
+        )
         parents = renumbered.gather(1, parents.gather(1, order))
         tokens, depths, log_probs = (column.gather(1, order) for column in (tokens, depths, log_probs))
     return DraftTree(tokens, parents, depths, log_probs, max_depth=length)

@@ -138,7 +138,7 @@ class VerifierSession:
         return bias.masked_fill_(~visible, self._hidden)
 
     def forward_tree(self, tree: DraftTree) -> Pass:
-        """Verify a tree: every node sees the row's verified text and its own ancestors, at the position of its depth."""
+        """Verify a tree: every node sees the verified text and its own ancestors, at its depth's position."""
         _, nodes = tree.tokens.shape
         if nodes == 1:
             bias = nn.functional.pad(self.prefix_bias, (0, 1))  # its own column
@@ -187,7 +187,7 @@ def load_verifier(
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OSError(
-            f"the model {name!r} could not be loaded ({type(error).__name__}: {reason}): expected a directory or hub name "
-            "of a causal language model in safetensors, or 'demo' (the bundled one)"
+            f"the model {name!r} could not be loaded ({type(error).__name__}: {reason}): expected a directory or a hub "
+            "name of a causal language model in safetensors, or 'demo' (the bundled one)"
         ) from error
-    return model.to(device).eval(), tokenizer
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]

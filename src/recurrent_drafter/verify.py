@@ -32,7 +32,9 @@ class Divergence:
         return self.margin <= self.tolerance
 
 
-def first_divergence(verifier: Verifier, prompt: Tensor, expected: Sequence[int], found: Sequence[int]) -> Divergence | None:
+def first_divergence(
+    verifier: Verifier, prompt: Tensor, expected: Sequence[int], found: Sequence[int]
+) -> Divergence | None:
     """The first difference of two replies to ``prompt`` (S,); None when they are equal."""
     if list(expected) == list(found):
         return None

@@ -43,8 +43,10 @@ class ArmResult:
         return sum(len(run.tokens) - 1 for run in self.runs) / steps if steps else float("nan")
 
     def speedup(self, base: "ArmResult") -> tuple[float, float, float]:
-        """Median over the prompts of the ratio of rates, with its 95 % interval. Both arms' runs of a prompt are near
-        each other in time, so that the machine's moods cancel."""
+        """Median over the prompts of the ratio of rates, with its 95 % interval.
+
+        Both arms' runs of a prompt are near each other in time, so that the machine's moods cancel.
+        """
         ratios = [own / other for own, other in zip(self.rates, base.rates, strict=True)]
         return (float(torch.tensor(ratios).median()), *median_interval(ratios))
 
@@ -64,7 +66,7 @@ def compare(
     prompts: Sequence[Tensor],
     verifier: Verifier,
     *,
-    done: Callable[[int], None] = lambda _: None,
+    done: Callable[[], None] = lambda: None,
 ) -> list[ArmResult]:
     """Run every arm on every prompt (S,), changing their order from prompt to prompt; the first arm is the reference.
 
@@ -91,5 +93,5 @@ def compare(
                 result.ties += 1
             else:
                 result.bugs.append(f"prompt {number}, token {difference.position}, margin {difference.margin:.2g}")
-        done(number + 1)
+        done()
     return list(results.values())

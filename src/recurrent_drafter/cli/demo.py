@@ -4,6 +4,7 @@ import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from rich.console import Console
@@ -32,7 +33,9 @@ class DemoOptions:
     new_tokens: int = field(default=128, metadata={"help": "tokens per prompt (sustained), at most (reply)"})
     dtype: str = field(default="auto", metadata={"help": "auto, float32 or bfloat16"})
     skip_training: bool = field(default=False, metadata={"help": "compare with the bundled drafter only"})
-    speculator_path: str | None = field(default=None, metadata={"help": "a drafter to compare too, instead of training"})
+    speculator_path: str | None = field(
+        default=None, metadata={"help": "a drafter to compare too, instead of training"}
+    )
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.new_tokens < 2:
@@ -63,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         arms = make_arms(model, drafters, options.new_tokens, list(end_ids))
         with Progress(console=console, transient=True) as progress:
             task = progress.add_task(f"{protocol}: {len(prompts)} prompts, {len(arms)} arms", total=len(prompts))
-            results = compare(arms, prompts, Verifier(model), done=lambda n, t=task: progress.update(t, completed=n))
+            results = compare(arms, prompts, Verifier(model), done=partial(progress.advance, task))
         console.print(table(protocol, results, options.new_tokens, str(model.dtype).removeprefix("torch.")))
         differing += sum(len(result.bugs) for result in results)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    console.print(f"{len(prompts)} held-out prompts, {torch.get_num_threads()} threads; peak memory of the process {peak:,.0f} MiB")
+    console.print(f"{len(prompts)} held-out prompts, {torch.get_num_threads()} threads; peak memory {peak:,.0f} MiB")
     return 1 if differing else 0
 
 
@@ -78,7 +81,7 @@ def make_arms(
     config = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": end_ids, "pad_token_id": 0}
 
     def hf_generate(prompt: Tensor) -> tuple[list[int], None]:
-        output = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **config)
+        output = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **config)  # type: ignore[operator]
         return output[0, prompt.shape[1] :].tolist(), None
 
     def ours(speculator: RecurrentDraftingSpeculator) -> Generate:
@@ -98,7 +101,9 @@ def make_arms(
 
 def table(protocol: str, results: Sequence[ArmResult], new_tokens: int, dtype: str) -> Table:
     """One protocol's figures."""
-    what = f"exactly {new_tokens} new tokens" if protocol == "sustained" else f"up to the end token, at most {new_tokens}"
+    what = (
+        f"exactly {new_tokens} new tokens" if protocol == "sustained" else f"up to the end token, at most {new_tokens}"
+    )
     shown = Table(title=f"{protocol} ({what}), greedy, {dtype}, batch 1")
     for column in ("", "tokens/s", "tokens/step", "vs HF generate", "vs autoregression", "identical output"):
         shown.add_column(column, justify="left" if not column else "right")
@@ -106,6 +111,9 @@ def table(protocol: str, results: Sequence[ArmResult], new_tokens: int, dtype: s
     for result in results:
         rate = float(torch.tensor(result.rates).median())
         per_step = f"{result.tokens_per_step:.2f}" if result.tokens_per_step == result.tokens_per_step else ""
-        ratios = ["{:.2f}x [{:.2f}, {:.2f}]".format(*result.speedup(base)) if result is not base else "" for base in (reference, alone)]
+        ratios = [
+            "{:.2f}x [{:.2f}, {:.2f}]".format(*result.speedup(base)) if result is not base else ""
+            for base in (reference, alone)
+        ]
         shown.add_row(result.name, f"{rate:.1f}", per_step, *ratios, "" if result is reference else result.equality)
     return shown

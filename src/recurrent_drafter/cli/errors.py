@@ -15,9 +15,9 @@ class _OneLineParser(HfArgumentParser):
         raise ValueError(f"{message} (--help lists the flags)")
 
 
-def parse(argv: Sequence[str] | None, description: str, *kinds: type) -> tuple[Any, ...]:
+def parse(argv: Sequence[str] | None, description: str, *kinds: Any) -> tuple[Any, ...]:
     """One instance of each dataclass from the command line. Raises ValueError for flags that do not exist or fit."""
-    parser = _OneLineParser(kinds, description=description, allow_abbrev=False)
+    parser = _OneLineParser(list(kinds), description=description, allow_abbrev=False)
     *options, unknown = parser.parse_args_into_dataclasses(
         list(argv) if argv is not None else None, return_remaining_strings=True, look_for_args_file=False
     )
@@ -43,4 +43,3 @@ def reporting(command: Callable[[Sequence[str] | None], int]) -> Callable[[Seque
 
     run.__doc__ = command.__doc__
     return run
-

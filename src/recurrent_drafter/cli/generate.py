@@ -60,14 +60,17 @@ def load_speculator(
     speculator.attach_verifier(model)
     if trained_for is not None and trained_for != here:
         raise ValueError(
-            f"the drafter at {path} is for another tokenizer (vocabulary {trained_for}, this model's is {here}): use it "
-            "with the model that it was trained for, or train one for this model"
+            f"the drafter at {path} is for another tokenizer (vocabulary {trained_for}, this model's is {here}): use "
+            "it with the model that it was trained for, or train one for this model"
         )
     return speculator
 
 
 def reply(
-    speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizerBase, turns: Sequence[Turn], max_new_tokens: int
+    speculator: RecurrentDraftingSpeculator,
+    tokenizer: PreTrainedTokenizerBase,
+    turns: Sequence[Turn],
+    max_new_tokens: int,
 ) -> str:
     """Stream one reply to the terminal, then its figures. Ctrl-C ends the reply, not the program."""
     prompt = encode_prompt(turns, tokenizer)[None].to(speculator.verifier.device)
@@ -78,7 +81,7 @@ def reply(
     try:
         for new in stream:
             tokens += new
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            text = str(tokenizer.decode(tokens, skip_special_tokens=True))
             if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character: wait for its other bytes
                 print(text[len(shown) :], end="", flush=True)
                 shown = text

@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return not_yet(f"recurrent-drafter {name}")
     listing = "\n".join(f"  {command:<10}{what}" for command, what in COMMANDS.items())
     if name in ("-h", "--help"):
-        print(f"usage: recurrent-drafter COMMAND [flags]\n\n{listing}\n\n`recurrent-drafter COMMAND --help` lists the flags.")
+        print(
+            f"usage: recurrent-drafter COMMAND [flags]\n\n{listing}\n\n`recurrent-drafter COMMAND --help`: its flags."
+        )
         return 0
     print(f"error: unknown command {name!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
     return 2

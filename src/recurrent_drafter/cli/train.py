@@ -79,8 +79,8 @@ def with_defaults(model: ModelOptions, data: DataOptions, named: set[str]) -> tu
     depths = model.drafter_predict_n_tokens or 0
     if data.use_distilled_dataset and not model.quick and depths > data.distill_num_future_tokens:
         raise ValueError(
-            f"--drafter_predict_n_tokens {depths} exceeds --distill_num_future_tokens {data.distill_num_future_tokens}: "
-            "distil at least as many tokens as are predicted"
+            f"--drafter_predict_n_tokens {depths} exceeds --distill_num_future_tokens "
+            f"{data.distill_num_future_tokens}: distil at least as many tokens as are predicted"
         )
     return model, data
 
@@ -119,7 +119,10 @@ def train(
     size = min(options.draft_vocab_size or verifier.vocab_size, verifier.vocab_size)
     draft_ids = frequent_tokens(examples, size, verifier.vocab_size, end_ids)
     roots = sum(len(example.positions) for example in examples)
-    print(f"{len(examples):,} texts, {roots:,} roots; the draft vocabulary of {size:,} covers {coverage(examples, draft_ids):.1%}")
+    print(
+        f"{len(examples):,} texts, {roots:,} roots; "
+        f"the draft vocabulary of {size:,} covers {coverage(examples, draft_ids):.1%}"
+    )
 
     shape = DraftShape(beam_width=4, beam_length=depths, max_tree_nodes=16 if depths > 1 else None)
     drafter = new_drafter(options, verifier, tokenizer, draft_ids, shape)
@@ -130,7 +133,13 @@ def train(
     if options.quick:
         callbacks.append(TimeBudget(started + QUICK_SECONDS, training.learning_rate, evaluations=4))
     trainer = DrafterTrainer(
-        drafter, training, verifier=verifier, train_examples=examples, held_out=held_out, shape=shape, callbacks=callbacks
+        drafter,
+        training,
+        verifier=verifier,
+        train_examples=examples,
+        held_out=held_out,
+        shape=shape,
+        callbacks=callbacks,
     )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
@@ -147,9 +156,9 @@ def train(
               "--resume_from_checkpoint True to go on", file=sys.stderr)  # fmt: skip
         return INTERRUPTED
     metrics = trainer.evaluate()
-    drafter.to(torch.bfloat16).save_pretrained(training.output_dir)
+    drafter.to(dtype=torch.bfloat16).save_pretrained(str(training.output_dir))  # type: ignore[call-arg]
     write_run(
-        Path(training.output_dir),
+        Path(str(training.output_dir)),
         argv=["train_speculator.py", *argv],
         options={**dataclasses.asdict(options), **dataclasses.asdict(data)},
         data=dataclasses.asdict(dialogues.report),
@@ -157,7 +166,10 @@ def train(
         history=trainer.state.log_history,
     )
     minutes = (time.monotonic() - started) / 60
-    print(f"held-out tokens per step: {metrics['eval_tokens_per_step']:.2f} ({minutes:.1f} minutes); saved to {training.output_dir}")
+    print(
+        f"held-out tokens per step: {metrics['eval_tokens_per_step']:.2f}; "
+        f"{minutes:.1f} minutes; saved to {training.output_dir}"
+    )
     print(f"try it: python generate_speculator.py --base_model {options.llm_name_or_path} "
           f"--speculator_path {training.output_dir} --interactive")  # fmt: skip
     return 0
@@ -285,7 +297,8 @@ def prepare(training: TrainingArguments) -> None:
 def progress_bar() -> Progress:
     """One line: what, how far, loss and tokens per step, time."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TextColumn("{task.fields[note]}"),
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[note]}"),
         TimeElapsedColumn(),
     )  # fmt: skip
 
@@ -315,7 +328,9 @@ class ShowProgress(TrainerCallback):
         if "eval_tokens_per_step" in logs:
             self.acceptance.append(f"{logs['eval_tokens_per_step']:.2f}")
             if not self.progress.console.is_terminal:
-                print(f"step {state.global_step}: held-out tokens per step {self.acceptance[-1]}, loss {self.loss or 0:.3f}")
+                print(
+                    f"step {state.global_step}: held-out tokens/step {self.acceptance[-1]}, loss {self.loss or 0:.3f}"
+                )
         note = f"loss {self.loss:.3f}" if self.loss is not None else ""
         if self.acceptance:
             note += f"  held-out tokens/step {' > '.join(self.acceptance[-4:])}"
