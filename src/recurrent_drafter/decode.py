@@ -203,7 +203,7 @@ class RecurrentDraftingSpeculator:
         """Upload the drafter, as ``PreTrainedModel.push_to_hub`` does."""
         if self.drafter is None:
             raise ValueError("there is no drafter to upload: this speculator decodes autoregressively")
-        return self.drafter.push_to_hub(repo_id, **options)
+        return self.drafter.push_to_hub(repo_id, **options)  # type: ignore[arg-type]
 
     def attach_verifier(self, model: PreTrainedModel) -> None:
         """Join with a model. Raises ValueError when the drafter was made for another width or vocabulary."""

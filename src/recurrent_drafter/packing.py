@@ -37,7 +37,7 @@ class PackedLinears:
         with ExitStack() as undo:
             for layer in self._layers:
                 if _packable(layer.weight) and "forward" not in vars(layer):
-                    layer.forward = _few_row_forward(layer, self._pack(layer))
+                    layer.forward = _few_row_forward(layer, self._pack(layer))  # type: ignore[method-assign]
                     undo.callback(delattr, layer, "forward")
             yield
 

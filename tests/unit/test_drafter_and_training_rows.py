@@ -1,0 +1,146 @@
+import pytest
+import torch
+from torch.nn import functional
+from transformers import AutoModel
+
+from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingConfig
+from recurrent_drafter.data import TrainExample
+from recurrent_drafter.decode import Stop
+from recurrent_drafter.distill import cut_behind_end
+from recurrent_drafter.losses import IGNORED, combine_depths, depth_cross_entropy
+from recurrent_drafter.metrics import median_interval, walk
+from recurrent_drafter.train import frequent_tokens, loss_mask, with_text_targets
+
+H, V, END = 8, 12, 9
+
+
+def drafter(**options) -> RecurrentDrafter:
+    torch.manual_seed(0)
+    return RecurrentDrafter(RecurrentDraftingConfig(hidden_size=H, vocab_size=V, **options)).eval()
+
+
+@pytest.mark.parametrize("rnn", [True, False])
+@pytest.mark.parametrize("emb_norm", [True, False])
+@pytest.mark.parametrize("exit_dim", [H, 2 * H, 5])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_unroll_is_the_mathematics(rnn, emb_norm, exit_dim, layers):
+    model = drafter(rnn=rnn, emb_norm=emb_norm, exit_dim=exit_dim, num_draft_layers=layers, draft_vocab_size=7)
+    hidden, embedded = torch.randn(3, H), torch.randn(3, 4, H)
+    state = torch.zeros(3, H)
+    for depth in range(4):
+        e = embedded[:, depth]
+        if emb_norm:
+            e = e / (e.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt() * model.emb_norm.weight
+        if rnn:
+            state = functional.silu(e @ model.rnn_w.weight.T + state @ model.rnn_u.weight.T + model.rnn_u.bias)
+        else:
+            state = state + e
+        z = torch.cat([hidden, state], -1)
+        if exit_dim != 2 * H:
+            z = z @ model.input_proj.weight.T + model.input_proj.bias
+        for layer in range(layers):
+            z = z + functional.silu(z @ model.lm_head[layer].linear.weight.T + model.lm_head[layer].linear.bias)
+        expected = z @ model.lm_head[layers].weight.T
+        assert expected.shape == (3, 7)
+        torch.testing.assert_close(model.unroll(hidden, embedded)[:, depth], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_saved_and_loaded_again(tmp_path):
+    model = drafter(draft_vocab_size=5, beam_width=3, beam_length=2)
+    model.draft_ids.copy_(torch.tensor([1, 3, 4, 9, 11]))
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "model.safetensors").is_file()
+    again = AutoModel.from_pretrained(tmp_path)
+    assert isinstance(again, RecurrentDrafter)
+    assert again.config.draft_shape == DraftShape(3, 2)
+    state = again.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draft_vocab_size": V + 1}, "draft_vocab_size is 13"),
+        ({"num_draft_layers": -1}, "num_draft_layers is -1"),
+    ],
+)
+def test_config_is_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        RecurrentDraftingConfig(hidden_size=H, vocab_size=V, **options)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, None), (4, 0, None), (4, 4, 1)])
+def test_shape_is_checked(shape):
+    with pytest.raises(ValueError, match="expected at least"):
+        DraftShape(*shape)
+
+
+def test_rows_of_the_worked_alignment():
+    """Two replies: roots are their tokens but the end token; targets stop with the reply and behind its end token."""
+    #                        user   reply 0       user  reply 1, cut off
+    ids = torch.tensor([1, 2, 3, 4, 5, END, 1, 6, 7, 8])
+    spans = torch.tensor([-1, -1, 0, 0, 0, 0, -1, 1, 1, 1])
+    row = with_text_targets(TrainExample(ids, spans), 3, [END])
+    assert row.positions.tolist() == [2, 3, 4, 7, 8, 9]  # 3 is the reply's first token: it counts as a root
+    x = IGNORED
+    assert row.targets.tolist() == [[4, 5, END], [5, END, x], [END, x, x], [7, 8, x], [8, x, x], [x, x, x]]
+
+
+def test_first_token_is_no_root_and_end_tokens_may_go_on():
+    ids, spans = torch.tensor([1, END, 2]), torch.tensor([0, 0, 0])
+    assert loss_mask(TrainExample(ids, spans), [END]).tolist() == [False, False, True]
+    assert loss_mask(TrainExample(ids, spans), []).tolist() == [False, True, True]
+    assert with_text_targets(TrainExample(ids, spans), 2, []).targets.tolist() == [[2, IGNORED], [IGNORED, IGNORED]]
+
+
+def test_targets_behind_an_end_token_do_not_count():
+    targets = torch.tensor([[1, END, 2, END], [END, 1, 1, 1], [1, 2, 3, 4]])
+    cut = cut_behind_end(targets, (END,))
+    assert cut.tolist() == [[1, END, IGNORED, IGNORED], [END] + [IGNORED] * 3, [1, 2, 3, 4]]
+    assert torch.equal(cut_behind_end(targets, ()), targets)
+
+
+def test_draft_vocabulary_is_the_most_frequent_and_holds_the_end_token():
+    example = with_text_targets(TrainExample(torch.tensor([0, 5, 5, 5, 7, 7, 3]), torch.zeros(7, dtype=torch.int64)), 1, [END])
+    assert frequent_tokens([example], 3, V, [END]).tolist() == [5, 7, END]
+
+
+def test_losses_against_a_plain_loop():
+    logits, targets = torch.randn(5, 3, 7), torch.randint(7, (5, 3))
+    targets[0, 1] = targets[4, 2] = IGNORED
+    sums = depth_cross_entropy(logits, targets)
+    for depth in range(3):
+        expected = sum(
+            -logits[i, depth].log_softmax(-1)[targets[i, depth]] for i in range(5) if targets[i, depth] != IGNORED
+        )
+        torch.testing.assert_close(sums[depth], expected)
+    counts = (targets != IGNORED).sum(0)
+    expected = sum(0.5**k * sums[k] / counts[k] for k in range(3)) / (1 + 0.5 + 0.25)
+    torch.testing.assert_close(combine_depths(sums, counts, 0.5), expected)
+    alone = combine_depths(torch.tensor([2.0, 0.0]), torch.tensor([2, 0]), 1.0)  # a depth without targets has no weight
+    assert alone.item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("n_accepted", "steps", "tokens"), [([5], 0, 0), ([0, 0], 1, 1), ([1, 0, 0], 1, 2), ([9, 0, 0, 0], 1, 3), ([0, 2, 0, 0, 0], 2, 4)]
+)
+def test_walk_by_hand(n_accepted, steps, tokens):
+    result = walk(n_accepted)
+    assert (result.steps, result.tokens) == (steps, tokens)
+
+
+def test_interval_holds_the_median():
+    low, high = median_interval([1.0, 2.0, 3.0, 4.0, 100.0])
+    assert 1.0 <= low <= 3.0 <= high <= 100.0
+    assert median_interval([2.0] * 9) == (2.0, 2.0)
+
+
+def test_stop_cuts_inside_an_accepted_path():
+    stop = Stop(batch=2, max_new_tokens=4, end_ids=frozenset([END]))
+    assert stop.emit([[1], [2]], [0, 0]) == [[1], [2]]
+    assert stop.remaining == 3
+    assert stop.emit([[3, END, 5], [4, 6, 6]], [2, 1]) == [[3, END], [4, 6]]
+    assert not stop.done
+    assert stop.emit([[1, 1, 1], [7, 8, 8]], [2, 2]) == [[], [7]]  # row 0 has ended, row 1 is full
+    assert stop.done
+    assert stop.steps == [1, 2]
