@@ -101,7 +101,9 @@ def test_targets_behind_an_end_token_do_not_count():
 
 
 def test_draft_vocabulary_is_the_most_frequent_and_holds_the_end_token():
-    example = with_text_targets(TrainExample(torch.tensor([0, 5, 5, 5, 7, 7, 3]), torch.zeros(7, dtype=torch.int64)), 1, [END])
+    example = with_text_targets(
+        TrainExample(torch.tensor([0, 5, 5, 5, 7, 7, 3]), torch.zeros(7, dtype=torch.int64)), 1, [END]
+    )
     assert frequent_tokens([example], 3, V, [END]).tolist() == [5, 7, END]
 
 
@@ -122,7 +124,8 @@ def test_losses_against_a_plain_loop():
 
 
 @pytest.mark.parametrize(
-    ("n_accepted", "steps", "tokens"), [([5], 0, 0), ([0, 0], 1, 1), ([1, 0, 0], 1, 2), ([9, 0, 0, 0], 1, 3), ([0, 2, 0, 0, 0], 2, 4)]
+    ("n_accepted", "steps", "tokens"),
+    [([5], 0, 0), ([0, 0], 1, 1), ([1, 0, 0], 1, 2), ([9, 0, 0, 0], 1, 3), ([0, 2, 0, 0, 0], 2, 4)],
 )
 def test_walk_by_hand(n_accepted, steps, tokens):
     result = walk(n_accepted)
