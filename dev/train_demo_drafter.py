@@ -91,11 +91,12 @@ def main() -> None:
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
     )
-    shape = DraftShape(beam_width=4, beam_length=options.depths, max_tree_nodes=16)
+    shape = DraftShape(beam_width=3, beam_length=options.depths, max_tree_nodes=12)
     walk = HeldOutReplies(verifier, held_out)
     trainer = DrafterTrainer(drafter, arguments, verifier=verifier, train_examples=examples, held_out=walk, shape=shape)
     trainer.train(resume_from_checkpoint=any(options.work.glob("checkpoint-*")))
     trainer.evaluate()
+    config.update({"beam_width": shape.beam_width, "beam_length": shape.beam_length, "max_tree_nodes": 12})
     drafter.to(torch.bfloat16).save_pretrained(options.output)
     (options.output / "history.json").write_text(json.dumps(trainer.state.log_history, indent=1))
 

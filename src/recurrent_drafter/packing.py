@@ -1,9 +1,9 @@
 """Weights reordered for few rows, on CPUs in float32 (layer 2).
 
-A tree of n nodes is a matrix product with n rows. For 2 <= n <= 64, PyTorch's default float32 kernels on a CPU cost two
-to three times what the arithmetic needs, because they rearrange the weight on every call: verifying eight tokens then
-costs twice as much as one, and speculation cannot pay. oneDNN computes from a weight that was rearranged once. One row
-(plain autoregression) and long prompts keep the default kernels, which are the better ones there.
+A tree of n nodes is a matrix product with n rows. PyTorch's default float32 kernels on a CPU rearrange the weight on every
+call once there are two rows, so verifying eight tokens costs twice as much as one, and speculation hardly pays. oneDNN
+computes from a weight that was rearranged once; a single row (plain autoregression) gains a little from it too. Long
+prompts keep the default kernels.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-FEW_ROWS = range(2, 65)
+FEW_ROWS = range(1, 65)
 
 
 class PackedLinears:

@@ -124,7 +124,7 @@ def train(
         f"the draft vocabulary of {size:,} covers {coverage(examples, draft_ids):.1%}"
     )
 
-    shape = DraftShape(beam_width=4, beam_length=depths, max_tree_nodes=16 if depths > 1 else None)
+    shape = DraftShape(beam_width=3, beam_length=depths, max_tree_nodes=min(12, 1 + 3 * depths))
     drafter = new_drafter(options, verifier, tokenizer, draft_ids, shape)
     if options.quick:
         quick_schedule(training)
