@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -104,15 +105,15 @@ def table(protocol: str, results: Sequence[ArmResult], new_tokens: int, dtype: s
     what = (
         f"exactly {new_tokens} new tokens" if protocol == "sustained" else f"up to the end token, at most {new_tokens}"
     )
-    shown = Table(title=f"{protocol} ({what}), greedy, {dtype}, batch 1")
-    for column in ("", "tokens/s", "tokens/step", "vs HF generate", "vs autoregression", "identical output"):
+    shown = Table(title=f"{protocol} ({what}), greedy, {dtype}, batch 1", box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("", "tok/s", "tok/step", "vs HF generate", "vs autoregression", "identical"):
         shown.add_column(column, justify="left" if not column else "right")
     reference, alone = results[0], results[1]
     for result in results:
         rate = float(torch.tensor(result.rates).median())
         per_step = f"{result.tokens_per_step:.2f}" if result.tokens_per_step == result.tokens_per_step else ""
         ratios = [
-            "{:.2f}x [{:.2f}, {:.2f}]".format(*result.speedup(base)) if result is not base else ""
+            "{:.2f} ({:.2f}-{:.2f})".format(*result.speedup(base)) if result is not base else ""
             for base in (reference, alone)
         ]
         shown.add_row(result.name, f"{rate:.1f}", per_step, *ratios, "" if result is reference else result.equality)
