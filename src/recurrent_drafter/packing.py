@@ -1,9 +1,9 @@
 """Weights reordered for few rows, on CPUs in float32 (layer 2).
 
-A tree of n nodes is a matrix product with n rows. PyTorch's default float32 kernels on a CPU rearrange the weight on
-every call once there are two rows, so verifying eight tokens costs twice as much as one, and speculation hardly pays. oneDNN
-computes from a weight that was rearranged once; a single row (plain autoregression) gains a little from it too. Long
-prompts keep the default kernels.
+A tree of n nodes is a matrix product with n rows. PyTorch's default float32 kernels on a CPU rearrange the weight
+on every call once there are two rows, so verifying eight tokens costs twice as much as one, and speculation hardly
+pays. oneDNN computes from a weight that was rearranged once; a single row (plain autoregression) gains a little
+from it too. Long prompts keep the default kernels.
 """
 
 from collections.abc import Callable, Iterator
