@@ -6,6 +6,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models of two layers: a second thread mostly waits
 
 OPT_IN = {"gpu": "needs a CUDA device", "slow": "takes minutes", "vllm": "needs vLLM"}
 

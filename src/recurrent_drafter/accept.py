@@ -20,10 +20,11 @@ class Accepted:
 
     ``path`` holds the visited nodes, the root first; beyond a row's ``n_accepted`` it repeats the last one. ``tokens``
     are those to emit: the accepted draft tokens, then at index ``n_accepted`` the bonus token (repeated beyond it).
+    Both have M columns, at least as many as the longest path and at most 1 + the tree's depth.
     """
 
-    path: Tensor  # (B, 1 + depth) int64
-    tokens: Tensor  # (B, 1 + depth) int64
+    path: Tensor  # (B, M) int64
+    tokens: Tensor  # (B, M) int64
     n_accepted: Tensor  # (B,) int64
     bonus_token: Tensor  # (B,) int64
 
@@ -40,14 +41,16 @@ def follow_tree(tree: DraftTree, draw: Callable[[Tensor], Tensor]) -> Accepted:
     n_accepted = torch.zeros_like(node)
     own_parent = tree.parents.clone()
     own_parent[:, 0] = -1  # the root is nobody's child
-    path, tokens = [node], []
+    token = draw(node)
+    path, tokens = [node], [token]
     for _ in range(tree.max_depth):
-        token = draw(node)
         is_child = (own_parent == node[:, None]) & (tree.tokens == token[:, None])  # (B, N)
         found, child = is_child.max(dim=1)
+        if found.device.type == "cpu" and not found.any():
+            break  # where looking costs nothing; elsewhere it would be a synchronisation per depth
         node = torch.where(found, child, node)
         n_accepted += found
+        token = draw(node)  # the same once more for a row that stopped
         path.append(node)
         tokens.append(token)
-    bonus = draw(node)
-    return Accepted(torch.stack(path, 1), torch.stack([*tokens, bonus], 1), n_accepted, bonus)
+    return Accepted(torch.stack(path, 1), torch.stack(tokens, 1), n_accepted, token)

@@ -9,10 +9,12 @@ from torch import Tensor
 from recurrent_drafter.accept import follow_tree
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.decode import Stop, decode, draft_beams
+from recurrent_drafter.decode import FixedPace, decode, draft_beams
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.metrics import Walk, walk
 from recurrent_drafter.packing import PackedLinears
+from recurrent_drafter.sampler import Sampler
+from recurrent_drafter.stop import Stop
 from recurrent_drafter.tree import prefix_tree
 from recurrent_drafter.verifier import Verifier
 
@@ -46,8 +48,8 @@ def greedy_replies(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             input_ids, attention_mask = left_padded([prompts[index] for index in rows], verifier.device)
-            stop = Stop(len(rows), max_new_tokens, frozenset(end_ids))
-            for _ in decode(verifier, None, DraftShape(), input_ids, attention_mask, stop):
+            stop = Stop(input_ids, max_new_tokens, end_ids)
+            for _ in decode(verifier, None, FixedPace(None), input_ids, attention_mask, stop, Sampler(stop)):
                 pass
             for index, tokens in zip(rows, stop.generated, strict=True):
                 replies[index] = Reply(prompts[index], torch.tensor(tokens))

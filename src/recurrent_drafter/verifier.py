@@ -146,9 +146,16 @@ class VerifierSession:
             bias = torch.cat([self.prefix_bias.expand(-1, nodes, -1), self.as_bias(tree.ancestors)], dim=2)
         return self.verifier.forward(tree.tokens, self.positions[:, None] + tree.depths, bias, self.cache)
 
-    def keep(self, path: Tensor, n_accepted: Tensor, longest: int) -> None:
-        """Add each row's accepted path (B, 1 + depth) to its text; ``longest`` is the batch's largest n_accepted."""
-        kept = longest + 1
+    def select(self, rows: list[int]) -> None:
+        """Temporary."""
+        index = torch.tensor(rows)
+        self.cache.keys, self.cache.values = self.cache.keys[:, index], self.cache.values[:, index]
+        self.prefix_bias, self.positions = self.prefix_bias[index], self.positions[index]
+
+    def keep(self, path: Tensor, accepted: list[int]) -> None:
+        """Add each row's accepted path (B, M) to its text."""
+        kept = max(accepted) + 1
+        n_accepted = torch.tensor(accepted, device=path.device)
         self.cache.keep(path[:, :kept])
         columns = torch.arange(kept, device=path.device)
         self.prefix_bias = torch.cat([self.prefix_bias, self.as_bias(columns <= n_accepted[:, None])[:, None]], dim=2)

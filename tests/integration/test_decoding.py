@@ -6,8 +6,6 @@ from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     LlamaConfig,
-    LogitsProcessorList,
-    MinLengthLogitsProcessor,
     Qwen2Config,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -19,10 +17,12 @@ from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingCon
 from recurrent_drafter.accept import follow_tree
 from recurrent_drafter.beam import Beams
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.decode import decode, draft_beams, greedy, hidden_after
+from recurrent_drafter.decode import FixedPace, decode, draft_beams, hidden_after
 from recurrent_drafter.distill import distilled_targets
 from recurrent_drafter.packing import FEW_ROWS, PackedLinears
 from recurrent_drafter.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.sampler import Sampler
+from recurrent_drafter.stop import Stop
 from recurrent_drafter.train import DrafterTrainer, with_distilled_targets, with_text_targets
 from recurrent_drafter.tree import prefix_tree
 from recurrent_drafter.verifier import Verifier
@@ -79,13 +79,14 @@ def generate(model, ids, mask, new=40, **options):
 
 
 def beams_from_text(texts: torch.Tensor, at, shift: int):
-    """A stand-in for `draft_beams` whose beams are the texts (B, S) from position ``at()`` on, moved by ``shift``."""
+    """A stand-in for `draft_beams`: its beams are the texts (B, S) from the places (row, column) ``at()``, shifted."""
 
     def draft(drafter, embed, hidden, root, width, length):
-        ahead = (at()[:, None] + torch.arange(length)).clamp(max=texts.shape[1] - 1)
-        known = (texts.gather(1, ahead) + shift) % VOCABULARY
+        rows, places = torch.tensor(at()).T
+        ahead = (places[:, None] + torch.arange(length)).clamp(max=texts.shape[1] - 1)
+        known = (texts[rows].gather(1, ahead) + shift) % VOCABULARY
         tokens = torch.stack([(known + beam) % VOCABULARY for beam in range(width)], 2)  # beam 0 is the text itself
-        scores = -torch.arange(1.0, 1 + length * width).view(1, length, width).expand(len(texts), -1, -1)
+        scores = -torch.arange(1.0, 1 + length * width).view(1, length, width).expand(len(rows), -1, -1)
         return Beams(tokens, torch.zeros_like(tokens), scores)
 
     return draft
@@ -117,9 +118,9 @@ def test_oracle_and_adversary(name, shift, accepts, monkeypatch):
     expected = generate(model, ids, mask)
     speculator = RecurrentDraftingSpeculator(random_drafter(), DraftShape(2, 4))
     stops = []
-    real_emit = decode_module.Stop.emit
-    monkeypatch.setattr(decode_module.Stop, "emit", lambda stop, *news: stops.append(stop) or real_emit(stop, *news))
-    at = lambda: torch.tensor([12 + len(row) for row in stops[-1].generated])  # noqa: E731
+    real_emit = Stop.emit
+    monkeypatch.setattr(Stop, "emit", lambda stop, step: stops.append(stop) or real_emit(stop, step))
+    at = lambda: [(row, 12 + len(stops[-1].generated[row])) for row in stops[-1].rows]  # noqa: E731
     monkeypatch.setattr(decode_module, "draft_beams", beams_from_text(expected, at, shift))
     assert torch.equal(generate(model, ids, mask, custom_generate=speculator), expected)
     if accepts:
@@ -152,7 +153,7 @@ def test_tree_logits_are_linear_logits_and_kept_text_is_from_scratch(name):
             assert accepted.n_accepted.tolist() == wanted
             for row in range(3):
                 texts[row] = torch.cat([texts[row], tree.tokens[row][accepted.path[row, : wanted[row] + 1]]])
-            session.keep(accepted.path, accepted.n_accepted, max(wanted))
+            session.keep(accepted.path, wanted)
             root, hidden = accepted.bonus_token, hidden_after(accepted, verified.hiddens)
 
 
@@ -226,7 +227,7 @@ def test_training_rows_are_the_loops_own(monkeypatch):
     model = tiny_model("llama")
     verifier = Verifier(model)
     ids, _ = prompts(1)
-    stop = decode_module.Stop(1, 30)
+    stop = Stop(ids, 30)
     seen = []
 
     def record(drafter, embed, hidden, root, *shape):
@@ -235,7 +236,7 @@ def test_training_rows_are_the_loops_own(monkeypatch):
 
     monkeypatch.setattr(decode_module, "draft_beams", record)
     with torch.inference_mode():
-        for _ in decode(verifier, random_drafter(), DraftShape(3, 3), ids, None, stop):
+        for _ in decode(verifier, random_drafter(), FixedPace(DraftShape(3, 3)), ids, None, stop, Sampler(stop)):
             pass
         text = torch.cat([ids[0], torch.tensor(stop.generated[0])])
         spans = torch.full_like(text, -1)
@@ -350,10 +351,11 @@ def test_packed_weights_compute_the_same_and_leave_no_trace():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"do_sample": True}, "do_sample=True"),
         ({"num_beams": 2}, "num_beams=2"),
-        ({"return_dict_in_generate": True}, "return_dict_in_generate"),
-        ({"logits_processor": LogitsProcessorList([MinLengthLogitsProcessor(5, 1)])}, "MinLengthLogitsProcessor"),
+        ({"output_scores": True, "return_dict_in_generate": True}, "output_scores=True"),
+        ({"guidance_scale": 2.0}, "UnbatchedClassifierFreeGuidanceLogitsProcessor"),
+        ({"prompt_lookup_num_tokens": 3}, "assisted_generation"),
+        ({"token_type_ids": torch.zeros(1, 12, dtype=torch.int64)}, "token_type_ids"),
     ],
 )
 def test_unsupported_options_are_refused_by_name(options, message):
@@ -393,4 +395,3 @@ def test_streamed_tokens_are_the_output():
     speculator.attach_verifier(model)
     streamed = [token for step in speculator.stream(ids, max_new_tokens=20, end_ids=()) for token in step]
     assert streamed == generate(model, ids, mask, new=20)[0, 12:].tolist()
-    assert greedy(torch.tensor([[[0.0, 1.0]]]))(torch.tensor([0])).tolist() == [1]

@@ -5,10 +5,10 @@ from transformers import AutoModel
 
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingConfig
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.decode import Stop
 from recurrent_drafter.distill import cut_behind_end
 from recurrent_drafter.losses import IGNORED, combine_depths, depth_cross_entropy
 from recurrent_drafter.metrics import median_interval, walk
+from recurrent_drafter.stop import Step, Stop
 from recurrent_drafter.train import frequent_tokens, loss_mask, with_text_targets
 
 H, V, END = 8, 12, 9
@@ -139,11 +139,15 @@ def test_interval_holds_the_median():
 
 
 def test_stop_cuts_inside_an_accepted_path():
-    stop = Stop(batch=2, max_new_tokens=4, end_ids=frozenset([END]))
-    assert stop.emit([[1], [2]], [0, 0]) == [[1], [2]]
+    stop = Stop(torch.zeros(2, 3, dtype=torch.int64), max_new_tokens=4, end_ids=[END])
+
+    def emit(tokens, n_accepted):
+        return stop.emit(Step(n_accepted, tokens, path=[]))
+
+    assert emit([[1], [2]], [0, 0]) == [[1], [2]]
     assert stop.remaining == 3
-    assert stop.emit([[3, END, 5], [4, 6, 6]], [2, 1]) == [[3, END], [4, 6]]
-    assert not stop.done
-    assert stop.emit([[1, 1, 1], [7, 8, 8]], [2, 2]) == [[], [7]]  # row 0 has ended, row 1 is full
+    assert emit([[3, END, 5], [4, 6, 6]], [2, 1]) == [[3, END], [4, 6]]
+    assert (stop.rows, stop.stayed, stop.done) == ([1], [1], False)  # row 0 has ended, and leaves the batch
+    assert emit([[7, 8, 8]], [2]) == [[], [7]]  # row 1 is full
     assert stop.done
     assert stop.steps == [1, 2]

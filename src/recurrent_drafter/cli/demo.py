@@ -20,7 +20,8 @@ from recurrent_drafter.bench.compare import ArmResult, Generate, compare
 from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
-from recurrent_drafter.decode import RecurrentDraftingSpeculator, as_tuple
+from recurrent_drafter.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.stop import as_tuple
 from recurrent_drafter.verifier import Verifier, load_verifier
 
 NEVER = -1  # an end token that no vocabulary has: generation goes on

@@ -12,7 +12,7 @@ from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.config import DraftShape, GenerateOptions
 from recurrent_drafter.data import Turn, encode_prompt
-from recurrent_drafter.decode import RecurrentDraftingSpeculator
+from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.verifier import load_verifier, tokenizer_hash
 
 
@@ -51,12 +51,13 @@ def load_speculator(
     speculator = RecurrentDraftingSpeculator.from_pretrained(path)
     assert speculator.drafter is not None
     trained_for, here = speculator.drafter.config.tokenizer_hash, tokenizer_hash(tokenizer)
-    saved = speculator.shape
-    speculator.shape = DraftShape(
-        options.beam_width or saved.beam_width,
-        options.beam_length or saved.beam_length,
-        options.max_tree_nodes or (saved.max_tree_nodes if options.beam_width is options.beam_length is None else None),
-    )
+    saved = speculator.drafter.config.draft_shape
+    if any(given is not None for given in (options.beam_width, options.beam_length, options.max_tree_nodes)):
+        speculator.shape = DraftShape(
+            saved.beam_width if options.beam_width is None else options.beam_width,
+            saved.beam_length if options.beam_length is None else options.beam_length,
+            options.max_tree_nodes,
+        )
     speculator.attach_verifier(model)
     if trained_for is not None and trained_for != here:
         raise ValueError(
