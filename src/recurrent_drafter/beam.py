@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# (tokens (B, W), state (B, W, H)) -> (log-probabilities (B, W, D), state (B, W, H))
-DraftStep = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+# (tokens (B, W), state (B, W, H), or None at the root) -> (log-probabilities (B, W, D), state (B, W, H))
+DraftStep = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,12 @@ class Beams:
         return torch.stack(columns[::-1], dim=2)
 
 
-def beam_search(step: DraftStep, root: Tensor, state: Tensor, draft_ids: Tensor, width: int, length: int) -> Beams:
+def beam_search(step: DraftStep, root: Tensor, draft_ids: Tensor, width: int, length: int) -> Beams:
     """W beams by cumulative log-probability, L steps; whatever the drafter says is what is used, no hidden top-k.
 
     Args:
         step: one depth of the drafter.
         root: (B,), the newest verified tokens.
-        state: (B, 1, H), the drafter's initial state.
         draft_ids: (D,), the verifier's id of each draft token.
         width: W, at most D.
         length: L.
@@ -55,7 +54,7 @@ def beam_search(step: DraftStep, root: Tensor, state: Tensor, draft_ids: Tensor,
     vocabulary = draft_ids.shape[0]
     if width > vocabulary:
         raise ValueError(f"beam_width is {width}, expected at most {vocabulary} (the draft vocabulary)")
-    token, score = root[:, None], None  # (B, 1), then (B, W)
+    token, state, score = root[:, None], None, None  # (B, 1), then (B, W)
     levels = []
     for _ in range(length):
         log_probs, state = step(token, state)  # (B, w, D), (B, w, H)

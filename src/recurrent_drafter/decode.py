@@ -15,6 +15,9 @@ from recurrent_drafter.stop import Step, Stop
 from recurrent_drafter.tree import DraftTree, prefix_tree, root_tree
 from recurrent_drafter.verifier import Verifier
 
+# (hidden states (B, H), root tokens (B,), width, length) -> beams
+Draft = Callable[[Tensor, Tensor, int, int], Beams]
+
 
 class Pace(Protocol):
     """Decides how much to draft and how much of it to verify: the speed of decoding, never its tokens."""
@@ -51,7 +54,7 @@ class FixedPace:
 
 def decode(
     verifier: Verifier,
-    drafter: RecurrentDrafter | None,
+    draft: Draft | None,
     pace: Pace,
     input_ids: Tensor,
     attention_mask: Tensor | None,
@@ -74,8 +77,8 @@ def decode(
             root, hidden = root[stop.stayed], hidden[stop.stayed]
         width, length = pace.plan(len(root), stop.remaining - 1)  # the bonus token comes on top
         tree = root_tree(root)
-        if drafter is not None and length > 0:
-            beams = draft_beams(drafter, verifier.embed, hidden, root, width, length)
+        if draft is not None and length > 0:
+            beams = draft(hidden, root, width, length)
             tree = prefix_tree(root, beams, pace.budget(beams))
         verified = session.forward_tree(tree)
         accepted = follow_tree(tree, sampler.draws(tree, verified.logits))
@@ -86,22 +89,38 @@ def decode(
         yield stop.emit(step)
 
 
-def draft_beams(
-    drafter: RecurrentDrafter,
-    embed: Callable[[Tensor], Tensor],
-    hidden: Tensor,
-    root: Tensor,
-    width: int,
-    length: int,
-) -> Beams:
-    """Beam search from hidden states (B, H) and root tokens (B,), through the drafter's own step."""
-    context = drafter.context(hidden)[:, None]  # (B, 1, E)
+class BeamDrafter:
+    """Drafts by beam search over a drafter's own step.
 
-    def step(tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        logits, state = drafter.step(embed(tokens), state, context)
-        return logits.float().log_softmax(-1), state
+    What a draft token contributes to the recurrence is the same every time, so it is computed once for all of them:
+    (D, H) numbers, as long as these are few.
+    """
 
-    return beam_search(step, root, torch.zeros_like(hidden)[:, None], drafter.draft_ids, width, length)
+    TABLE_ENTRIES = 2**23
+
+    def __init__(self, drafter: RecurrentDrafter, verifier: Verifier) -> None:
+        self.drafter, self.embed = drafter, verifier.embed
+        draft_ids = drafter.draft_ids
+        self._reads: Tensor | None = None
+        if len(draft_ids) * drafter.config.hidden_size <= self.TABLE_ENTRIES:
+            with torch.inference_mode():
+                self._reads = drafter.read(self.embed(draft_ids))
+            self._place = torch.zeros(drafter.config.vocab_size, dtype=torch.int64, device=draft_ids.device)
+            self._place[draft_ids] = torch.arange(len(draft_ids), device=draft_ids.device)
+
+    def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int) -> Beams:
+        """W beams of L tokens from hidden states (B, H) and root tokens (B,)."""
+        context = self.drafter.context(hidden)[:, None]  # (B, 1, E)
+
+        def step(tokens: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            if state is None or self._reads is None:  # the root may be any token
+                read = self.drafter.read(self.embed(tokens))
+            else:
+                read = self._reads[self._place[tokens]]
+            logits, state = self.drafter.step(read, torch.zeros_like(read) if state is None else state, context)
+            return logits.float().log_softmax(-1), state
+
+        return beam_search(step, root, self.drafter.draft_ids, width, length)
 
 
 def hidden_after(accepted: Accepted, hiddens: Tensor) -> Tensor:  # (B, N, H) -> (B, H)

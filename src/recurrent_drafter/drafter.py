@@ -82,23 +82,27 @@ class RecurrentDrafter(PreTrainedModel):
         width = self.config.hidden_size
         return functional.linear(hidden, self.input_proj.weight[:, :width], self.input_proj.bias)
 
-    def step(self, embedded: Tensor, state: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    def read(self, embedded: Tensor) -> Tensor:  # (..., H) -> (..., H)
+        """A token's share of the recurrence, from the verifier's embedding of it: `W e(x)`, or e(x) without an RNN.
+
+        It depends on nothing but the token, so a beam search looks it up.
+        """
+        if self.config.emb_norm:
+            embedded = self.emb_norm(embedded)
+        return self.rnn_w(embedded) if self.config.rnn else embedded
+
+    def step(self, read: Tensor, state: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
         """One depth of the recurrence (paper, equations 1 and 2).
 
         Args:
-            embedded: (..., H), the verifier's embedding of the token before the one to predict.
+            read: (..., H), what `read` made of the token before the one to predict.
             state: (..., H), zeros at the root.
             context: what `context` made of the hidden state, broadcastable to the state.
 
         Returns:
             Logits over the draft vocabulary (..., D), and the new state (..., H).
         """
-        if self.config.emb_norm:
-            embedded = self.emb_norm(embedded)
-        if self.config.rnn:
-            state = functional.silu(self.rnn_w(embedded) + self.rnn_u(state))
-        else:
-            state = state + embedded
+        state = functional.silu(read + self.rnn_u(state)) if self.config.rnn else state + read
         if hasattr(self, "input_proj"):
             z = context + functional.linear(state, self.input_proj.weight[:, self.config.hidden_size :])
         else:
@@ -108,10 +112,10 @@ class RecurrentDrafter(PreTrainedModel):
     def unroll(self, hidden: Tensor, embedded: Tensor) -> Tensor:  # (P, H), (P, K, H) -> (P, K, D)
         """Logits of all K depths along given tokens: root first, then the targets' own earlier tokens."""
         _, depths, _ = embedded.shape
-        context, state = self.context(hidden), torch.zeros_like(hidden)
+        context, state, reads = self.context(hidden), torch.zeros_like(hidden), self.read(embedded)
         logits = []
         for depth in range(depths):
-            step_logits, state = self.step(embedded[:, depth], state, context)
+            step_logits, state = self.step(reads[:, depth], state, context)
             logits.append(step_logits)
         return torch.stack(logits, dim=1)
 

@@ -18,8 +18,7 @@ import torch
 from recurrent_drafter.accept import follow_tree
 from recurrent_drafter.beam import Beams
 from recurrent_drafter.config import DraftShape
-from recurrent_drafter.decode import draft_beams
-from recurrent_drafter.drafter import RecurrentDrafter
+from recurrent_drafter.decode import Draft
 from recurrent_drafter.sampler import Sampler
 from recurrent_drafter.stop import Step, Stop
 from recurrent_drafter.tree import DraftTree, prefix_tree, root_tree
@@ -169,7 +168,7 @@ class AutoPace:
 
 
 def measure_costs(
-    verifier: Verifier, drafter: RecurrentDrafter, width: int, context: int, *, most_rows: int = 64, repeats: int = 5
+    verifier: Verifier, draft: Draft, width: int, context: int, *, most_rows: int = 64, repeats: int = 5
 ) -> Costs:
     """Time real steps behind a text of ``context`` tokens: medians of ``repeats``, after one to warm up."""
     device = verifier.device
@@ -183,12 +182,12 @@ def measure_costs(
         tree = prefix_tree(root, Beams(leaves, leaves, leaves.float()), rows) if rows > 1 else root_tree(root)
         follow_tree(tree, sampler.draws(tree, session.forward_tree(tree).logits)).n_accepted.tolist()
 
-    def draft(levels: int) -> None:
-        draft_beams(drafter, verifier.embed, hidden, root, width, levels).log_probs.tolist()
+    def drafting(levels: int) -> None:
+        draft(hidden, root, width, levels).log_probs.tolist()
 
     rows = [count for count in MEASURED_ROWS if count <= most_rows]
     verify = [_median_seconds(partial(step, count), repeats) for count in rows]
-    deeper = _median_seconds(partial(draft, 4), repeats) - _median_seconds(partial(draft, 2), repeats)
+    deeper = _median_seconds(partial(drafting, 4), repeats) - _median_seconds(partial(drafting, 2), repeats)
     return Costs(tuple(rows), tuple(verify), max(deeper / 2, 1e-6))
 
 

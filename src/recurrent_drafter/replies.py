@@ -9,7 +9,7 @@ from torch import Tensor
 from recurrent_drafter.accept import follow_tree
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.decode import FixedPace, decode, draft_beams
+from recurrent_drafter.decode import BeamDrafter, Draft, FixedPace, decode
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.metrics import Walk, walk
 from recurrent_drafter.packing import PackedLinears
@@ -86,17 +86,17 @@ class HeldOutReplies:
     def tokens_per_step(self, drafter: RecurrentDrafter, shape: DraftShape) -> float:
         """What greedy decoding of these replies yields at this fixed shape, from one drafting pass per reply."""
         total = Walk(0, 0)
+        draft = BeamDrafter(drafter, self.verifier)
         with torch.inference_mode():
             for reply, hiddens in zip(self.replies, self._hiddens, strict=True):
-                total += walk(self.n_accepted(drafter, shape, reply, hiddens).tolist())
+                total += walk(self.n_accepted(draft, shape, reply, hiddens.to(drafter.dtype)).tolist())
         return total.tokens_per_step
 
-    def n_accepted(self, drafter: RecurrentDrafter, shape: DraftShape, reply: Reply, hiddens: Tensor) -> Tensor:
+    def n_accepted(self, draft: Draft, shape: DraftShape, reply: Reply, hiddens: Tensor) -> Tensor:
         """Draft at every token of the reply at once: how many draft tokens each would have had accepted (R,)."""
         root = reply.tokens.to(hiddens.device)
         (length,) = root.shape
-        hiddens = hiddens.to(next(drafter.parameters()).dtype)
-        beams = draft_beams(drafter, self.verifier.embed, hiddens, root, shape.beam_width, shape.beam_length)
+        beams = draft(hiddens, root, shape.beam_width, shape.beam_length)
         tree = prefix_tree(root, beams, shape.nodes)
         ahead = torch.arange(length, device=root.device)[:, None] + torch.arange(
             1, shape.beam_length + 2, device=root.device

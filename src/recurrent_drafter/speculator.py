@@ -16,7 +16,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 from transformers.generation.streamers import BaseStreamer
 
 from recurrent_drafter.config import DraftShape, RecurrentDraftingConfig
-from recurrent_drafter.decode import FixedPace, Pace, decode
+from recurrent_drafter.decode import BeamDrafter, Draft, FixedPace, Pace, decode
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.pace import AutoPace, Costs, measure_costs
 from recurrent_drafter.packing import PackedLinears
@@ -60,6 +60,7 @@ class RecurrentDraftingSpeculator:
         self.stats = DecodeStats(steps=0, tokens=0)
         self._verifier: Verifier | None = None
         self._packed: list[PackedLinears] = []
+        self._draft: Draft | None = None
         self._paces: dict[float, AutoPace] = {}  # by temperature, for acceptance depends on it
 
     @classmethod
@@ -110,6 +111,7 @@ class RecurrentDraftingSpeculator:
         if self.drafter is not None:
             check_pair(self.drafter.config, verifier)
             self.drafter.to(device=verifier.device, dtype=model.dtype).eval()  # type: ignore[arg-type, call-arg]
+            self._draft = BeamDrafter(self.drafter, verifier)
         self._verifier = verifier
         self._packed = [PackedLinears(module) for module in (model, self.drafter) if module is not None]
         self._paces = {}
@@ -244,7 +246,7 @@ class RecurrentDraftingSpeculator:
             with torch.inference_mode():
                 pace = self._pace(config, stop)
             mask = arguments.get("attention_mask")
-            steps = decode(verifier, self.drafter, pace, stop.prompts, mask, stop, sampler)
+            steps = decode(verifier, self._draft, pace, stop.prompts, mask, stop, sampler)
             while True:
                 with torch.inference_mode():  # entered step by step: a consumer between steps is none of its business
                     emitted = next(steps, None)
@@ -276,14 +278,14 @@ class RecurrentDraftingSpeculator:
                 )
 
     def _pace(self, config: GenerationConfig, stop: Stop) -> Pace:
-        if self.drafter is None or self.shape is not None:
+        if self.drafter is None or self._draft is None or self.shape is not None:
             return FixedPace(self.shape if self.drafter is not None else None)
         temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
         if temperature not in self._paces:
             saved = self.drafter.config.draft_shape
             if self.costs is None:
                 context = stop.prompts.shape[1]
-                self.costs = measure_costs(self.verifier, self.drafter, saved.beam_width, context)
+                self.costs = measure_costs(self.verifier, self._draft, saved.beam_width, context)
             self._paces[temperature] = AutoPace(self.costs, DraftShape(saved.beam_width, saved.beam_length))
         return self._paces[temperature]
 

@@ -12,12 +12,11 @@ from transformers import (
     TrainingArguments,
 )
 
-import recurrent_drafter.decode as decode_module
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingConfig, RecurrentDraftingSpeculator
 from recurrent_drafter.accept import follow_tree
 from recurrent_drafter.beam import Beams
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.decode import FixedPace, decode, draft_beams, hidden_after
+from recurrent_drafter.decode import BeamDrafter, FixedPace, decode, hidden_after
 from recurrent_drafter.distill import distilled_targets
 from recurrent_drafter.packing import FEW_ROWS, PackedLinears
 from recurrent_drafter.replies import HeldOutReplies, greedy_replies
@@ -79,9 +78,9 @@ def generate(model, ids, mask, new=40, **options):
 
 
 def beams_from_text(texts: torch.Tensor, at, shift: int):
-    """A stand-in for `draft_beams`: its beams are the texts (B, S) from the places (row, column) ``at()``, shifted."""
+    """A stand-in for beam search: its beams are the texts (B, S) from the places (row, column) ``at()``, shifted."""
 
-    def draft(drafter, embed, hidden, root, width, length):
+    def draft(drafter, hidden, root, width, length):
         rows, places = torch.tensor(at()).T
         ahead = (places[:, None] + torch.arange(length)).clamp(max=texts.shape[1] - 1)
         known = (texts[rows].gather(1, ahead) + shift) % VOCABULARY
@@ -121,7 +120,7 @@ def test_oracle_and_adversary(name, shift, accepts, monkeypatch):
     real_emit = Stop.emit
     monkeypatch.setattr(Stop, "emit", lambda stop, step: stops.append(stop) or real_emit(stop, step))
     at = lambda: [(row, 12 + len(stops[-1].generated[row])) for row in stops[-1].rows]  # noqa: E731
-    monkeypatch.setattr(decode_module, "draft_beams", beams_from_text(expected, at, shift))
+    monkeypatch.setattr(BeamDrafter, "__call__", beams_from_text(expected, at, shift))
     assert torch.equal(generate(model, ids, mask, custom_generate=speculator), expected)
     if accepts:
         assert speculator.stats.tokens_per_step > 4
@@ -133,14 +132,15 @@ def test_oracle_and_adversary(name, shift, accepts, monkeypatch):
 def test_tree_logits_are_linear_logits_and_kept_text_is_from_scratch(name):
     """Three verifications in a row, after each of which every row keeps another number of nodes."""
     model = tiny_model(name)
-    verifier, drafter = Verifier(model), random_drafter()
+    verifier = Verifier(model)
+    draft = BeamDrafter(random_drafter(), verifier)
     ids, mask = prompts(3)
     texts = [ids[row][mask[row].bool()] for row in range(3)]
     with torch.inference_mode():
         session, read = verifier.open(ids, mask, 16)  # the cache has to grow
         root, hidden = read.logits[:, -1].argmax(-1), read.hiddens[:, -1]
         for turn in range(3):
-            beams = draft_beams(drafter, verifier.embed, hidden, root, 3, 3)
+            beams = draft(hidden, root, 3, 3)
             tree = prefix_tree(root, beams, 8)
             verified = session.forward_tree(tree)
             for row in range(3):
@@ -222,7 +222,7 @@ def test_distilled_targets_are_what_generate_gives_position_by_position(name):
     assert (cut == -100).any()
 
 
-def test_training_rows_are_the_loops_own(monkeypatch):
+def test_training_rows_are_the_loops_own():
     """The (hidden, root) pairs that decoding drafts from stand in the finished text as training takes them."""
     model = tiny_model("llama")
     verifier = Verifier(model)
@@ -230,13 +230,14 @@ def test_training_rows_are_the_loops_own(monkeypatch):
     stop = Stop(ids, 30)
     seen = []
 
-    def record(drafter, embed, hidden, root, *shape):
-        seen.append((12 + len(stop.generated[0]) - 1, hidden, root))
-        return draft_beams(drafter, embed, hidden, root, *shape)
+    draft = BeamDrafter(random_drafter(), verifier)
 
-    monkeypatch.setattr(decode_module, "draft_beams", record)
+    def record(hidden, root, *shape):
+        seen.append((12 + len(stop.generated[0]) - 1, hidden, root))
+        return draft(hidden, root, *shape)
+
     with torch.inference_mode():
-        for _ in decode(verifier, random_drafter(), FixedPace(DraftShape(3, 3)), ids, None, stop, Sampler(stop)):
+        for _ in decode(verifier, record, FixedPace(DraftShape(3, 3)), ids, None, stop, Sampler(stop)):
             pass
         text = torch.cat([ids[0], torch.tensor(stop.generated[0])])
         spans = torch.full_like(text, -1)

@@ -52,8 +52,8 @@ def random_beams(seed: int, batch: int, vocabulary: int, width: int, length: int
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(vocabulary, vocabulary, generator=generator).log_softmax(-1)
     root = torch.randint(vocabulary, (batch,), generator=generator)
-    step = lambda tokens, state: (table[tokens], state[:, :1].expand(-1, tokens.shape[1], -1))  # noqa: E731
-    return root, beam_search(step, root, torch.zeros(batch, 1, 1), torch.arange(vocabulary), width, length)
+    step = lambda tokens, state: (table[tokens], torch.zeros(*tokens.shape, 1))  # noqa: E731
+    return root, beam_search(step, root, torch.arange(vocabulary), width, length)
 
 
 @settings(max_examples=40, deadline=None)
@@ -89,8 +89,8 @@ def test_beam_search_is_exhaustive_search_when_wide_enough():
     vocabulary, length = 4, 3
     generator = torch.Generator().manual_seed(3)
     table = torch.randn(vocabulary, vocabulary, generator=generator).log_softmax(-1)
-    step = lambda tokens, state: (table[tokens], state[:, :1].expand(-1, tokens.shape[1], -1))  # noqa: E731
-    beams = beam_search(step, torch.tensor([2]), torch.zeros(1, 1, 1), torch.arange(vocabulary), 4, 1)
+    step = lambda tokens, state: (table[tokens], torch.zeros(*tokens.shape, 1))  # noqa: E731
+    beams = beam_search(step, torch.tensor([2]), torch.arange(vocabulary), 4, 1)
     every = {}
     for text in itertools.product(range(vocabulary), repeat=length):
         every[text] = sum(table[a, b].item() for a, b in zip((2, *text[:-1]), text, strict=True))
@@ -98,8 +98,8 @@ def test_beam_search_is_exhaustive_search_when_wide_enough():
     assert sorted(beams.tokens[0, 0].tolist()) == [0, 1, 2, 3]
     # A width of V^(L-1) can lose nothing; D must be at least W, so the last level's width is reached through draft ids.
     wide = torch.randn(16, 16, generator=generator).log_softmax(-1)
-    step = lambda tokens, state: (wide[tokens], state[:, :1].expand(-1, tokens.shape[1], -1))  # noqa: E731
-    beams = beam_search(step, torch.tensor([5]), torch.zeros(1, 1, 1), torch.arange(16), 16, 2)
+    step = lambda tokens, state: (wide[tokens], torch.zeros(*tokens.shape, 1))  # noqa: E731
+    beams = beam_search(step, torch.tensor([5]), torch.arange(16), 16, 2)
     scores = {(a, b): (wide[5, a] + wide[a, b]).item() for a in range(16) for b in range(16)}
     expected = sorted(scores, key=scores.get, reverse=True)[:16]
     assert [tuple(path) for path in beams.paths[0].tolist()] == expected
