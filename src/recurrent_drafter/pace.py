@@ -58,7 +58,7 @@ class Costs:
 class Calibration:
     """How often a node is accepted that the drafter gives a cumulative log-probability to.
 
-    Monotone, so a child is never more probable than its parent. Begins at the drafter's own word.
+    Monotone (isotonic regression), so a child is never more probable than its parent. Begins at the drafter's own word.
     """
 
     EDGES = np.array([-8.0, -6.0, -4.5, -3.5, -2.7, -2.0, -1.5, -1.1, -0.8, -0.55, -0.35, -0.2, -0.1, -0.03])
@@ -69,11 +69,13 @@ class Calibration:
         middles = np.exp(np.concatenate([[-9.0], (self.EDGES[:-1] + self.EDGES[1:]) / 2, [-0.015]]))
         self.seen = np.full(len(middles), self.PRIOR)
         self.accepted = self.PRIOR * middles
+        self._share: Floats | None = None
 
     def __call__(self, log_probs: Floats) -> Floats:
         """Probabilities of acceptance."""
-        share = np.maximum.accumulate(self.accepted / self.seen)
-        return share[np.digitize(log_probs, self.EDGES)]
+        if self._share is None:
+            self._share = isotonic(self.accepted, self.seen)
+        return self._share[np.digitize(log_probs, self.EDGES)]
 
     def update(self, log_probs: Floats, accepted: npt.NDArray[np.bool_]) -> None:
         """Learn from verified nodes."""
@@ -83,6 +85,21 @@ class Calibration:
         fading = np.where(self.seen > self.KEPT, 0.5, 1.0)
         self.seen *= fading
         self.accepted *= fading
+        self._share = None
+
+
+def isotonic(hits: Floats, trials: Floats) -> Floats:
+    """Rates hits / trials that never fall, by pooling neighbours that do (least squares, weighted by trials).
+
+    >>> isotonic(np.array([1.0, 6.0, 3.0]), np.array([10.0, 10.0, 10.0])).tolist()
+    [0.1, 0.45, 0.45]
+    """
+    pools: list[tuple[float, float, int]] = []
+    for pool in zip(hits, trials, [1] * len(hits), strict=True):
+        while pools and pools[-1][0] / pools[-1][1] >= pool[0] / pool[1]:
+            pool = tuple(a + b for a, b in zip(pools.pop(), pool, strict=True))
+        pools.append(pool)
+    return np.repeat([hit / trial for hit, trial, _ in pools], [count for *_, count in pools])
 
 
 class AutoPace:
@@ -157,7 +174,7 @@ class AutoPace:
         self._reach_seen[: self._length] += 1
         weight = np.maximum(1 / (self._reach_seen[: self._length] + 1), MEMORY)
         self._reach[: self._length] += weight * (reached - self._reach[: self._length])
-        self._nodes_per_level += MEMORY * ((nodes - 1) / self._length - self._nodes_per_level)
+        self._nodes_per_level += weight[0] * ((nodes - 1) / self._length - self._nodes_per_level)
         accepted = np.zeros((batch, nodes), dtype=bool)
         np.put_along_axis(accepted, np.asarray(step.path), values=True, axis=1)
         self.calibration.update(tree.log_probs[:, 1:].double().cpu().numpy(), accepted[:, 1:])

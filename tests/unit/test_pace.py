@@ -1,0 +1,146 @@
+"""The pace on a simulated machine: a clock that moves as the costs say, and tokens accepted by a coin."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+import recurrent_drafter.pace as pace_module
+from recurrent_drafter.beam import Beams
+from recurrent_drafter.config import DraftShape
+from recurrent_drafter.pace import AutoPace, Calibration, Costs
+from recurrent_drafter.stop import Step
+from recurrent_drafter.tree import prefix_tree, root_tree
+
+CHEAP = Costs(rows=(1, 4, 16), verify=(10.0, 11.0, 14.0), draft_level=0.5)
+DEAR = Costs(rows=(1, 2, 16), verify=(10.0, 20.0, 160.0), draft_level=1.0)
+
+
+class Machine:
+    """Runs steps of one row: chains of which each token is accepted with ``rate``, and reported as that probable."""
+
+    def __init__(self, costs, monkeypatch, slowdown=1.0):
+        self.costs, self.slowdown = costs, slowdown
+        self.now, self.coin = 0.0, random.Random(0)
+        monkeypatch.setattr(pace_module.time, "perf_counter", lambda: self.now)
+
+    def run(self, pace, rate, steps, batch=1, claimed=None):
+        """Total tokens, seconds, and the lengths planned."""
+        tokens, began, lengths = 0, self.now, []
+        root = torch.zeros(batch, dtype=torch.int64)
+        for _ in range(steps):
+            width, length = pace.plan(batch, 100)
+            lengths.append(length)
+            tree = root_tree(root)
+            if length:
+                tree = self.draft(pace, root, width, length, claimed or max(rate, 1e-3))
+            nodes = tree.tokens.shape[1]
+            self.now += self.slowdown * float(self.costs(np.array([batch * nodes]))[0])
+            self.now += self.slowdown * length * self.costs.draft_level
+            accepted = [self.accepted(rate, tree, length, row) for row in range(batch)]
+            longest = max(accepted) + 1
+            path = [self.chain(tree, row)[:longest] for row in range(batch)]
+            path = [p[: n + 1] + [p[n]] * (longest - n - 1) for p, n in zip(path, accepted, strict=True)]
+            pace.observe(tree, Step(accepted, [[0] * longest] * batch, path))
+            tokens += sum(accepted) + batch
+        return tokens, self.now - began, lengths
+
+    def draft(self, pace, root, width, length, claimed):
+        batch = len(root)
+        scores = torch.full((batch, length, width), -20.0)
+        scores[:, :, 0] = torch.arange(1, length + 1) * float(np.log(claimed))
+        beams = Beams(torch.ones(batch, length, width).long(), torch.zeros(batch, length, width).long(), scores)
+        return prefix_tree(root, beams, pace.budget(beams))
+
+    def chain(self, tree, row):
+        """The best beam's nodes, root first."""
+        best = [0]
+        for node, (parent, score) in enumerate(
+            zip(tree.parents[row].tolist(), tree.log_probs[row].tolist(), strict=True)
+        ):
+            if node and parent == best[-1] and score > -15:
+                best.append(node)
+        return best
+
+    def accepted(self, rate, tree, length, row):
+        reachable, count = len(self.chain(tree, row)) - 1, 0
+        while count < reachable and self.coin.random() < rate:
+            count += 1
+        return count
+
+
+def test_costs_are_read_between_and_beyond_what_was_measured():
+    assert CHEAP(np.array([1, 2, 4, 10, 16, 20])).tolist() == pytest.approx([10, 10 + 1 / 3, 11, 12.5, 14, 15])
+
+
+def test_calibration_begins_at_the_drafters_word_and_learns_what_is_true():
+    calibration = Calibration()
+    claims = np.log([0.97, 0.75, 0.3, 0.02])
+    assert np.abs(calibration(claims) - np.exp(claims)).max() < 0.1
+    for _ in range(300):
+        calibration.update(np.full((1, 10), np.log(0.75)), np.arange(10)[None] < 2)
+    assert calibration(np.log(np.array([0.75]))) == pytest.approx(0.2, abs=0.02)
+    grid = np.linspace(-12, 0, 200)
+    assert (np.diff(calibration(grid)) >= 0).all(), "a child is never more probable than its parent"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_budget_is_the_best_of_all_even_where_costs_jump(seed, monkeypatch):
+    generator = np.random.default_rng(seed)
+    rows = tuple(range(1, 22))
+    verify = tuple(np.maximum.accumulate(10 + generator.exponential(1.5, 21) * (generator.random(21) < 0.3) * 5))
+    Machine(CHEAP, monkeypatch)
+    pace = AutoPace(Costs(rows, verify, 0.3), DraftShape(4, 5))
+    length = pace.plan(1, 5)[1] or 5
+    scores = torch.from_numpy(-np.sort(generator.exponential(2.0, (1, length * 4)), axis=1)).float()
+    beams = Beams(torch.zeros(1, length, 4).long(), torch.zeros(1, length, 4).long(), scores.view(1, length, 4))
+    gains = np.sort(pace.calibration(scores.double().numpy())[0])[::-1]
+    rates = [(1 + gains[: n - 1].sum()) / (verify[n - 1] + 0.3 * length) for n in range(2, length * 4 + 2)]
+    assert rates[pace.budget(beams) - 2] == pytest.approx(max(rates))
+
+
+def test_nothing_accepted_means_autoregression_and_probes_that_cost_little(monkeypatch):
+    pace = AutoPace(CHEAP, DraftShape(3, 5))
+    machine = Machine(CHEAP, monkeypatch)
+    machine.run(pace, 0.0, 50)
+    tokens, seconds, lengths = machine.run(pace, 0.0, 2000)
+    assert any(lengths), "it goes on asking"
+    assert 1 <= seconds / (tokens * 10.0) <= 1.021
+
+
+def test_what_is_accepted_again_is_drafted_again(monkeypatch):
+    pace = AutoPace(CHEAP, DraftShape(3, 5))
+    machine = Machine(CHEAP, monkeypatch)
+    machine.run(pace, 0.0, 300)
+    machine.run(pace, 0.9, 400)
+    tokens, seconds, lengths = machine.run(pace, 0.9, 100)
+    assert min(lengths) >= 3
+    assert tokens / seconds > 2.2 / 10.0
+
+
+@pytest.mark.parametrize("costs", [CHEAP, DEAR])
+@pytest.mark.parametrize("slowdown", [1.0, 1.6])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.6, 0.8, 0.95])
+@pytest.mark.parametrize("batch", [1, 8])
+def test_close_to_the_best_fixed_length_and_never_slower(rate, costs, slowdown, batch, monkeypatch):
+    """On a machine as fast as measured or slower, and where extra nodes are nearly free or pay for themselves only."""
+    pace = AutoPace(costs, DraftShape(2, 6))
+    machine = Machine(costs, monkeypatch, slowdown)
+    machine.run(pace, rate, 60, batch)
+    tokens, seconds, _ = machine.run(pace, rate, 300, batch)
+    rates = []
+    for length in range(7):
+        expected = sum(rate**depth for depth in range(length + 1))
+        cost = slowdown * (float(costs(np.array([batch * (length + 1)]))[0]) + length * costs.draft_level)
+        rates.append(batch * expected / cost)
+    assert tokens / seconds >= 0.97 * rates[0]
+    assert tokens / seconds >= 0.93 * max(rates)
+
+
+def test_a_drafter_that_boasts_is_soon_known(monkeypatch):
+    pace = AutoPace(DEAR, DraftShape(2, 6))
+    machine = Machine(DEAR, monkeypatch)
+    machine.run(pace, 0.1, 300, claimed=0.95)
+    tokens, seconds, _ = machine.run(pace, 0.1, 500, claimed=0.95)
+    assert seconds / tokens <= 10.0 * 1.03
