@@ -77,7 +77,7 @@ def decode(
         verified = session.forward_tree(tree)
         accepted = follow_tree(tree, draws(verified.logits))
         n_accepted = accepted.n_accepted.tolist()  # the one synchronisation of a step
-        session.keep(accepted.path, accepted.n_accepted, max(n_accepted))
+        session.keep(accepted.path, n_accepted)
         root, hidden = accepted.bonus_token, hidden_after(accepted, verified.hiddens)
         yield stop.emit(accepted.tokens.tolist(), n_accepted)
 

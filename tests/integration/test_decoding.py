@@ -152,7 +152,7 @@ def test_tree_logits_are_linear_logits_and_kept_text_is_from_scratch(name):
             assert accepted.n_accepted.tolist() == wanted
             for row in range(3):
                 texts[row] = torch.cat([texts[row], tree.tokens[row][accepted.path[row, : wanted[row] + 1]]])
-            session.keep(accepted.path, accepted.n_accepted, max(wanted))
+            session.keep(accepted.path, wanted)
             root, hidden = accepted.bonus_token, hidden_after(accepted, verified.hiddens)
 
 
