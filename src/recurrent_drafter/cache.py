@@ -67,8 +67,9 @@ class TreeCache(Cache):
         groups: dict[tuple[Any, ...], list[Tensor]] = {}
         for layer, pair in self._first.items():
             for part, block in zip(("keys", "values"), pair, strict=True):
-                group = groups.setdefault((*block.shape, block.dtype, block.device), [])
-                self._where[layer, part] = list(groups).index((*block.shape, block.dtype, block.device)), len(group)
+                kind = (*block.shape, block.dtype, block.device)
+                group = groups.setdefault(kind, [])
+                self._where[layer, part] = list(groups).index(kind), len(group)
                 group.append(block)
         for (batch, heads, columns, width, *_), blocks in groups.items():
             store = blocks[0].new_zeros(len(blocks), batch, heads, self.capacity, width)
@@ -97,10 +98,11 @@ class TreeCache(Cache):
     def select(self, rows: Sequence[int]) -> None:
         """Go on with these rows, ascending; they move to the front, in place."""
         used = self.longest
-        index = torch.tensor(rows)
+        first = next((to for to, row in enumerate(rows) if to != row), len(rows))  # those before stay where they are
+        moving = torch.tensor(rows[first:], dtype=torch.int64)
         for number, store in enumerate(self._stores):
-            own = index.to(store.device, non_blocking=True)
-            store[:, : len(rows), :, :used] = store[:, :, :, :used].index_select(1, own)
+            moved = store[:, :, :, :used].index_select(1, moving.to(store.device, non_blocking=True))
+            store[:, first : len(rows), :, :used] = moved
             self._stores[number] = store[:, : len(rows)]
         self.lengths = [self._lengths[row] for row in rows]
 

@@ -53,7 +53,6 @@ def distilled_targets(
         targets = [first.logits[0, root].argmax(-1)]
         visible = causal[root]  # (count, S): each root sees its own prefix of the text
         columns = everywhere  # the positions that the columns stand for
-        columns = everywhere  # the positions that the columns stand for
         for depth in range(1, depths):
             visible = torch.cat([visible, own[:count, :count]], dim=1)
             columns = torch.cat([columns, root + depth])

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -51,7 +50,6 @@ class Verifier:
         self._kinds: list[str] = sorted(set(getattr(self.config, "layer_types", None) or ()))
         slides = "sliding_attention" in self._kinds or not self._kinds
         self.window: int | None = (getattr(self.config, "sliding_window", None) or None) if slides else None
-        self._rope: dict[str, Any] = getattr(self.config, "rope_parameters", None) or {}
         self._rope: dict[str, Any] = getattr(self.config, "rope_parameters", None) or {}
         self.hidden_bias = torch.finfo(model.dtype).min
 
@@ -201,12 +199,9 @@ class VerifierSession:
             self._put(bias, self.verifier.as_bias(tree.ancestors))
         positions = tree.depths + (base - self._pads)
         distance = self._distance(positions, width) if self.verifier.window is not None else None
-        if self.verifier.last_position is not None:
-            # Rows differ in what they may still emit, so a tree may reach further than one of them ever will.
-            positions[:, 1:].clamp_(max=self.verifier.last_position)
-        if self.verifier.last_position is not None:
-            # Rows differ in what they may still emit, so a tree may reach further than one of them ever will.
-            positions[:, 1:].clamp_(max=self.verifier.last_position)
+        last = self.verifier.last_position
+        if last is not None:  # rows differ in what they may still emit: a tree may reach further than one ever will
+            positions[:, 1:].clamp_(max=last)
         return self.verifier.forward(tree.tokens, positions, bias, self.cache, distance=distance)
 
     def keep(self, path: Tensor, n_accepted: list[int]) -> None:
@@ -215,6 +210,8 @@ class VerifierSession:
 
     def select(self, rows: list[int]) -> None:
         """Go on with these rows of the batch, ascending."""
+        if len(rows) == len(self.lengths):
+            return
         self.cache.select(rows)
         index = torch.tensor(rows).to(self._pads.device, non_blocking=True)
         self._pads, self._prompt_bias = self._pads[index], self._prompt_bias[index]
@@ -258,11 +255,9 @@ def why_unsuitable(model: PreTrainedModel) -> str | None:
             f"its attention {config._attn_implementation!r} takes no mask for a tree; load it with "
             "attn_implementation='sdpa'"
         )
-    if embedding.weight.shape[1] != head.weight.shape[1]:
-        return (
-            f"its input embedding is {embedding.weight.shape[1]} wide and its head reads {head.weight.shape[1]}, and a "
-            "drafter needs one width for both"
-        )
+    read, embedded = head.weight.shape[-1], embedding.weight.shape[-1]  # type: ignore[union-attr, index]
+    if read != embedded:
+        return f"its head reads a width of {read}, its embedding has {embedded}, and a drafter needs one for both"
     return None
 
 
