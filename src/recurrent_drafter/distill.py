@@ -41,18 +41,26 @@ def distilled_targets(
     cache = TreeCache(verifier.config.num_hidden_layers, length + chunk * (depths - 1))
     everywhere = torch.arange(length, device=device)
     causal = torch.full((length, length), hidden, dtype=dtype, device=device).triu(1)
-    first = verifier.forward(input_ids[None], everywhere[None], causal[None], cache)
+    first = verifier.forward(
+        input_ids[None], everywhere[None], causal[None], cache, distance=(everywhere[:, None] - everywhere)[None]
+    )
+    cache.keep_all()
     own = torch.full((chunk, chunk), hidden, dtype=dtype, device=device).fill_diagonal_(0)
     chunks = []
     for root in positions.split(chunk):
         (count,) = root.shape
-        cache.length = length  # the text stays, the last chunk's generated tokens go
+        cache.lengths = [length]  # the text stays, the last chunk's generated tokens go
         targets = [first.logits[0, root].argmax(-1)]
         visible = causal[root]  # (count, S): each root sees its own prefix of the text
+        columns = everywhere  # the positions that the columns stand for
         for depth in range(1, depths):
             visible = torch.cat([visible, own[:count, :count]], dim=1)
-            step = verifier.forward(targets[-1][None], (root + depth)[None], visible[None], cache)
-            cache.length += count
+            columns = torch.cat([columns, root + depth])
+            distance = (root + depth)[:, None] - columns
+            step = verifier.forward(
+                targets[-1][None], (root + depth)[None], visible[None], cache, distance=distance[None]
+            )
+            cache.lengths = [len(columns)]
             targets.append(step.logits[0].argmax(-1))
         chunks.append(torch.stack(targets, dim=1))
     every = torch.cat(chunks) if chunks else positions.new_empty(0, depths)

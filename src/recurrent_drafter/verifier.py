@@ -4,10 +4,12 @@ This file and ``cache.py`` are the only ones that know how Hugging Face models a
 """
 
 import hashlib
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -30,25 +32,26 @@ class Pass:
 class Verifier:
     """A causal LM that can verify trees. Holds no state between calls; the model is used as it is.
 
-    Raises ValueError for models without a language-model head or with position schemes that a tree cannot be given.
+    Raises ValueError, with the reason, for models that cannot verify a tree or cannot be drafted for.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        head = model.get_output_embeddings()
-        if head is None:
-            raise ValueError(f"{type(model).__name__} has no language-model head: expected a causal LM")
-        config = model.config.get_text_config()
-        if getattr(config, "alibi", False) or config.model_type == "bloom":
-            raise ValueError(
-                f"{config.model_type} derives positions from the attention mask (ALiBi), which a tree cannot be given: "
-                "expected a model that takes position_ids"
-            )
+        reason = why_unsuitable(model)
+        if reason is not None:
+            raise ValueError(f"{type(model).__name__} cannot be a verifier: {reason}")
         self.model = model
-        self.head = head
-        self.config = config
+        self.head: nn.Module = model.get_output_embeddings()
+        self.config = model.config.get_text_config()
         self.embedding: nn.Module = model.get_input_embeddings()
-        self.vocab_size: int = head.weight.shape[0]
-        self.hidden_size: int = head.weight.shape[1]
+        self.vocab_size: int = self.head.weight.shape[0]  # type: ignore[assignment, union-attr, index]
+        self.hidden_size: int = self.head.weight.shape[1]  # type: ignore[assignment, union-attr, index]
+        # As transformers' own `create_masks_for_generate` reads a config: where layers have types, one mask for each
+        # type; else one mask for all, which slides if there is a window.
+        self._kinds: list[str] = sorted(set(getattr(self.config, "layer_types", None) or ()))
+        slides = "sliding_attention" in self._kinds or not self._kinds
+        self.window: int | None = (getattr(self.config, "sliding_window", None) or None) if slides else None
+        self._rope: dict[str, Any] = getattr(self.config, "rope_parameters", None) or {}
+        self.hidden_bias = torch.finfo(model.dtype).min
 
     @property
     def device(self) -> torch.device:
@@ -57,8 +60,20 @@ class Verifier:
 
     @property
     def context_length(self) -> int | None:
-        """The most positions that the model was made for; None when its config names no limit."""
-        return getattr(self.config, "max_position_embeddings", None)
+        """The most positions that the model computes alike; None when its config names no limit.
+
+        Rotary frequencies of type longrope change for a whole pass once it reaches behind the original context.
+        """
+        limit: int | None = getattr(self.config, "max_position_embeddings", None)
+        if self._rope.get("rope_type") == "longrope":
+            limit = self._rope.get("original_max_position_embeddings", limit)
+        return limit
+
+    @property
+    def last_position(self) -> int | None:
+        """The last position that may be asked for, where that is a hard limit: of a table, or of `context_length`."""
+        bounded = not self._rope or self._rope.get("rope_type") in ("longrope", "dynamic")
+        return self.context_length - 1 if bounded and self.context_length is not None else None
 
     def embed(self, tokens: Tensor) -> Tensor:  # (...) -> (..., H)
         """The model's own input embedding of tokens."""
@@ -66,46 +81,72 @@ class Verifier:
 
     def hiddens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # (B, S) -> (B, S, H)
         """Last hidden states of whole sequences, as the LM head reads them, without paying for the head."""
+        positions = None if attention_mask is None else positions_under(attention_mask)
         with self._head_input(keep_rows=1) as captured:
-            self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
         return captured[0]
 
+    def as_bias(self, visible: Tensor) -> Tensor:
+        """A boolean mask as an additive one in the model's dtype, which every attention implementation takes."""
+        bias = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
+        return bias.masked_fill_(~visible, self.hidden_bias)
+
     def forward(
-        self, tokens: Tensor, positions: Tensor, visible: Tensor, cache: TreeCache, *, last_only: bool = False
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        cache: TreeCache,
+        *,
+        distance: Tensor | None = None,
+        last_only: bool = False,
     ) -> Pass:
         """One pass over N new tokens per row, behind the cache's kept columns.
 
         Args:
             tokens: (B, N). positions: (B, N), the position that each token stands for.
             visible: (B, N, kept + N) additive mask in the model's dtype, 0 where a token may look.
+            cache: the columns so far. It keeps none of the new ones by itself.
+            distance: (B, N, kept + N), how many tokens back each column lies; needed where there is a ``window``.
             last_only: logits for the last token only, (B, 1, V).
         """
         with self._head_input(keep_rows=1 if last_only else None) as captured:
             output = self.model(
                 input_ids=tokens,
                 position_ids=positions,
-                attention_mask=visible[:, None],
+                attention_mask=self._masks(visible[:, None], distance),
                 past_key_values=cache,
                 use_cache=True,
             )
         return Pass(output.logits, captured[0])
 
+    def _masks(self, visible: Tensor, distance: Tensor | None) -> Tensor | dict[str, Tensor]:  # (B, 1, N, columns)
+        if self.window is None:
+            return visible
+        if distance is None:
+            raise ValueError(
+                f"{self.config.model_type} attends to a window of {self.window} tokens: distance is needed"
+            )
+        sliding = visible.masked_fill(distance[:, None] >= self.window, self.hidden_bias)
+        if len(self._kinds) < 2:
+            return sliding
+        return {"full_attention": visible, "sliding_attention": sliding}
+
     def open(self, input_ids: Tensor, attention_mask: Tensor | None, capacity: int) -> tuple["VerifierSession", Pass]:
         """Read the prompts (B, S), left-padded where ``attention_mask`` is 0; return the session and the last pass."""
-        batch, length = input_ids.shape
+        _, length = input_ids.shape
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         own = attention_mask.bool()
-        session = VerifierSession(self, TreeCache(self.config.num_hidden_layers, max(capacity, length)), batch)
-        positions = (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-        causal = torch.ones(length, length, dtype=torch.bool, device=input_ids.device).tril()
+        columns = torch.arange(length, device=input_ids.device)
+        distance = (columns[:, None] - columns)[None]  # (1, S, S)
         # A pad sees itself, or its softmax would have nothing to sum over; nothing sees a pad.
-        seen = causal & (own[:, None, :] | torch.eye(length, dtype=torch.bool, device=input_ids.device))
-        result = self.forward(input_ids, positions, session.as_bias(seen), session.cache, last_only=True)
-        session.cache.length = length
-        session.prefix_bias = session.as_bias(own)[:, None, :]
-        session.positions = positions[:, -1] + 1
-        return session, result
+        seen = (distance == 0) | ((distance > 0) & own[:, None, :])
+        cache = TreeCache(self.config.num_hidden_layers, max(capacity, length))
+        positions = positions_under(attention_mask)
+        result = self.forward(input_ids, positions, self.as_bias(seen), cache, distance=distance, last_only=True)
+        cache.keep_all()
+        return VerifierSession(self, cache, own), result
 
     @contextmanager
     def _head_input(self, keep_rows: int | None) -> Iterator[list[Tensor]]:
@@ -124,42 +165,105 @@ class Verifier:
 
 
 class VerifierSession:
-    """The verified text of a batch: its cache, which columns each row may see, and the position that comes next."""
+    """The verified text of a batch: its cache, and what of the prompts each row may see.
 
-    def __init__(self, verifier: Verifier, cache: TreeCache, batch: int) -> None:
+    Args:
+        verifier: the model. cache: holds the prompts' columns.
+        own: (B, S) bool, False where the prompts are padded.
+    """
+
+    def __init__(self, verifier: Verifier, cache: TreeCache, own: Tensor) -> None:
         self.verifier, self.cache = verifier, cache
-        self._hidden = torch.finfo(verifier.model.dtype).min
-        self.prefix_bias = torch.zeros(batch, 1, 0, dtype=verifier.model.dtype, device=verifier.device)
-        self.positions = torch.zeros(batch, dtype=torch.int64, device=verifier.device)
+        self._pads = (~own).sum(1, keepdim=True)  # (B, 1)
+        # (B, capacity): pads are hidden; how far a row's text reaches is the cache's knowledge.
+        self._prompt_bias = nn.functional.pad(verifier.as_bias(own), (0, cache.capacity - own.shape[1]))
 
-    def as_bias(self, visible: Tensor) -> Tensor:
-        """A boolean mask as an additive one in the model's dtype, which every attention implementation takes."""
-        bias = torch.zeros(visible.shape, dtype=self.verifier.model.dtype, device=visible.device)
-        return bias.masked_fill_(~visible, self._hidden)
+    @property
+    def lengths(self) -> list[int]:
+        """Columns kept per row, its prompt's pads included."""
+        return self.cache.lengths
 
     def forward_tree(self, tree: DraftTree) -> Pass:
         """Verify a tree: every node sees the verified text and its own ancestors, at its depth's position."""
         _, nodes = tree.tokens.shape
-        if nodes == 1:
-            bias = nn.functional.pad(self.prefix_bias, (0, 1))  # its own column
-        else:
-            bias = torch.cat([self.prefix_bias.expand(-1, nodes, -1), self.as_bias(tree.ancestors)], dim=2)
-        return self.verifier.forward(tree.tokens, self.positions[:, None] + tree.depths, bias, self.cache)
+        base, width = self.cache.base, self.cache.longest + nodes
+        missing = width - self._prompt_bias.shape[1]
+        if missing > 0:
+            self._prompt_bias = nn.functional.pad(self._prompt_bias, (0, max(missing, width)))
+        bias = self._prompt_bias[:, None, :width]
+        if nodes > 1 or not isinstance(base, int):
+            bias = bias.repeat(1, nodes, 1)
+            if not isinstance(base, int):
+                stale = torch.arange(width, device=bias.device) >= base  # (B, columns), the tree's own among them
+                bias.masked_fill_(stale[:, None], self.verifier.hidden_bias)
+            self._put(bias, self.verifier.as_bias(tree.ancestors))
+        positions = tree.depths + (base - self._pads)
+        distance = self._distance(positions, width) if self.verifier.window is not None else None
+        last = self.verifier.last_position
+        if last is not None:  # rows differ in what they may still emit: a tree may reach further than one ever will
+            positions[:, 1:].clamp_(max=last)
+        return self.verifier.forward(tree.tokens, positions, bias, self.cache, distance=distance)
+
+    def keep(self, path: Tensor, n_accepted: list[int]) -> None:
+        """Add to each row's text the first 1 + ``n_accepted`` nodes of its path (B, 1 + depth)."""
+        self.cache.keep(path, n_accepted)
 
     def select(self, rows: list[int]) -> None:
-        """Temporary."""
-        index = torch.tensor(rows)
-        self.cache.keys, self.cache.values = self.cache.keys[:, index], self.cache.values[:, index]
-        self.prefix_bias, self.positions = self.prefix_bias[index], self.positions[index]
+        """Go on with these rows of the batch, ascending."""
+        if len(rows) == len(self.lengths):
+            return
+        self.cache.select(rows)
+        index = torch.tensor(rows).to(self._pads.device, non_blocking=True)
+        self._pads, self._prompt_bias = self._pads[index], self._prompt_bias[index]
 
-    def keep(self, path: Tensor, accepted: list[int]) -> None:
-        """Add each row's accepted path (B, M) to its text."""
-        kept = max(accepted) + 1
-        n_accepted = torch.tensor(accepted, device=path.device)
-        self.cache.keep(path[:, :kept])
-        columns = torch.arange(kept, device=path.device)
-        self.prefix_bias = torch.cat([self.prefix_bias, self.as_bias(columns <= n_accepted[:, None])[:, None]], dim=2)
-        self.positions = self.positions + n_accepted + 1
+    def _distance(self, positions: Tensor, width: int) -> Tensor:  # (B, N) -> (B, N, columns)
+        """How many tokens each column lies before each node; a column of the text stands where its number says."""
+        columns = torch.arange(width, device=positions.device) - self._pads
+        self._put(columns[:, None], positions[:, None])
+        return positions[:, :, None] - columns[:, None]
+
+    def _put(self, rows: Tensor, block: Tensor) -> None:  # (B, n, columns), (B, n, N)
+        """Write what holds for the tree's own columns, which lie behind each row's text."""
+        base, nodes = self.cache.base, block.shape[2]
+        if isinstance(base, int):
+            rows[:, :, base : base + nodes] = block
+        else:
+            columns = base + torch.arange(nodes, device=block.device)  # (B, N)
+            rows.scatter_(2, columns[:, None].expand_as(block), block)
+
+
+def why_unsuitable(model: PreTrainedModel) -> str | None:
+    """Why trees cannot be verified exactly with this model, or a drafter not be made for it; None if they can."""
+    config = model.config.get_text_config()
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
+    foreign = sorted(kinds - {"full_attention", "sliding_attention", "global"})
+    if getattr(config, "attention_chunk_size", None) and not kinds:
+        foreign = ["chunked_attention"]
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None:
+        return "it has no language-model head"
+    if model.config.is_encoder_decoder:
+        return "it is an encoder-decoder, expected a decoder alone"
+    if getattr(model, "_is_stateful", False):
+        return "it carries a recurrent state from token to token, which cannot branch along a tree"
+    if foreign:
+        return f"it has layers of type {', '.join(foreign)}, and a tree is exact with full and sliding attention only"
+    if getattr(config, "alibi", False) or "position_ids" not in inspect.signature(model.forward).parameters:
+        return "it derives positions from the order of the tokens (as ALiBi does) and takes no position_ids for a tree"
+    if config._attn_implementation not in ("sdpa", "eager"):
+        return (
+            f"its attention {config._attn_implementation!r} takes no mask for a tree; load it with "
+            "attn_implementation='sdpa'"
+        )
+    read, embedded = head.weight.shape[-1], embedding.weight.shape[-1]  # type: ignore[union-attr, index]
+    if read != embedded:
+        return f"its head reads a width of {read}, its embedding has {embedded}, and a drafter needs one for both"
+    return None
+
+
+def positions_under(attention_mask: Tensor) -> Tensor:  # (B, S) -> (B, S)
+    """Positions that count only what is not masked, as `generate` gives them."""
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
