@@ -14,7 +14,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from recurrent_drafter.cli import train
+from recurrent_drafter.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -33,19 +36,20 @@ class Ended:
 
 def _become(argv: list[str], folder: Path, terminal: str | None, constants: dict[str, float]) -> None:
     os.chdir(folder)
-    os.environ.update(COLUMNS="80", OMP_NUM_THREADS="1")
+    os.environ["COLUMNS"] = "80"
+    torch.set_num_threads(1)  # other work on the machine then costs its share, not a multiple of it
     if terminal is not None:
         os.login_tty(os.open(terminal, os.O_RDWR))
         sys.stdin = open(0, closefd=False)
     else:
-        for stream, number in (("out", 1), ("err", 2)):
+        for stream, number in ((".stdout", 1), (".stderr", 2)):
             os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout.reconfigure(line_buffering=True)
     for name, value in constants.items():
         setattr(train, name, value)
     sys.argv = argv
     if argv[0] == "recurrent-drafter":
-        runpy.run_module("recurrent_drafter.cli.main", run_name="__main__")
+        sys.exit(main(argv[1:]))
     else:
         runpy.run_path(str(ROOT / argv[0]), run_name="__main__")
 
@@ -63,18 +67,18 @@ class Command:
         """Send the signal of Ctrl-C as soon as the command has written this."""
         until = time.monotonic() + SECONDS
         while time.monotonic() < until and self.process.is_alive():
-            if re.search(written, self._read("out") + self._read("err")):
+            if re.search(written, self._read(".stdout") + self._read(".stderr")):
                 os.kill(self.process.pid, signal.SIGINT)
                 return
             time.sleep(0.02)
-        raise AssertionError(f"{written!r} did not appear: {self._read('out')}{self._read('err')}")
+        raise AssertionError(f"{written!r} did not appear: {self._read('.stdout')}{self._read('.stderr')}")
 
     def ended(self) -> Ended:
         """Wait for the end."""
         self.process.join(SECONDS)
         if self.process.is_alive():
             self.process.kill()
-        return Ended(self.process.exitcode, self._read("out"), self._read("err"))
+        return Ended(self.process.exitcode, self._read(".stdout"), self._read(".stderr"))
 
     def _read(self, stream: str) -> str:
         path = self.folder / stream

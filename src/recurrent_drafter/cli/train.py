@@ -36,9 +36,11 @@ from recurrent_drafter.verifier import Verifier, load_verifier, tokenizer_hash
 
 QUICK_SECONDS = 222  # all of --quick, from the first line of `main` to the saved drafter, stays below 240
 QUICK_TEXT_SECONDS = 70
+QUICK_REPLIES, QUICK_REPLY_TOKENS = 64, 192  # that are generated at a time
 QUICK_TEXT = "text.safetensors"  # in the output folder, for a resumed training
 QUICK_DEPTHS = 5
 QUICK_DRAFT_VOCABULARY = 2048
+HELD_OUT_REPLIES, HELD_OUT_TOKENS = 16, 96
 
 
 @reporting
@@ -196,9 +198,11 @@ def held_out_replies(
 ) -> HeldOutReplies:
     """The verifier's replies to prompts of the evaluation split; ``quick`` goes on past end tokens."""
     dialogues = load_dialogues(data.dataset_name, data.dataset_path, "eval").dialogues
-    count = min(16, len(dialogues))
+    count = min(HELD_OUT_REPLIES, len(dialogues))
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=count, max_length=256)
-    return HeldOutReplies(verifier, greedy_replies(verifier, prompts, 96, () if quick else end_tokens(tokenizer)))
+    return HeldOutReplies(
+        verifier, greedy_replies(verifier, prompts, HELD_OUT_TOKENS, () if quick else end_tokens(tokenizer))
+    )
 
 
 def make_examples(
@@ -244,11 +248,15 @@ def quick_text(
     task = progress.add_task("verifier's own text", total=QUICK_TEXT_SECONDS, note="")
     replies: list[Reply] = []
     begun = time.monotonic()
-    for start in range(0, count, 64):
-        replies += greedy_replies(verifier, prompts[start : start + 64], 192, (), batch_size=64)
+    for start in range(0, count, QUICK_REPLIES):
+        some = prompts[start : start + QUICK_REPLIES]
+        replies += greedy_replies(verifier, some, QUICK_REPLY_TOKENS, (), batch_size=len(some))
         spent = time.monotonic() - begun
         progress.update(task, completed=min(spent, QUICK_TEXT_SECONDS), note=f"{len(replies)} texts")
-        if spent * (1 + 64 / len(replies)) > QUICK_TEXT_SECONDS or time.monotonic() - started > QUICK_SECONDS / 2:
+        if (
+            spent * (1 + QUICK_REPLIES / len(replies)) > QUICK_TEXT_SECONDS
+            or time.monotonic() - started > QUICK_SECONDS / 2
+        ):
             break
     progress.update(task, completed=QUICK_TEXT_SECONDS)
     return replies
