@@ -6,7 +6,7 @@ The methods differ in how targets are made (`make_examples`), not in the trainer
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,15 @@ def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:
         "positions": torch.cat([example.positions for example in examples]),
         "targets": torch.cat([example.targets for example in examples]),
     }
+
+
+@dataclass
+class TrainingOptions(TrainingArguments):
+    """Every option of transformers' trainer; ``report_to`` takes several services on the command line."""
+
+    report_to: list[str] = field(  # type: ignore[assignment]
+        default_factory=lambda: ["none"], metadata={"help": "wandb, tensorboard, ... (as many as wanted), all or none"}
+    )
 
 
 class DrafterTrainer(Trainer):

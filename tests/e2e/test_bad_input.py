@@ -82,6 +82,7 @@ CASES = {
     "empty data": ([*TRAIN, "--dataset_path", "empty.jsonl"], "empty.jsonl is empty"),
     "two data sets": ([*TRAIN, "--dataset_path", "x", "--dataset_name", "demo"], "exclude each other"),
     "a file as output": ([*TRAIN, "--dataset_name", "demo", "--output_dir", "file"], "--output_dir file cannot be"),
+    "unknown service": ([*TRAIN, "--report_to", "wnadb"], "--report_to wnadb: no such service is installed"),
     "no checkpoint": ([*TRAIN, "--resume_from_checkpoint", "./nowhere"], "no checkpoint at ./nowhere"),
     "too few distilled": ([*TRAIN, "--use_distilled_dataset", "--drafter_predict_n_tokens", "9"], "distil at least"),
 }

@@ -24,6 +24,10 @@ def test_there_are_commands():
     assert len(commands()) > 8
 
 
+def test_several_services_parse(capsys):
+    assert train.main(["--report_to", "wandb", "tensorboard", "--run_name", "two", "--demo"]) == 0
+
+
 @pytest.mark.parametrize("command", commands())
 def test_a_command_parses(command, capsys):
     program, *argv = shlex.split(command, comments=True)

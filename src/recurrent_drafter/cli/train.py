@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,13 @@ from typing import Any
 import torch
 from rich.progress import Progress
 from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
 from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.cli.callbacks import ShowProgress, StopWhenInterrupted, progress_bar
 from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
+from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable, save_drafter
 from recurrent_drafter.config import DataOptions, DraftShape, ModelOptions, RecurrentDraftingConfig
 from recurrent_drafter.data import encode_examples, load_dialogues, prompts_from_dialogues
 from recurrent_drafter.drafter import RecurrentDrafter
@@ -26,9 +27,9 @@ from recurrent_drafter.train import (
     DrafterTrainer,
     RootExample,
     TimeBudget,
+    TrainingOptions,
     coverage,
     frequent_tokens,
-    last_checkpoint,
     with_distilled_targets,
     with_text_targets,
 )
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = {argument.split("=")[0] for argument in arguments}
     if "--output_dir" not in named:  # the only default of TrainingArguments that depends on other flags
         arguments += ["--output_dir", ""]
-    model, data, training = parse(arguments, main.__doc__ or "", ModelOptions, DataOptions, TrainingArguments)
+    model, data, training = parse(arguments, main.__doc__ or "", ModelOptions, DataOptions, TrainingOptions)
     model, data = with_defaults(model, data, named)
     training.output_dir = training.output_dir or default_output(model)
     if model.demo:
@@ -305,36 +306,18 @@ def quick_schedule(training: TrainingArguments) -> None:
 def prepare(training: TrainingArguments) -> None:
     """Settings that the drafter's trainer needs whatever the flags say, a place to write, and where to go on from.
 
-    Raises OSError now for what would otherwise end a training when it saves.
+    Raises ValueError or OSError now for what would otherwise end a training later.
     """
+    available = get_available_reporting_integrations()
+    for service in training.report_to or ():
+        if service not in available:
+            raise ValueError(
+                f"--report_to {service}: no such service is installed here (pip install {service}?); "
+                f"there is {', '.join([*available, 'none'])}"
+            )
     training.remove_unused_columns = False
     training.disable_tqdm = True
     training.dataloader_pin_memory = torch.cuda.is_available()
     output = Path(str(training.output_dir))
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
-    except OSError as error:
-        raise OSError(f"--output_dir {output} cannot be written to ({error.strerror}): give another folder") from error
+    make_writable(output)
     training.resume_from_checkpoint = checkpoint_to_resume(training.resume_from_checkpoint, output)
-
-
-def checkpoint_to_resume(asked: str | None, output: Path) -> str | None:
-    """The flag's value, a folder or a truth value, as a checkpoint's folder or None."""
-    if asked is None or asked.lower() == "false":
-        return None
-    if asked.lower() != "true":
-        if not (Path(asked) / "trainer_state.json").is_file():
-            raise OSError(f"there is no checkpoint at {asked}: give a folder checkpoint-N, or True for the newest one")
-        return asked
-    newest = last_checkpoint(output)
-    print(f"going on from {newest}" if newest else f"no checkpoint in {output}: training begins anew")
-    return str(newest) if newest else None
-
-
-def save_drafter(drafter: RecurrentDrafter, output: Path) -> None:
-    """Write the drafter's files to the side, then put them in place: an older drafter is never half overwritten."""
-    with tempfile.TemporaryDirectory(dir=output, prefix=".saving-") as unfinished:
-        drafter.save_pretrained(unfinished)
-        for file in Path(unfinished).iterdir():
-            file.replace(output / file.name)
