@@ -247,9 +247,9 @@ class TimeBudget(TrainerCallback, ExportableState):
             group["lr"] = self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.share))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop when the time is spent; evaluate when the next share of it has passed."""
+        """Stop when the time is spent; evaluate when the next share of it has passed, without catching up."""
+        due = int(self.share * (self.evaluations + 1))
         if self.share >= 1:
             control.should_training_stop = True
-        if self.share >= (self._evaluated + 1) / (self.evaluations + 1):
-            self._evaluated += 1
-            control.should_evaluate = True
+        elif due > self._evaluated:
+            self._evaluated, control.should_evaluate = due, True

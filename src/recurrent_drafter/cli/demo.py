@@ -107,7 +107,8 @@ def table(protocol: str, results: Sequence[ArmResult], new_tokens: int, dtype: s
     what = (
         f"exactly {new_tokens} new tokens" if protocol == "sustained" else f"up to the end token, at most {new_tokens}"
     )
-    shown = Table(title=f"{protocol} ({what}), greedy, {dtype}, batch 1", box=SIMPLE_HEAD, pad_edge=False)
+    title = f"{protocol} ({what}), greedy, {dtype}, batch 1"
+    shown = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))  # fits 80 columns
     for column in ("", "tok/s", "tok/step", "vs HF", "vs autoregr.", "identical"):
         shown.add_column(column, justify="left" if not column else "right")
     reference, alone = results[0], results[1]
