@@ -130,7 +130,7 @@ class DataOptions:
         metadata={"help": "sharegpt (default), alpaca, mtbench, wikitext, or 'demo' (the bundled conversations)"},
     )
     dataset_path: str | None = field(
-        default=None, metadata={"help": "a local file instead: .json .jsonl .jsonl.gz .txt"}
+        default=None, metadata={"help": "a local file instead: .json, .jsonl, either with .gz, .txt or .parquet"}
     )
     model_max_length: int = field(default=512, metadata={"help": "tokens of an example"})
     train_on_assistant_only: bool = field(default=False, metadata={"help": "roots in assistant replies only"})
@@ -150,6 +150,10 @@ class DataOptions:
         _require(
             self.distill_num_future_tokens >= 1,
             f"--distill_num_future_tokens is {self.distill_num_future_tokens}, expected at least 1",
+        )
+        _require(
+            self.distill_max_examples >= 1,
+            f"--distill_max_examples is {self.distill_max_examples}, expected at least 1",
         )
         _require(
             self.distill_temperature == 0.0,
@@ -184,6 +188,9 @@ class GenerateOptions:
             self.max_generation_length >= 1,
             f"--max_generation_length is {self.max_generation_length}, expected at least 1",
         )
+        for name, least in (("beam_width", 1), ("beam_length", 1), ("max_tree_nodes", 2)):
+            value = getattr(self, name)
+            _require(value is None or value >= least, f"--{name} is {value}, expected at least {least}")
         _require(self.prompt is None or bool(self.prompt.strip()), "--prompt is empty: expected some text")
         _require((self.prompt is None) == self.interactive, "give either --prompt TEXT or --interactive")
         _require(

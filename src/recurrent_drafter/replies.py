@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recurrent_drafter.accept import follow_tree
@@ -17,6 +19,8 @@ from recurrent_drafter.sampler import Sampler
 from recurrent_drafter.stop import Stop
 from recurrent_drafter.tree import prefix_tree
 from recurrent_drafter.verifier import Verifier
+
+PARTS = ("prompt", "tokens")  # of a reply, in a file
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,19 @@ def greedy_replies(
             for index, tokens in zip(rows, stop.generated, strict=True):
                 replies[index] = Reply(prompts[index], torch.tensor(tokens))
     return [replies[index] for index in range(len(prompts))]
+
+
+def save_replies(path: Path, replies: Sequence[Reply]) -> None:
+    """Keep replies in one safetensors file, written whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    save_file({f"{n}.{part}": getattr(r, part) for n, r in enumerate(replies) for part in PARTS}, unfinished)
+    unfinished.replace(path)
+
+
+def load_replies(path: Path) -> list[Reply]:
+    """What `save_replies` kept, in order."""
+    tensors = load_file(path)
+    return [Reply(*(tensors[f"{n}.{part}"] for part in PARTS)) for n in range(len(tensors) // len(PARTS))]
 
 
 def left_padded(prompts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:

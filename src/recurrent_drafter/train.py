@@ -6,13 +6,15 @@ The methods differ in how targets are made (`make_examples`), not in the trainer
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import TrainExample
@@ -87,6 +89,15 @@ def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:
         "positions": torch.cat([example.positions for example in examples]),
         "targets": torch.cat([example.targets for example in examples]),
     }
+
+
+@dataclass
+class TrainingOptions(TrainingArguments):
+    """Every option of transformers' trainer; ``report_to`` takes several services on the command line."""
+
+    report_to: list[str] = field(  # type: ignore[assignment]
+        default_factory=lambda: ["none"], metadata={"help": "wandb, tensorboard, ... (as many as wanted), all or none"}
+    )
 
 
 class DrafterTrainer(Trainer):
@@ -168,43 +179,77 @@ class DrafterTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def save_now(self) -> None:
-        """Write a checkpoint that training can be resumed from, as after an interrupt."""
-        self._save_checkpoint(self.drafter, trial=None)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        mine = self.drafter.draft_ids.clone()
+        try:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            same = torch.equal(mine, self.drafter.draft_ids)
+        except RuntimeError:  # a tensor of another shape
+            same = False
+        if not same:
+            raise ValueError(
+                f"{resume_from_checkpoint} is of another drafter or another draft vocabulary: resume with the model, "
+                "data and flags that it was begun with"
+            )
 
 
-class TimeBudget(TrainerCallback):
-    """Train until a moment, with the learning rate falling to zero at it (a cosine of the time that has passed).
+def last_checkpoint(directory: Path) -> Path | None:
+    """The newest complete checkpoint of a training, by time: an older run may have left higher numbers behind."""
+    complete = directory.glob("checkpoint-*/trainer_state.json")  # what is written last
+    newest = max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
+    return newest and newest.parent
+
+
+class TimeBudget(TrainerCallback, ExportableState):
+    """Train for some seconds, with the learning rate falling to zero at their end (a cosine of the time spent).
+
+    A resumed training goes on with what its checkpoint says was left.
 
     Args:
-        deadline: on `time.monotonic`'s clock.
+        seconds: from the first step on.
         learning_rate: at the start.
         evaluations: how many, evenly spread; their time counts.
     """
 
-    def __init__(self, deadline: float, learning_rate: float, evaluations: int) -> None:
-        self.deadline, self.learning_rate, self.evaluations = deadline, learning_rate, evaluations
-        self._begun = 0.0
+    def __init__(self, seconds: float, learning_rate: float, evaluations: int) -> None:
+        self.seconds, self.learning_rate, self.evaluations = seconds, learning_rate, evaluations
+        self._begun: float | None = None
         self._evaluated = 0
 
-    def _passed(self) -> float:
-        return min((time.monotonic() - self._begun) / max(self.deadline - self._begun, 1e-9), 1.0)
+    @property
+    def spent(self) -> float:
+        """Seconds of training so far."""
+        return 0.0 if self._begun is None else time.monotonic() - self._begun
+
+    @property
+    def share(self) -> float:
+        """The part of the time that is spent, at most 1."""
+        return min(self.spent / max(self.seconds, 1e-9), 1.0)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {
+            "args": {name: getattr(self, name) for name in ("seconds", "learning_rate", "evaluations")},
+            "attributes": {"spent": self.spent, "evaluated": self._evaluated},
+        }
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the clock."""
-        self._begun = time.monotonic()
+        """Start the clock, or set it to where the checkpoint's stood."""
+        kept = state.stateful_callbacks.get(type(self).__name__, self.state())
+        self.seconds = kept["args"]["seconds"]
+        self._begun = time.monotonic() - kept["attributes"]["spent"]
+        self._evaluated = kept["attributes"]["evaluated"]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any) -> None:
         """Set this step's learning rate: ten steps of warm-up, then the cosine."""
-        rate = (
-            self.learning_rate * min(1.0, (state.global_step + 1) / 10) * 0.5 * (1 + math.cos(math.pi * self._passed()))
-        )
+        warm = min(1.0, (state.global_step + 1) / 10)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * self.share))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Stop at the deadline; evaluate when the next share of the time has passed."""
-        control.should_training_stop = time.monotonic() >= self.deadline
-        if self._passed() >= (self._evaluated + 1) / (self.evaluations + 1):
-            self._evaluated += 1
-            control.should_evaluate = True
+        """Stop when the time is spent; evaluate when the next share of it has passed, without catching up."""
+        due = int(self.share * (self.evaluations + 1))
+        if self.share >= 1:
+            control.should_training_stop = True
+        elif due > self._evaluated:
+            self._evaluated, control.should_evaluate = due, True

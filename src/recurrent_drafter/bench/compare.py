@@ -52,10 +52,10 @@ class ArmResult:
 
     @property
     def equality(self) -> str:
-        """``yes``, or what differed, counted."""
+        """``yes``, or how many prompts differed, and how."""
         if self.bugs:
-            return f"NO: {len(self.bugs)} differ ({self.bugs[0]})"
-        return "yes" if not self.ties else f"yes, but for {self.ties} numeric ties"
+            return f"NO: {len(self.bugs)}"
+        return f"ties: {self.ties}" if self.ties else "yes"
 
 
 Generate = Callable[[Tensor], tuple[list[int], int | None]]  # prompt (1, S) -> new ids, steps

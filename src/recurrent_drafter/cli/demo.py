@@ -19,6 +19,7 @@ from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.compare import ArmResult, Generate, compare
 from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.stop import as_tuple
@@ -59,9 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokenizer = load_verifier("demo", dtype=options.dtype)
     dialogues = load_dialogues("demo", None, "eval").dialogues
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=options.prompts, max_length=512)
-    drafters = {"bundled drafter": str(demo_drafter_path())}
+    drafters = {"bundled drafter": open_speculator(str(demo_drafter_path()), model, tokenizer)}
     if trained is not None:
-        drafters["your drafter"] = trained
+        drafters["your drafter"] = open_speculator(trained, model, tokenizer)
     differing = 0
     console = Console()
     for protocol, end_ids in (("sustained", (NEVER,)), ("reply", as_tuple(model.generation_config.eos_token_id))):
@@ -70,14 +71,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             task = progress.add_task(f"{protocol}: {len(prompts)} prompts, {len(arms)} arms", total=len(prompts))
             results = compare(arms, prompts, Verifier(model), done=partial(progress.advance, task))
         console.print(table(protocol, results, options.new_tokens, str(model.dtype).removeprefix("torch.")))
-        differing += sum(len(result.bugs) for result in results)
+        for result in results:
+            differing += len(result.bugs)
+            for bug in result.bugs:
+                console.print(f"DIFFERS: {result.name}, {bug}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     console.print(f"{len(prompts)} held-out prompts, {torch.get_num_threads()} threads; peak memory {peak:,.0f} MiB")
     return 1 if differing else 0
 
 
 def make_arms(
-    model: PreTrainedModel, drafters: dict[str, str], new_tokens: int, end_ids: list[int]
+    model: PreTrainedModel, drafters: dict[str, RecurrentDraftingSpeculator], new_tokens: int, end_ids: list[int]
 ) -> dict[str, Generate]:
     """HF generate first: it is the reference for equality."""
     config = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": end_ids, "pad_token_id": 0}
@@ -96,9 +100,7 @@ def make_arms(
     alone = RecurrentDraftingSpeculator(None)
     alone.attach_verifier(model)
     arms: dict[str, Generate] = {"HF generate": hf_generate, "autoregression": ours(alone)}
-    for name, path in drafters.items():
-        arms[name] = ours(RecurrentDraftingSpeculator.from_pretrained(path, verifier=model))
-    return arms
+    return arms | {name: ours(speculator) for name, speculator in drafters.items()}
 
 
 def table(protocol: str, results: Sequence[ArmResult], new_tokens: int, dtype: str) -> Table:
@@ -106,8 +108,9 @@ def table(protocol: str, results: Sequence[ArmResult], new_tokens: int, dtype: s
     what = (
         f"exactly {new_tokens} new tokens" if protocol == "sustained" else f"up to the end token, at most {new_tokens}"
     )
-    shown = Table(title=f"{protocol} ({what}), greedy, {dtype}, batch 1", box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("", "tok/s", "tok/step", "vs HF generate", "vs autoregression", "identical"):
+    title = f"{protocol} ({what}), greedy, {dtype}, batch 1"
+    shown = Table(title=title, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))  # fits 80 columns
+    for column in ("", "tok/s", "tok/step", "vs HF", "vs autoregr.", "identical"):
         shown.add_column(column, justify="left" if not column else "right")
     reference, alone = results[0], results[1]
     for result in results:

@@ -3,17 +3,18 @@
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
+from contextlib import closing
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
+from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.config import DraftShape, GenerateOptions
 from recurrent_drafter.data import Turn, encode_prompt
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.verifier import load_verifier, tokenizer_hash
+from recurrent_drafter.verifier import load_verifier
 
 
 @reporting
@@ -25,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
     speculator = load_speculator(options, model, tokenizer)
     if options.prompt is not None:
-        reply(speculator, tokenizer, [Turn("user", options.prompt)], options.max_generation_length)
-        return 0
+        _, interrupted = reply(speculator, tokenizer, [Turn("user", options.prompt)], options.max_generation_length)
+        return INTERRUPTED if interrupted else 0
     return chat(speculator, tokenizer, options.max_generation_length)
 
 
@@ -46,23 +47,14 @@ def load_speculator(
                 f"train_speculator.py --llm_name_or_path {options.base_model}, or use --autoregressive"
             )
         path = str(demo_drafter_path())
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise OSError(f"there is no drafter at {path}: expected the directory that train_speculator.py saved it to")
-    speculator = RecurrentDraftingSpeculator.from_pretrained(path)
+    speculator = open_speculator(path, model, tokenizer)
     assert speculator.drafter is not None
-    trained_for, here = speculator.drafter.config.tokenizer_hash, tokenizer_hash(tokenizer)
     saved = speculator.drafter.config.draft_shape
     if any(given is not None for given in (options.beam_width, options.beam_length, options.max_tree_nodes)):
         speculator.shape = DraftShape(
             saved.beam_width if options.beam_width is None else options.beam_width,
             saved.beam_length if options.beam_length is None else options.beam_length,
             options.max_tree_nodes,
-        )
-    speculator.attach_verifier(model)
-    if trained_for is not None and trained_for != here:
-        raise ValueError(
-            f"the drafter at {path} is for another tokenizer (vocabulary {trained_for}, this model's is {here}): use "
-            "it with the model that it was trained for, or train one for this model"
         )
     return speculator
 
@@ -72,28 +64,27 @@ def reply(
     tokenizer: PreTrainedTokenizerBase,
     turns: Sequence[Turn],
     max_new_tokens: int,
-) -> str:
-    """Stream one reply to the terminal, then its figures. Ctrl-C ends the reply, not the program."""
-    prompt = encode_prompt(turns, tokenizer)[None].to(speculator.verifier.device)
+) -> tuple[str, bool]:
+    """Stream one reply to the terminal, then its figures. Returns its text, and whether Ctrl-C ended it."""
     tokens: list[int] = []
-    shown = ""
+    shown, interrupted = "", False
     begun = time.perf_counter()
-    stream = speculator.stream(prompt, max_new_tokens=max_new_tokens)
     try:
-        for new in stream:
-            tokens += new
-            text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-            if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character: wait for its other bytes
-                print(text[len(shown) :], end="", flush=True)
-                shown = text
+        prompt = encode_prompt(turns, tokenizer)[None].to(speculator.verifier.device)
+        with closing(speculator.stream(prompt, max_new_tokens=max_new_tokens)) as stream:
+            for new in stream:
+                tokens += new
+                text = str(tokenizer.decode(tokens, skip_special_tokens=True))
+                if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character: wait for its other bytes
+                    print(text[len(shown) :], end="", flush=True)
+                    shown = text
     except KeyboardInterrupt:
+        interrupted = True
         print(" [interrupted]", end="")
-    finally:
-        stream.close()
     seconds = time.perf_counter() - begun
-    print(f"\n\nGenerated {len(tokens)} tokens in {seconds:.2f} s ({len(tokens) / seconds:.1f} tok/s, "
-          f"{speculator.stats.tokens_per_step:.2f} tokens/step)")  # fmt: skip
-    return shown
+    per_step = f", {speculator.stats.tokens_per_step:.2f} tokens/step" if len(tokens) > 1 else ""
+    print(f"\n\nGenerated {len(tokens)} tokens in {seconds:.2f} s ({len(tokens) / seconds:.1f} tok/s{per_step})")
+    return shown, interrupted
 
 
 def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> int:
@@ -117,7 +108,7 @@ def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizer
             asked = [*turns, Turn("user", line)]
             print("\nAssistant: ", end="", flush=True)
             try:
-                answer = reply(speculator, tokenizer, asked, max_new_tokens)
+                answer, _ = reply(speculator, tokenizer, asked, max_new_tokens)
             except ValueError as error:  # such as a prompt beyond the context: the session goes on without this turn
                 print(f"error: {error} (/reset starts over)", file=sys.stderr)
                 continue

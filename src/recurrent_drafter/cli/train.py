@@ -9,22 +9,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainerCallback, TrainingArguments
+from rich.progress import Progress
+from transformers import PreTrainedTokenizerBase, ProgressCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_callback import PrinterCallback
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging as hf_logging
 
+from recurrent_drafter.cli.callbacks import ShowProgress, StopWhenInterrupted, progress_bar
 from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
+from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable, save_drafter
 from recurrent_drafter.config import DataOptions, DraftShape, ModelOptions, RecurrentDraftingConfig
 from recurrent_drafter.data import encode_examples, load_dialogues, prompts_from_dialogues
 from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.replies import HeldOutReplies, Reply, greedy_replies, load_replies, save_replies
 from recurrent_drafter.tracking import write_run
 from recurrent_drafter.train import (
     DrafterTrainer,
     RootExample,
     TimeBudget,
+    TrainingOptions,
     coverage,
     frequent_tokens,
     with_distilled_targets,
@@ -34,8 +37,11 @@ from recurrent_drafter.verifier import Verifier, load_verifier, tokenizer_hash
 
 QUICK_SECONDS = 222  # all of --quick, from the first line of `main` to the saved drafter, stays below 240
 QUICK_TEXT_SECONDS = 70
+QUICK_REPLIES, QUICK_REPLY_TOKENS = 64, 192  # that are generated at a time
+QUICK_TEXT = "text.safetensors"  # in the output folder, for a resumed training
 QUICK_DEPTHS = 5
 QUICK_DRAFT_VOCABULARY = 2048
+HELD_OUT_REPLIES, HELD_OUT_TOKENS = 16, 96
 
 
 @reporting
@@ -46,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = {argument.split("=")[0] for argument in arguments}
     if "--output_dir" not in named:  # the only default of TrainingArguments that depends on other flags
         arguments += ["--output_dir", ""]
-    model, data, training = parse(arguments, main.__doc__ or "", ModelOptions, DataOptions, TrainingArguments)
+    model, data, training = parse(arguments, main.__doc__ or "", ModelOptions, DataOptions, TrainingOptions)
     model, data = with_defaults(model, data, named)
     training.output_dir = training.output_dir or default_output(model)
     if model.demo:
@@ -55,8 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    Path(training.output_dir).mkdir(parents=True, exist_ok=True)
-    return train(model, data, training, arguments, started)
+    prepare(training)
+    try:
+        return train(model, data, training, arguments, started)
+    except KeyboardInterrupt:
+        print("\ninterrupted: run the same command again; with --resume_from_checkpoint True it goes on from the last "
+              f"checkpoint in {training.output_dir}, if there is one", file=sys.stderr)  # fmt: skip
+        return INTERRUPTED
 
 
 def with_defaults(model: ModelOptions, data: DataOptions, named: set[str]) -> tuple[ModelOptions, DataOptions]:
@@ -114,7 +125,15 @@ def train(
     depths = options.drafter_predict_n_tokens or 4
     with progress_bar() as progress:
         held_out = held_out_replies(verifier, tokenizer, data, quick=options.quick)
-        examples = make_examples(verifier, tokenizer, dialogues.dialogues, options, data, progress, started)
+        if options.quick:
+            kept = Path(str(training.output_dir)) / QUICK_TEXT
+            if training.resume_from_checkpoint is None:
+                save_replies(kept, quick_text(verifier, tokenizer, dialogues.dialogues, progress, started))
+            elif not kept.is_file():
+                raise OSError(f"{kept} is missing, the text that this training began with: begin a new one")
+            examples = [with_text_targets(reply.as_example(), depths, ()) for reply in load_replies(kept)]
+        else:
+            examples = make_examples(verifier, tokenizer, dialogues.dialogues, options, data, progress)
     end_ids = end_tokens(tokenizer)
     size = min(options.draft_vocab_size or verifier.vocab_size, verifier.vocab_size)
     draft_ids = frequent_tokens(examples, size, verifier.vocab_size, end_ids)
@@ -126,12 +145,11 @@ def train(
 
     shape = DraftShape(beam_width=3, beam_length=depths, max_tree_nodes=min(12, 1 + 3 * depths))
     drafter = new_drafter(options, verifier, tokenizer, draft_ids, shape)
+    budget = None
     if options.quick:
         quick_schedule(training)
-    prepare(training)
-    callbacks: list[TrainerCallback] = []
-    if options.quick:
-        callbacks.append(TimeBudget(started + QUICK_SECONDS, training.learning_rate, evaluations=4))
+        budget = TimeBudget(started + QUICK_SECONDS - time.monotonic(), training.learning_rate, evaluations=4)
+    stop = StopWhenInterrupted()
     trainer = DrafterTrainer(
         drafter,
         training,
@@ -139,24 +157,20 @@ def train(
         train_examples=examples,
         held_out=held_out,
         shape=shape,
-        callbacks=callbacks,
+        callbacks=[stop] if budget is None else [stop, budget],
     )
     for default in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(default)
-    checkpoint = training.resume_from_checkpoint
-    if checkpoint in ("True", "true"):
-        checkpoint = get_last_checkpoint(training.output_dir)
-    try:
+    with stop.listening():
         with progress_bar() as progress:
-            trainer.add_callback(ShowProgress(progress, started + QUICK_SECONDS if options.quick else None))
-            trainer.train(resume_from_checkpoint=checkpoint)
-    except KeyboardInterrupt:
-        trainer.save_now()
-        print(f"\ninterrupted; everything up to here is kept in {training.output_dir}: run the same command with "
-              "--resume_from_checkpoint True to go on", file=sys.stderr)  # fmt: skip
-        return INTERRUPTED
-    metrics = trainer.evaluate()
-    drafter.to(dtype=torch.bfloat16).save_pretrained(str(training.output_dir))  # type: ignore[call-arg]
+            trainer.add_callback(ShowProgress(progress, budget))
+            trainer.train(resume_from_checkpoint=training.resume_from_checkpoint)
+        if stop.interrupted:
+            print(f"\ninterrupted at step {trainer.state.global_step}, which is kept in {training.output_dir}: run the "
+                  "same command with --resume_from_checkpoint True to go on", file=sys.stderr)  # fmt: skip
+            return INTERRUPTED
+        metrics = trainer.evaluate()
+        save_drafter(drafter.to(dtype=torch.bfloat16), Path(str(training.output_dir)))  # type: ignore[call-arg]
     write_run(
         Path(str(training.output_dir)),
         argv=["train_speculator.py", *argv],
@@ -185,9 +199,11 @@ def held_out_replies(
 ) -> HeldOutReplies:
     """The verifier's replies to prompts of the evaluation split; ``quick`` goes on past end tokens."""
     dialogues = load_dialogues(data.dataset_name, data.dataset_path, "eval").dialogues
-    count = min(16, len(dialogues))
+    count = min(HELD_OUT_REPLIES, len(dialogues))
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=count, max_length=256)
-    return HeldOutReplies(verifier, greedy_replies(verifier, prompts, 96, () if quick else end_tokens(tokenizer)))
+    return HeldOutReplies(
+        verifier, greedy_replies(verifier, prompts, HELD_OUT_TOKENS, () if quick else end_tokens(tokenizer))
+    )
 
 
 def make_examples(
@@ -197,12 +213,9 @@ def make_examples(
     options: ModelOptions,
     data: DataOptions,
     progress: Progress,
-    started: float,
 ) -> list[RootExample]:
     """Texts with the targets of the chosen method."""
     depths = options.drafter_predict_n_tokens or 4
-    if options.quick:
-        return quick_examples(verifier, tokenizer, dialogues, depths, progress, started)
     encoded, report = encode_examples(
         dialogues, tokenizer, max_length=data.model_max_length, assistant_only=data.train_on_assistant_only
     )
@@ -219,14 +232,13 @@ def make_examples(
     return examples
 
 
-def quick_examples(
+def quick_text(
     verifier: Verifier,
     tokenizer: PreTrainedTokenizerBase,
     dialogues: Sequence[Any],
-    depths: int,
     progress: Progress,
     started: float,
-) -> list[RootExample]:
+) -> list[Reply]:
     """Distilled targets at the price of generation: the text itself is the verifier's greedy continuation of prompts.
 
     What follows a position of such a text is what the verifier generates there, so every position has its distilled
@@ -235,17 +247,20 @@ def quick_examples(
     count = min(len(dialogues), 640)
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=count, max_length=128)
     task = progress.add_task("verifier's own text", total=QUICK_TEXT_SECONDS, note="")
-    examples: list[RootExample] = []
+    replies: list[Reply] = []
     begun = time.monotonic()
-    for start in range(0, count, 64):
-        replies = greedy_replies(verifier, prompts[start : start + 64], 192, (), batch_size=64)
-        examples += [with_text_targets(reply.as_example(), depths, ()) for reply in replies]
+    for start in range(0, count, QUICK_REPLIES):
+        some = prompts[start : start + QUICK_REPLIES]
+        replies += greedy_replies(verifier, some, QUICK_REPLY_TOKENS, (), batch_size=len(some))
         spent = time.monotonic() - begun
-        progress.update(task, completed=min(spent, QUICK_TEXT_SECONDS), note=f"{len(examples)} texts")
-        if spent * (1 + 64 / len(examples)) > QUICK_TEXT_SECONDS or time.monotonic() - started > QUICK_SECONDS / 2:
+        progress.update(task, completed=min(spent, QUICK_TEXT_SECONDS), note=f"{len(replies)} texts")
+        if (
+            spent * (1 + QUICK_REPLIES / len(replies)) > QUICK_TEXT_SECONDS
+            or time.monotonic() - started > QUICK_SECONDS / 2
+        ):
             break
     progress.update(task, completed=QUICK_TEXT_SECONDS)
-    return examples
+    return replies
 
 
 def new_drafter(
@@ -289,50 +304,20 @@ def quick_schedule(training: TrainingArguments) -> None:
 
 
 def prepare(training: TrainingArguments) -> None:
-    """Settings that the drafter's trainer needs whatever the flags say."""
+    """Settings that the drafter's trainer needs whatever the flags say, a place to write, and where to go on from.
+
+    Raises ValueError or OSError now for what would otherwise end a training later.
+    """
+    available = get_available_reporting_integrations()
+    for service in training.report_to or ():
+        if service not in available:
+            raise ValueError(
+                f"--report_to {service}: no such service is installed here (pip install {service}?); "
+                f"there is {', '.join([*available, 'none'])}"
+            )
     training.remove_unused_columns = False
     training.disable_tqdm = True
     training.dataloader_pin_memory = torch.cuda.is_available()
-
-
-def progress_bar() -> Progress:
-    """One line: what, how far, loss and tokens per step, time."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-    )  # fmt: skip
-
-
-class ShowProgress(TrainerCallback):
-    """The training's bar: loss, and held-out tokens per step as it rises."""
-
-    def __init__(self, progress: Progress, deadline: float | None) -> None:
-        self.progress, self.deadline = progress, deadline
-        self.begun = time.monotonic()
-        self.task = progress.add_task("training", total=None, note="")
-        self.loss: float | None = None
-        self.acceptance: list[str] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Move the bar."""
-        if self.deadline is None:
-            self.progress.update(self.task, total=state.max_steps, completed=state.global_step)
-        else:
-            total = self.deadline - self.begun
-            self.progress.update(self.task, total=total, completed=min(time.monotonic() - self.begun, total))
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Show the newest figures; a terminal redraws them, a log file gets a line per evaluation."""
-        logs = logs or {}
-        self.loss = logs.get("loss", self.loss)
-        if "eval_tokens_per_step" in logs:
-            self.acceptance.append(f"{logs['eval_tokens_per_step']:.2f}")
-            if not self.progress.console.is_terminal:
-                print(
-                    f"step {state.global_step}: held-out tokens/step {self.acceptance[-1]}, loss {self.loss or 0:.3f}"
-                )
-        note = f"loss {self.loss:.3f}" if self.loss is not None else ""
-        if self.acceptance:
-            note += f"  held-out tokens/step {' > '.join(self.acceptance[-4:])}"
-        self.progress.update(self.task, note=note)
+    output = Path(str(training.output_dir))
+    make_writable(output)
+    training.resume_from_checkpoint = checkpoint_to_resume(training.resume_from_checkpoint, output)

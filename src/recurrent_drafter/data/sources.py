@@ -95,7 +95,7 @@ def _collect(records: Iterable[Place], source: str, split: Split, limit: int | N
     if not dialogues:
         raise DataError(
             f"{source}: nothing is left for {split}, because one conversation cannot be both trained on and held out; "
-            "give more of them, or an evaluation set of its own (--eval_dataset_path)"
+            "give at least two different ones"
         )
     sha256 = hashlib.sha256(b"".join(dialogue.digest() for dialogue in dialogues)).hexdigest()
     return LoadedDialogues(dialogues, LoadReport(total, len(dialogues), dict(skipped), schema, source, sha256))

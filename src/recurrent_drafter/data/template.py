@@ -40,7 +40,7 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, chat_template: str | No
     if tokenizer.chat_template is not None:
         return str(tokenizer.get_chat_template())
     if tokenizer.eos_token is None:
-        raise DataError("the tokenizer has neither a chat template nor an end token: give --chat_template")
+        raise DataError("the tokenizer has neither a chat template nor an end token: give it one of them")
     return VICUNA_TEMPLATE
 
 
@@ -64,7 +64,7 @@ def render_with_replies(
     if not _MARKS.search(template):
         return text, [_locate(text, turns, index, tokenizer, template) for index in replies]
     if replies and not any(end > start for start, end in intervals):
-        raise DataError("the chat template's generation marks cover no reply: mend them, or give --chat_template")
+        raise DataError("the chat template's generation marks cover no reply: mend them, or take them out")
     if len(intervals) == len(replies):
         # transformers counts characters wrongly for marks inside a Jinja macro: the interval then misses the end.
         for (start, end), index in zip(intervals, replies, strict=True):

@@ -1,0 +1,37 @@
+"""The output folder of a training: whether it can be written to, what to go on from in it, what is left there."""
+
+import tempfile
+from pathlib import Path
+
+from recurrent_drafter.drafter import RecurrentDrafter
+from recurrent_drafter.train import last_checkpoint
+
+
+def make_writable(output: Path) -> None:
+    """Make the folder. Raises OSError where nothing can be written, before a training finds out at its end."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise OSError(f"--output_dir {output} cannot be written to ({error.strerror}): give another folder") from error
+
+
+def checkpoint_to_resume(asked: str | None, output: Path) -> str | None:
+    """The flag's value, a folder or a truth value, as a checkpoint's folder or None."""
+    if asked is None or asked.lower() == "false":
+        return None
+    if asked.lower() != "true":
+        if not (Path(asked) / "trainer_state.json").is_file():
+            raise OSError(f"there is no checkpoint at {asked}: give a folder checkpoint-N, or True for the newest one")
+        return asked
+    newest = last_checkpoint(output)
+    print(f"going on from {newest}" if newest else f"no checkpoint in {output}: training begins anew")
+    return str(newest) if newest else None
+
+
+def save_drafter(drafter: RecurrentDrafter, output: Path) -> None:
+    """Write the drafter's files to the side, then put them in place: an older drafter is never half overwritten."""
+    with tempfile.TemporaryDirectory(dir=output, prefix=".saving-") as unfinished:
+        drafter.save_pretrained(unfinished)
+        for file in Path(unfinished).iterdir():
+            file.replace(output / file.name)

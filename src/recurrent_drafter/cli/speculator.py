@@ -1,0 +1,35 @@
+"""One way to open a drafter for every command: all that can be wrong with it is said here."""
+
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from recurrent_drafter.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.verifier import tokenizer_hash
+
+
+def open_speculator(
+    path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> RecurrentDraftingSpeculator:
+    """The drafter at ``path``, a directory or a hub name, attached to the model.
+
+    Raises OSError when there is none or it is damaged, ValueError when it belongs to a verifier of another width,
+    vocabulary or tokenizer.
+    """
+    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise OSError(f"there is no drafter at {path}: expected the directory that train_speculator.py saved it to")
+    try:
+        speculator = RecurrentDraftingSpeculator.from_pretrained(path, verifier=model)
+    except SafetensorError as error:
+        raise OSError(
+            f"the drafter at {path} is damaged ({error}): copy it again, or train it again with train_speculator.py"
+        ) from error
+    assert speculator.drafter is not None
+    trained_for, here = speculator.drafter.config.tokenizer_hash, tokenizer_hash(tokenizer)
+    if trained_for is not None and trained_for != here:
+        raise ValueError(
+            f"the drafter at {path} is for another tokenizer (vocabulary {trained_for}, this model's is {here}): use "
+            "it with the model that it was trained for, or train one for this model"
+        )
+    return speculator

@@ -1,0 +1,45 @@
+"""The commands that the documents show are the commands that there are."""
+
+import re
+import shlex
+
+import pytest
+from running import ROOT
+
+from recurrent_drafter.cli import demo, train
+from recurrent_drafter.cli.errors import parse
+from recurrent_drafter.config import GenerateOptions
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[str]:
+    text = "\n".join(path.read_text() for path in DOCUMENTS)
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " ").splitlines()
+    inline = [line for line in re.findall(r"`([^`\n]+)`", text) if " --" in line]
+    return sorted({line for line in blocks + inline if re.match(r"(python \w+\.py|recurrent-drafter|make) ", line)})
+
+
+def test_there_are_commands():
+    assert len(commands()) > 8
+
+
+def test_several_services_parse(capsys):
+    assert train.main(["--report_to", "wandb", "tensorboard", "--run_name", "two", "--demo"]) == 0
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_parses(command, capsys):
+    program, *argv = shlex.split(command, comments=True)
+    if program == "make":
+        targets = [word for word in argv if "=" not in word]
+        assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M) for target in targets)
+        return
+    name, *flags = argv
+    if name in ("train_speculator.py", "train"):
+        assert train.main([*flags, "--demo"]) == 0, capsys.readouterr().err
+    elif name in ("generate_speculator.py", "generate"):
+        parse(flags, "", GenerateOptions)
+    else:
+        assert name == "demo"
+        parse(flags, "", demo.DemoOptions)
