@@ -1,6 +1,7 @@
 """The loop of the paper: draft, verify, follow the tree (layer 3)."""
 
 from collections.abc import Callable, Iterator
+from functools import singledispatch
 from typing import Protocol
 
 import torch
@@ -86,6 +87,7 @@ def decode(
         yield stop.emit(step)
 
 
+@singledispatch
 def draft_beams(
     drafter: RecurrentDrafter,
     embed: Callable[[Tensor], Tensor],
@@ -94,7 +96,10 @@ def draft_beams(
     width: int,
     length: int,
 ) -> Beams:
-    """Beam search from hidden states (B, H) and root tokens (B,), through the drafter's own step."""
+    """Beam search from hidden states (B, H) and root tokens (B,), through the drafter's own step.
+
+    A drafter of another kind may register its own way of drafting: ``@draft_beams.register``.
+    """
     context = drafter.context(hidden)[:, None]  # (B, 1, E)
 
     def step(tokens: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
