@@ -3,13 +3,17 @@
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
+from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
+from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.figures import profile_table
 from recurrent_drafter.config import DraftShape, GenerateOptions
 from recurrent_drafter.data import Turn, encode_prompt
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
@@ -24,10 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     hf_logging.disable_progress_bar()
     model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
     speculator = load_speculator(options, model, tokenizer)
-    if options.prompt is not None:
-        reply(speculator, tokenizer, [Turn("user", options.prompt)], options.max_generation_length)
-        return 0
-    return chat(speculator, tokenizer, options.max_generation_length)
+    with profiled() if options.profile else nullcontext() as profile:
+        if options.prompt is not None:
+            reply(speculator, tokenizer, [Turn("user", options.prompt)], options.max_generation_length)
+        else:
+            chat(speculator, tokenizer, options.max_generation_length)
+    if profile is not None:
+        Console().print(profile_table(profile))
+    return 0
 
 
 def load_speculator(
@@ -38,19 +46,8 @@ def load_speculator(
         speculator = RecurrentDraftingSpeculator(None)
         speculator.attach_verifier(model)
         return speculator
-    path = options.speculator_path
-    if path is None:
-        if options.base_model != "demo":
-            raise ValueError(
-                f"no drafter is named for {options.base_model}: give --speculator_path, train one with "
-                f"train_speculator.py --llm_name_or_path {options.base_model}, or use --autoregressive"
-            )
-        path = str(demo_drafter_path())
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise OSError(f"there is no drafter at {path}: expected the directory that train_speculator.py saved it to")
-    speculator = RecurrentDraftingSpeculator.from_pretrained(path)
+    speculator = open_speculator(options.base_model, options.speculator_path, model, tokenizer)
     assert speculator.drafter is not None
-    trained_for, here = speculator.drafter.config.tokenizer_hash, tokenizer_hash(tokenizer)
     saved = speculator.drafter.config.draft_shape
     if any(given is not None for given in (options.beam_width, options.beam_length, options.max_tree_nodes)):
         speculator.shape = DraftShape(
@@ -58,7 +55,28 @@ def load_speculator(
             saved.beam_length if options.beam_length is None else options.beam_length,
             options.max_tree_nodes,
         )
-    speculator.attach_verifier(model)
+    return speculator
+
+
+def open_speculator(
+    base_model: str, path: str | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> RecurrentDraftingSpeculator:
+    """The drafter at ``path`` (for ``demo``: the bundled one without it) attached to its model.
+
+    Raises ValueError when none is named or it is for another tokenizer, OSError when it is not there.
+    """
+    if path is None:
+        if base_model != "demo":
+            raise ValueError(
+                f"no drafter is named for {base_model}: give --speculator_path, train one with "
+                f"train_speculator.py --llm_name_or_path {base_model}, or use generate_speculator.py --autoregressive"
+            )
+        path = str(demo_drafter_path())
+    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise OSError(f"there is no drafter at {path}: expected the directory that train_speculator.py saved it to")
+    speculator = RecurrentDraftingSpeculator.from_pretrained(path, verifier=model)
+    assert speculator.drafter is not None
+    trained_for, here = speculator.drafter.config.tokenizer_hash, tokenizer_hash(tokenizer)
     if trained_for is not None and trained_for != here:
         raise ValueError(
             f"the drafter at {path} is for another tokenizer (vocabulary {trained_for}, this model's is {here}): use "
@@ -96,7 +114,7 @@ def reply(
     return shown
 
 
-def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> int:
+def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> None:
     """Turn by turn with history, until /quit or the end of the input; /reset forgets the history."""
     print("/reset starts over, /quit ends; Ctrl-C ends a reply.")
     turns: list[Turn] = []
@@ -105,12 +123,12 @@ def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizer
             line = input("\nYou: ").strip()
         except EOFError:
             print()
-            return 0
+            return
         except KeyboardInterrupt:
             print("\n(/quit ends)")
             continue
         if line == "/quit":
-            return 0
+            return
         if line == "/reset":
             turns = []
         elif line:
