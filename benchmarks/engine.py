@@ -24,8 +24,8 @@ from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.tracking import circumstances
 from recurrent_drafter.verifier import computes_in_bfloat16
 
-LEFT_OUT = """HF prompt lookup takes one prompt at a time: not at batch 2 and more. HF assisted generation needs a
-smaller model of the same vocabulary: there is none for the demo model or for random weights."""
+LEFT_OUT = """HF prompt lookup takes one prompt at a time, and needs text: left out at batch 2 and more and for random
+weights. HF assisted generation needs a smaller model of the same vocabulary: there is none here."""
 SOAKED = """- soak: {tokens} tokens in {generations} generations, {step_ms:.2f} ms per step; from the second fifth to
   the last, time per step x {time_growth:.3f} and resident memory {memory_growth_mib:+.1f} MiB
 """

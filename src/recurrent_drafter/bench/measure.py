@@ -61,7 +61,7 @@ def measure(cell: Cell, effort: Effort, device: str, done: Callable[[], None] = 
     assert speculator.drafter is not None
     saved = speculator.drafter.config.draft_shape
     shapes = [FIXED, saved] if cell.hit_rate is None else [FIXED, *CHAINS]
-    arms = standard_arms(speculator, decoding, shapes, lookup=cell.batch == 1)
+    arms = standard_arms(speculator, decoding, shapes, lookup=cell.batch == 1 and cell.hit_rate is None)
     results = compare(arms, batches, speculator.verifier, decoding, done=done)
     for result in results:
         yield from run_records(result)

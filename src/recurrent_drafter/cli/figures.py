@@ -15,7 +15,7 @@ def arm_table(results: Sequence[ArmResult], decoding: Decoding, model: PreTraine
     """Ways of decoding side by side: speed, tokens per step, and whether the output is the same."""
     shown = Table(title=title(decoding, model, batch_size), box=SIMPLE_HEAD, pad_edge=False)
     for column in ("", "tok/s", "tok/step", "vs HF generate", "vs autoregression", "identical"):
-        shown.add_column(column, justify="left" if not column else "right")
+        shown.add_column(column, justify="right" if column else "left", no_wrap=not column)
     by_name = {result.name: result for result in results}
     bases = by_name[HF], by_name[PLAIN]
     reference = bases[0] if decoding.temperature == 0 else bases[1]
