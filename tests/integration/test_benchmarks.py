@@ -19,7 +19,7 @@ from recurrent_drafter.bench.memory import MIB, memory_of
 from recurrent_drafter.bench.profile import STAGES, profiled
 from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.summary import rows_of
-from recurrent_drafter.bench.workload import demo_prompts, oracle_for, random_prompts
+from recurrent_drafter.bench.workload import SHAPES, demo_prompts, model_of_shape, oracle_for, random_prompts
 from recurrent_drafter.cli.bench import main as bench
 from recurrent_drafter.cli.generate import main as generate
 from recurrent_drafter.verifier import load_verifier
@@ -222,3 +222,13 @@ def test_ten_thousand_tokens_take_no_more_memory():
     result = soak(speculator, demo_prompts(tokenizer, 1, 128)[0], 10_000, Decoding(128))
     assert result.tokens >= 10_000
     assert result.memory_growth < 8 * MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_random_weights_generate_varied_text(name):
+    model = model_of_shape(name, torch.float32, "cpu")
+    prompt = random_prompts(30_000, 1, 128)[0][None]
+    output = model.generate(input_ids=prompt, max_new_tokens=64, do_sample=False)
+    assert output.shape == (1, 192)
+    assert len(output[0, 128:].unique()) >= 20

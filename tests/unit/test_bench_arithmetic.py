@@ -165,7 +165,7 @@ def test_rows_are_computed_from_the_written_lines(tmp_path):
     assert auto.tokens_per_step == 4.0
     assert auto.efficiency == 1.0
     assert auto.fraction == 4 / 5
-    assert auto.over_best_fixed[0] == 5 / 3
+    assert auto.over_best_fixed[0] == pytest.approx(5 / 3)
     assert auto.equality == "yes, but for 1 numeric ties"
     assert rows[HF].tokens_per_step is None
     assert "| x | auto | 3.0 | 4.00 |" in markdown(list(rows.values()))

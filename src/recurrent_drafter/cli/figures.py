@@ -13,7 +13,9 @@ from recurrent_drafter.bench.profile import Profile
 
 def arm_table(results: Sequence[ArmResult], decoding: Decoding, model: PreTrainedModel, batch_size: int) -> Table:
     """Ways of decoding side by side: speed, tokens per step, and whether the output is the same."""
-    shown = Table(title=title(decoding, model, batch_size), box=SIMPLE_HEAD, pad_edge=False)
+    shown = Table(
+        title=title(decoding, model, batch_size), box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )  # so that it fits 80 columns
     for column in ("", "tok/s", "tok/step", "vs HF generate", "vs autoregression", "identical"):
         shown.add_column(column, justify="right" if column else "left", no_wrap=not column)
     by_name = {result.name: result for result in results}
