@@ -178,6 +178,7 @@ class GenerateOptions:
     beam_width: int | None = field(default=None, metadata={"help": "W, beams: default as saved with the drafter"})
     beam_length: int | None = field(default=None, metadata={"help": "L, tokens per beam, the root not counted"})
     max_tree_nodes: int | None = field(default=None, metadata={"help": "N, nodes verified per step, root included"})
+    profile: bool = field(default=False, metadata={"help": "show at the end where a step's time went"})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto", metadata={"help": "auto: bfloat16 where the hardware computes in it, otherwise float32"}
     )

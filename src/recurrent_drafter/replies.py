@@ -17,7 +17,7 @@ from recurrent_drafter.metrics import Walk, walk
 from recurrent_drafter.packing import PackedLinears
 from recurrent_drafter.sampler import Sampler
 from recurrent_drafter.stop import Stop
-from recurrent_drafter.tree import prefix_tree
+from recurrent_drafter.tree import DraftTree, prefix_tree
 from recurrent_drafter.verifier import Verifier
 
 PARTS = ("prompt", "tokens")  # of a reply, in a file
@@ -93,7 +93,7 @@ class HeldOutReplies:
         if not self.replies:
             raise ValueError("no held-out reply is longer than one token: nothing to measure acceptance on")
         with torch.inference_mode():
-            self._hiddens = [self._reply_hiddens(reply) for reply in self.replies]
+            self.hiddens = [self._reply_hiddens(reply) for reply in self.replies]
 
     def _reply_hiddens(self, reply: Reply) -> Tensor:  # (R, H): the state each reply token was predicted from
         text = torch.cat([reply.prompt, reply.tokens]).to(self.verifier.device)
@@ -105,19 +105,20 @@ class HeldOutReplies:
         total = Walk(0, 0)
         draft = BeamDrafter(drafter, self.verifier)
         with torch.inference_mode():
-            for reply, hiddens in zip(self.replies, self._hiddens, strict=True):
+            for reply, hiddens in zip(self.replies, self.hiddens, strict=True):
                 total += walk(self.n_accepted(draft, shape, reply, hiddens.to(drafter.dtype)).tolist())
         return total.tokens_per_step
 
     def n_accepted(self, draft: Draft, shape: DraftShape, reply: Reply, hiddens: Tensor) -> Tensor:
         """Draft at every token of the reply at once: how many draft tokens each would have had accepted (R,)."""
         root = reply.tokens.to(hiddens.device)
-        (length,) = root.shape
         beams = draft(hiddens, root, shape.beam_width, shape.beam_length)
-        tree = prefix_tree(root, beams, shape.nodes)
-        ahead = torch.arange(length, device=root.device)[:, None] + torch.arange(
-            1, shape.beam_length + 2, device=root.device
-        )
-        future = torch.where(ahead < length, root[ahead.clamp(max=length - 1)], -1)  # (R, L + 1)
-        accepted = follow_tree(tree, lambda node: future.gather(1, tree.depths.gather(1, node[:, None]))[:, 0])
-        return accepted.n_accepted
+        return n_accepted_along(root, prefix_tree(root, beams, shape.nodes))
+
+
+def n_accepted_along(text: Tensor, tree: DraftTree) -> Tensor:  # (R,) -> (R,)
+    """How many draft tokens of row i of a tree, whose root is token i of the text, agree with what follows there."""
+    (length,) = text.shape
+    ahead = torch.arange(length, device=text.device)[:, None] + torch.arange(1, tree.max_depth + 2, device=text.device)
+    future = torch.where(ahead < length, text[ahead.clamp(max=length - 1)], -1)  # (R, L + 1)
+    return follow_tree(tree, lambda node: future.gather(1, tree.depths.gather(1, node[:, None]))[:, 0]).n_accepted

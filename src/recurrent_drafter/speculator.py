@@ -111,10 +111,14 @@ class RecurrentDraftingSpeculator:
         if self.drafter is not None:
             check_pair(self.drafter.config, verifier)
             self.drafter.to(device=verifier.device, dtype=model.dtype).eval()  # type: ignore[arg-type, call-arg]
-            self._draft = BeamDrafter(self.drafter, verifier)
+            self._draft = self._drafting(self.drafter, verifier)
         self._verifier = verifier
         self._packed = [PackedLinears(module) for module in (model, self.drafter) if module is not None]
         self._paces = {}
+
+    def _drafting(self, drafter: RecurrentDrafter, verifier: Verifier) -> Draft:
+        """How drafts are made: the one seam for another way of drafting."""
+        return BeamDrafter(drafter, verifier)
 
     @property
     def verifier(self) -> Verifier:

@@ -15,7 +15,16 @@ import torch
 
 def write_run(directory: Path, *, argv: Sequence[str], **facts: Any) -> None:
     """Write ``run.json``: command, versions, commit and hardware, and whatever else is given."""
-    record = {
+    record = {**circumstances(argv), **facts}
+    path = directory / "run.json"
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    os.replace(unfinished, path)
+
+
+def circumstances(argv: Sequence[str]) -> dict[str, Any]:
+    """What a result depends on besides its options: command, date, commit, versions, hardware."""
+    return {
         "argv": list(argv),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": _commit(),
@@ -23,12 +32,7 @@ def write_run(directory: Path, *, argv: Sequence[str], **facts: Any) -> None:
             name: metadata.version(name) for name in ("recurrent-drafter", "torch", "transformers") if _installed(name)
         },
         "hardware": hardware(),
-        **facts,
     }
-    path = directory / "run.json"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(record, indent=1, default=str) + "\n")
-    os.replace(unfinished, path)
 
 
 def hardware() -> dict[str, Any]:

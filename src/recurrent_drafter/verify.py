@@ -1,6 +1,6 @@
 """Is it a tie or a bug? Two outputs compared, and their first divergence explained (layer 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from recurrent_drafter.tree import DraftTree, root_tree
 from recurrent_drafter.verifier import Verifier
+
+# Log-probabilities (V,) and a position in the reply to the scores (V,) whose largest was drawn.
+Scores = Callable[[Tensor, int], Tensor]
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
 
@@ -33,19 +36,24 @@ class Divergence:
 
 
 def first_divergence(
-    verifier: Verifier, prompt: Tensor, expected: Sequence[int], found: Sequence[int]
+    verifier: Verifier, prompt: Tensor, expected: Sequence[int], found: Sequence[int], scores: Scores | None = None
 ) -> Divergence | None:
-    """The first difference of two replies to ``prompt`` (S,); None when they are equal."""
+    """The first difference of two replies to ``prompt`` (S,); None when they are equal.
+
+    ``scores`` are what was compared at a draw, when sampling: warped and noised. By default log-probabilities.
+    """
     if list(expected) == list(found):
         return None
     position = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
     if position is None:  # one is the beginning of the other: no rounding explains that
         shorter = min(len(expected), len(found))
         return Divergence(shorter, -1, -1, float("inf"), 0.0)
-    text = torch.cat([prompt, torch.tensor(expected[:position], dtype=torch.int64)]).to(verifier.device)
+    text = torch.cat([prompt, prompt.new_tensor(expected[:position])]).to(verifier.device)
     with torch.inference_mode():
         one_row = _last_log_probs(verifier, text, nodes=1)
         tree = _last_log_probs(verifier, text, nodes=16)
+        if scores is not None:
+            one_row, tree = scores(one_row, position), scores(tree, position)
     measured = float((one_row - tree).abs().max())
     margin = float((one_row[expected[position]] - one_row[found[position]]).abs())
     tolerance = min(2 * measured, TIE_CAPS[verifier.model.dtype])

@@ -3,13 +3,15 @@
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 
+from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.assets import demo_drafter_path
+from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
+from recurrent_drafter.cli.figures import profile_table
 from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.config import DraftShape, GenerateOptions
 from recurrent_drafter.data import Turn, encode_prompt
@@ -25,10 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     hf_logging.disable_progress_bar()
     model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
     speculator = load_speculator(options, model, tokenizer)
-    if options.prompt is not None:
-        _, interrupted = reply(speculator, tokenizer, [Turn("user", options.prompt)], options.max_generation_length)
-        return INTERRUPTED if interrupted else 0
-    return chat(speculator, tokenizer, options.max_generation_length)
+    with profiled() if options.profile else nullcontext() as profile:
+        if options.prompt is not None:
+            _, interrupted = reply(speculator, tokenizer, [Turn("user", options.prompt)], options.max_generation_length)
+            code = INTERRUPTED if interrupted else 0
+        else:
+            code = chat(speculator, tokenizer, options.max_generation_length)
+    if profile is not None:
+        Console().print(profile_table(profile))
+    return code
 
 
 def load_speculator(
@@ -39,15 +46,7 @@ def load_speculator(
         speculator = RecurrentDraftingSpeculator(None)
         speculator.attach_verifier(model)
         return speculator
-    path = options.speculator_path
-    if path is None:
-        if options.base_model != "demo":
-            raise ValueError(
-                f"no drafter is named for {options.base_model}: give --speculator_path, train one with "
-                f"train_speculator.py --llm_name_or_path {options.base_model}, or use --autoregressive"
-            )
-        path = str(demo_drafter_path())
-    speculator = open_speculator(path, model, tokenizer)
+    speculator = open_speculator(options.base_model, options.speculator_path, model, tokenizer)
     assert speculator.drafter is not None
     saved = speculator.drafter.config.draft_shape
     if any(given is not None for given in (options.beam_width, options.beam_length, options.max_tree_nodes)):

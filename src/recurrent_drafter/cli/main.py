@@ -9,9 +9,10 @@ from recurrent_drafter.cli.later import not_yet
 COMMANDS = {
     "train": "train a drafter",
     "generate": "generate or chat, with or without a drafter",
+    "bench": "compare ways of decoding on your model: speed, and whether the output is the same",
     "demo": "train a drafter for the bundled model, then compare speed and output",
 }
-LATER = ("bench", "verify", "tune", "reproduce", "deploy", "serve", "convert")
+LATER = ("verify", "tune", "reproduce", "deploy", "serve", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,18 +5,26 @@ from pathlib import Path
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.verifier import tokenizer_hash
 
 
 def open_speculator(
-    path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    base_model: str, path: str | None, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> RecurrentDraftingSpeculator:
-    """The drafter at ``path``, a directory or a hub name, attached to the model.
+    """The drafter at ``path``, a directory or a hub name, attached to the model; for ``demo`` the bundled one without.
 
-    Raises OSError when there is none or it is damaged, ValueError when it belongs to a verifier of another width,
-    vocabulary or tokenizer.
+    Raises OSError when there is none or it is damaged, ValueError when none is named or it belongs to a verifier of
+    another width, vocabulary or tokenizer.
     """
+    if path is None:
+        if base_model != "demo":
+            raise ValueError(
+                f"no drafter is named for {base_model}: give --speculator_path, train one with "
+                f"train_speculator.py --llm_name_or_path {base_model}, or use generate_speculator.py --autoregressive"
+            )
+        path = str(demo_drafter_path())
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise OSError(f"there is no drafter at {path}: expected the directory that train_speculator.py saved it to")
     try:

@@ -1,0 +1,120 @@
+"""The decoding engine's benchmark: `python benchmarks/engine.py`; docs/benchmarks.md says what is measured and how.
+
+Writes one file of JSON lines per cell, then the table (table.md) and the plot (plot.png) of all cells that lie there.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers.utils import logging as hf_logging
+
+from recurrent_drafter.assets import demo_drafter_path
+from recurrent_drafter.bench.cells import DEMO, Cell, all_cells, selected
+from recurrent_drafter.bench.compare import Decoding
+from recurrent_drafter.bench.measure import Effort, measure, verifier_of
+from recurrent_drafter.bench.plot import plot
+from recurrent_drafter.bench.soak import soak
+from recurrent_drafter.bench.summary import inner_markdown, markdown, read_records, rows_of, write_records
+from recurrent_drafter.bench.workload import SHAPES
+from recurrent_drafter.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.tracking import circumstances
+from recurrent_drafter.verifier import computes_in_bfloat16
+
+LEFT_OUT = """HF prompt lookup takes one prompt at a time, and needs text: left out at batch 2 and more and for random
+weights. HF assisted generation needs a smaller model of the same vocabulary: there is none here."""
+SOAKED = """- soak: {tokens} tokens in {generations} generations, {step_ms:.2f} ms per step; from the second fifth to
+  the last, time per step x {time_growth:.3f} and resident memory {memory_growth_mib:+.1f} MiB
+"""
+QUICK = Effort(prompts=3, new_tokens=32)
+
+
+def main() -> int:
+    options = parsed()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    has_bfloat16 = computes_in_bfloat16(device)
+    cells = all_cells(options.models, "bfloat16" if has_bfloat16 else "float32")
+    if not has_bfloat16 and not options.emulate_bfloat16:
+        left_out = [cell.name for cell in cells if cell.dtype == "bfloat16"]
+        cells = [cell for cell in cells if cell.dtype != "bfloat16"]
+        print(f"no bfloat16 arithmetic on this {device}: left out {', '.join(left_out)} (--emulate_bfloat16 runs them)")
+    cells = selected(cells, options.cells)
+    if options.list:
+        print("\n".join(cell.name for cell in cells))
+        return 0
+    print(LEFT_OUT)
+    quick = QUICK if options.quick else Effort()
+    effort = Effort(options.prompts or quick.prompts, options.new_tokens or quick.new_tokens, options.profile)
+    if not options.table_only:
+        for cell in cells:
+            run(cell, effort, device, options.output_dir)
+        if options.soak:
+            run_soak(options.soak, effort, device, options.output_dir)
+    return summarise(options.output_dir)
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--models", nargs="+", default=[DEMO, *SHAPES], choices=[DEMO, *SHAPES])
+    parser.add_argument("--cells", nargs="+", default=["*"], help="names or patterns such as 'demo/batch-*'")
+    parser.add_argument("--list", action="store_true", help="show the cells' names, run nothing")
+    parser.add_argument("--prompts", type=int, help="prompts per cell, or batches of prompts (default 20)")
+    parser.add_argument("--new_tokens", type=int, help="tokens per reply, end tokens ignored (default 128)")
+    parser.add_argument("--quick", action="store_true", help="3 prompts of 32 tokens: to see that it runs")
+    parser.add_argument("--profile", action="store_true", help="also where a step's time and memory go")
+    parser.add_argument("--soak", type=int, default=0, metavar="TOKENS", help="also generate so many without a break")
+    parser.add_argument("--emulate_bfloat16", action="store_true", help="run bfloat16 without arithmetic for it: slow")
+    parser.add_argument("--table_only", action="store_true", help="table and plot from the files that are there")
+    parser.add_argument("--output_dir", type=Path, default=Path("results/engine"))
+    return parser.parse_args()
+
+
+def path_of(cell: str, output_dir: Path) -> Path:
+    return output_dir / f"{cell.replace('/', '_')}.jsonl"
+
+
+def run(cell: Cell, effort: Effort, device: str, output_dir: Path) -> None:
+    begun = time.monotonic()
+    header = {"kind": "cell", **asdict(cell), "effort": asdict(effort), **circumstances(sys.argv)}
+
+    def records():
+        yield header
+        yield from measure(cell, effort, device)
+
+    written = write_records(path_of(cell.name, output_dir), records())
+    print(f"\n{cell.name} ({time.monotonic() - begun:.0f} s)\n{markdown(rows_of(cell.name, written))}", flush=True)
+
+
+def run_soak(tokens: int, effort: Effort, device: str, output_dir: Path) -> None:
+    dtype = "bfloat16" if computes_in_bfloat16(device) else "float32"
+    model, make_prompts = verifier_of(DEMO, dtype, device)
+    speculator = RecurrentDraftingSpeculator.from_pretrained(demo_drafter_path(), verifier=model)
+    result = soak(speculator, make_prompts(1, 128)[0], tokens, Decoding(effort.new_tokens))
+    header = {"kind": "soak", **result.summary(), **circumstances(sys.argv)}
+    series = {"kind": "series", "step_seconds": result.step_seconds, "resident": result.resident}
+    write_records(path_of("soak", output_dir), [header, series])
+
+
+def summarise(output_dir: Path) -> int:
+    """Table and plot of every cell that lies there; 1 when the output of one differs beyond a tie."""
+    files = {record["name"]: lines for lines in map(read_records, sorted(output_dir.glob("*.jsonl")))
+             if (record := lines[0])["kind"] == "cell"}  # fmt: skip
+    order = [cell.name for cell in all_cells([DEMO, *SHAPES], "float32")]
+    files = dict(sorted(files.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
+    rows = [row for name, records in files.items() for row in rows_of(name, records)]
+    text = markdown(rows) + "\n" + "".join(inner_markdown(name, records) for name, records in files.items())
+    if (soaked := path_of("soak", output_dir)).exists():
+        text += SOAKED.format(**read_records(soaked)[0])
+    (output_dir / "table.md").write_text(text)
+    plot(rows, output_dir / "plot.png")
+    print(text, f"\n{output_dir / 'table.md'}, {output_dir / 'plot.png'}", sep="")
+    return 1 if any(row.equality.startswith("NO") for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""The picture of a benchmark's table (layer 4); needs matplotlib, which the extra ``report`` brings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from recurrent_drafter.bench.arms import PLAIN
+from recurrent_drafter.bench.summary import Row
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Speed over autoregression of every arm in every cell, with intervals; one panel for each model.
+
+    Raises ValueError when matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ValueError("the plot needs matplotlib: pip install 'recurrent-drafter[report]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    models = list(dict.fromkeys(row.cell.split("/")[0] for row in rows))
+    if not models:
+        return
+    figure, panels = pyplot.subplots(len(models), 1, figsize=(11, 4 * len(models)), squeeze=False)
+    for panel, model in zip(panels[:, 0], models, strict=True):
+        own = [row for row in rows if row.cell.split("/")[0] == model]
+        cells = list(dict.fromkeys(row.cell for row in own))
+        arms = list(dict.fromkeys(row.arm for row in own if row.arm != PLAIN))
+        for place, arm in enumerate(arms):
+            shown = [row for row in own if row.arm == arm and row.over_plain is not None]
+            middle, low, high = zip(*(row.over_plain for row in shown if row.over_plain is not None), strict=True)
+            x = [cells.index(row.cell) + 0.8 * (place + 0.5) / len(arms) - 0.4 for row in shown]
+            reach = [
+                [a - b for a, b in zip(middle, low, strict=True)],
+                [b - a for a, b in zip(middle, high, strict=True)],
+            ]
+            panel.errorbar(x, middle, yerr=reach, fmt="o", markersize=4, linewidth=1, label=arm)
+        panel.axhline(1, color="grey", linewidth=0.8)
+        panel.set_xticks(range(len(cells)), [cell.split("/", 1)[1] for cell in cells], rotation=30, ha="right")
+        panel.set_ylabel("tokens/s over autoregression")
+        panel.set_title(f"{model}: medians and 95 % intervals, prefill included")
+        panel.legend(fontsize=8, ncols=2)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

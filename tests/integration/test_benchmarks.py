@@ -1,0 +1,234 @@
+"""The benchmarks on models small enough to run in seconds."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingSpeculator
+from recurrent_drafter import decode as decode_module
+from recurrent_drafter import speculator as speculator_module
+from recurrent_drafter.assets import demo_drafter_path
+from recurrent_drafter.bench.arms import AUTO, HF, PLAIN, shape_name, standard_arms
+from recurrent_drafter.bench.attainable import expected_along, measure_curves
+from recurrent_drafter.bench.cells import Cell
+from recurrent_drafter.bench.compare import Decoding, batches_of, compare
+from recurrent_drafter.bench.measure import Effort, known_replies, measure, teach
+from recurrent_drafter.bench.memory import MIB, memory_of
+from recurrent_drafter.bench.profile import STAGES, profiled
+from recurrent_drafter.bench.soak import soak
+from recurrent_drafter.bench.summary import rows_of
+from recurrent_drafter.bench.workload import SHAPES, demo_prompts, model_of_shape, oracle_for, random_prompts
+from recurrent_drafter.cli.bench import main as bench
+from recurrent_drafter.cli.generate import main as generate
+from recurrent_drafter.verifier import load_verifier
+
+VOCABULARY = 97
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(5)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval().float()
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.mul_(8)
+    return model
+
+
+def oracle_on(model, hit_rate, batches, new_tokens):
+    speculator = oracle_for(model, hit_rate)
+    teach(speculator, batches, new_tokens)
+    return speculator
+
+
+def ragged(batch):
+    prompts = random_prompts(VOCABULARY, 3, 12)
+    return batches_of([prompt[: 12 - 2 * (i % 3)] for i, prompt in enumerate(prompts)], batch, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("hit_rate", [0.0, 0.6, 0.95])
+def test_oracle_decodes_as_its_hits_say(model, hit_rate, batch):
+    """The output is the verifier's; at a fixed shape tokens per step are those of the walk along the known hits."""
+    batches, decoding, shape = ragged(batch), Decoding(24), DraftShape(3, 4)
+    speculator = oracle_on(model, hit_rate, batches, 24)
+    arms = standard_arms(speculator, decoding, [shape], lookup=batch == 1)
+    results = {result.name: result for result in compare(arms, batches, speculator.verifier, decoding)}
+    assert all(result.equality == "yes" for result in results.values())
+    assert all(run.count == 24 * batch for result in results.values() for run in result.runs)
+    replies = known_replies(results[PLAIN], batches)
+    padded = [prompt for batch in batches for prompt in batch.input_ids]  # the oracle knows prompts with their pads
+    replies = [type(reply)(prompt, reply.tokens) for prompt, reply in zip(padded, replies, strict=True)]
+    expected = expected_along(speculator.verifier, speculator.drafter, replies, 3)(4, 13)
+    assert results[shape_name(shape)].tokens_per_step == pytest.approx(expected)
+    assert results[PLAIN].tokens_per_step == 1
+    if hit_rate == 0:
+        assert expected == 1
+
+
+def test_expected_tokens_of_a_real_drafter_are_what_decoding_measures(model):
+    batches, decoding, shape = ragged(1), Decoding(24), DraftShape(3, 4, 6)
+    speculator = RecurrentDraftingSpeculator(RecurrentDrafter(oracle_for(model, 0.0).drafter.config))
+    speculator.attach_verifier(model)
+    arms = standard_arms(speculator, decoding, [shape], lookup=False)
+    results = {result.name: result for result in compare(arms, batches, speculator.verifier, decoding)}
+    expected = expected_along(speculator.verifier, speculator.drafter, known_replies(results[PLAIN], batches), 3)
+    assert results[shape_name(shape)].tokens_per_step == pytest.approx(expected(4, 6))
+
+
+def test_sampled_arms_agree_and_transformers_own_is_timed_only(model):
+    batches, decoding = ragged(3), Decoding(16, temperature=1.0, seed=5)
+    speculator = oracle_on(model, 0.6, batches, 16)
+    results = compare(
+        standard_arms(speculator, decoding, [DraftShape(2, 3)], lookup=False), batches, speculator.verifier, decoding
+    )
+    equality = {result.name: result.equality for result in results}
+    assert equality.pop(HF) == "same law"
+    assert set(equality.values()) == {"yes"}
+
+
+def test_reply_protocol_counts_through_the_end_token(model):
+    batches = ragged(3)
+    free = standard_arms(oracle_on(model, 0.6, batches, 24), Decoding(24), [], lookup=False)[0]
+    ends = free.generate(batches[0], 24)[0][:, 5].tolist()
+    decoding = Decoding(24, end_ids=tuple(ends))
+    speculator = oracle_on(model, 0.6, batches, 24)
+    results = compare(
+        standard_arms(speculator, decoding, [DraftShape(2, 3)], lookup=False), batches, speculator.verifier, decoding
+    )
+    assert all(result.equality == "yes" for result in results)
+    assert all(count <= 6 for result in results for count in result.runs[0].tokens)
+
+
+def test_wrong_output_is_called_a_bug(model):
+    batches, decoding = ragged(1), Decoding(8)
+    speculator = oracle_on(model, 0.6, batches, 8)
+    arms = standard_arms(speculator, decoding, [], lookup=False)
+    auto = arms[-1]
+
+    def altered(batch, new_tokens):
+        replies, steps = auto.generate(batch, new_tokens)
+        return (replies + (torch.arange(replies.shape[1]) == 3)) % VOCABULARY, steps
+
+    arms[-1] = type(auto)(AUTO, altered)
+    result = compare(arms, batches, speculator.verifier, decoding)[-1]
+    assert len(result.bugs) == len(batches)
+    assert all("token 3" in bug for bug in result.bugs)
+
+
+def test_profile_accounts_for_steps_and_leaves_no_trace(model):
+    before = [vars(owner)[name] for places in STAGES.values() for owner, name in places]
+    batches = ragged(1)
+    speculator = oracle_on(model, 0.6, batches, 16)
+    speculator.shape = DraftShape(2, 3)
+    decode = decode_module.decode
+    with profiled() as profile:
+        speculator.generate(batches[0].input_ids, max_new_tokens=16, do_sample=False, eos_token_id=[-1])
+    assert profile.steps == speculator.stats.steps
+    assert all(profile.seconds[stage] > 0 for stage in ("verify", "draft", "tree", "accept", "cache", "host"))
+    assert sum(profile.seconds.values()) <= profile.total
+    assert 0 < profile.overhead < 1
+    assert [vars(owner)[name] for places in STAGES.values() for owner, name in places] == before
+    assert speculator_module.decode is decode
+
+
+def test_memory_names_the_packed_copy(model):
+    batches = ragged(1)
+    speculator = oracle_on(model, 0.6, batches, 16)
+    arm = standard_arms(speculator, Decoding(16), [], lookup=False)[-1]
+    arm.generate(batches[0], 16)
+    memory = memory_of(speculator, lambda: arm.generate(batches[0], 16))
+    linear = [m.weight for part in (model, speculator.drafter) for m in part.modules() if hasattr(m, "in_features")]
+    packed = sum(4 * weight.numel() for weight in linear if min(weight.shape) >= 64)
+    assert memory.packed in (0, packed)  # none where oneDNN is missing
+    column = 2 * 2 * 4 * 16 * 4  # bytes: keys and values, layers, heads, head width, float32
+    assert memory.cache >= column * (12 + 16)
+    assert memory.cache % column == 0
+    assert 0 < memory.working < MIB
+
+
+def test_curves_are_measured_at_the_batch(model):
+    batches = ragged(3)
+    speculator = oracle_on(model, 0.6, batches, 8)
+    curves = measure_curves(speculator.verifier, speculator.drafter, batches[0], 2, 3, repeats=1)
+    assert curves.nodes == (1, 2, 3, 4, 5, 6)
+    assert len(curves.draft) == 3
+    assert min(*curves.verify, *curves.draft) > 0
+
+
+def test_demo_prompts_are_of_exactly_the_length():
+    _, tokenizer = load_verifier("demo", dtype="float32")
+    prompts = demo_prompts(tokenizer, 4, 200)
+    assert [len(prompt) for prompt in prompts] == [200] * 4
+    assert len({tuple(prompt[-20:].tolist()) for prompt in prompts}) == 4
+
+
+def test_a_cell_of_the_demo_model_gives_a_row_for_each_arm():
+    records = list(measure(Cell("demo/base", "demo", "float32", context=32), Effort(1, 8, profile=True), "cpu"))
+    rows = rows_of("demo/base", records)
+    assert [row.arm for row in rows][:3] == [HF, "HF prompt lookup", PLAIN]
+    assert rows[-1].arm == AUTO
+    assert all(row.equality == "yes" for row in rows)
+    assert all(row.attainable >= 1 for row in rows[3:])
+    assert {record["kind"] for record in records} == {"run", "curves", "limit", "profile", "memory"}
+
+
+def test_bench_command(tmp_path, capsys):
+    path = tmp_path / "runs.jsonl"
+    arguments = ["--prompts", "2", "--new_tokens", "8", "--dtype", "float32", "--output_file", str(path), "--profile"]
+    assert bench(arguments) == 0
+    shown = capsys.readouterr().out
+    for text in (
+        "sustained (exactly 8 new tokens), greedy, float32",
+        "HF prompt lookup",
+        "fixed 10x4",
+        "auto",
+        "verify",
+    ):
+        assert text in shown
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0]["kind"] == "circumstances"
+    assert len(lines) == 1 + 5 * 2
+
+
+def test_bench_command_in_batches_and_its_refusals(capsys):
+    assert bench(["--prompts", "2", "--batch_size", "2", "--new_tokens", "4", "--dtype", "float32", "--reply"]) == 0
+    assert "left out" in capsys.readouterr().out
+    for wrong in (["--batch_size", "0"], ["--new_tokens", "1"], ["--temperature", "-1"], ["--beam_width", "0"]):
+        assert bench(wrong) == 2
+        assert "expected" in capsys.readouterr().err
+
+
+def test_generate_shows_a_profile(capsys):
+    assert generate(["--prompt", "Hi", "--max_generation_length", "8", "--dtype", "float32", "--profile"]) == 0
+    assert "outside verify and draft" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_ten_thousand_tokens_take_no_more_memory():
+    model, tokenizer = load_verifier("demo", dtype="float32")
+    speculator = RecurrentDraftingSpeculator.from_pretrained(demo_drafter_path(), verifier=model)
+    result = soak(speculator, demo_prompts(tokenizer, 1, 128)[0], 10_000, Decoding(128))
+    assert result.tokens >= 10_000
+    assert result.memory_growth < 8 * MIB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_random_weights_generate_varied_text(name):
+    model = model_of_shape(name, torch.float32, "cpu")
+    prompt = random_prompts(30_000, 1, 128)[0][None]
+    output = model.generate(input_ids=prompt, max_new_tokens=64, do_sample=False)
+    assert output.shape == (1, 192)
+    assert len(output[0, 128:].unique()) >= 20
