@@ -4,13 +4,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.cli.errors import parse, reporting
-from recurrent_drafter.config import DraftShape, GenerateOptions
+from recurrent_drafter.config import DraftShape, GenerateOptions, SamplingOptions, SpeculatorOptions
 from recurrent_drafter.data import Turn, encode_prompt
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.verifier import load_verifier, tokenizer_hash
@@ -19,25 +20,33 @@ from recurrent_drafter.verifier import load_verifier, tokenizer_hash
 @reporting
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate with a drafter, or by the verifier alone: one reply, or a chat."""
-    (options,) = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", GenerateOptions)
+    which, sampling, options = parse(
+        sys.argv[1:] if argv is None else argv, main.__doc__ or "", SpeculatorOptions, SamplingOptions, GenerateOptions
+    )
+    how = {**sampling.arguments(), "seed": sampling.seed, "max_new_tokens": options.max_generation_length}
+    if options.autoregressive and which.speculator_path:
+        raise ValueError("--autoregressive uses no drafter: drop --speculator_path")
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
-    speculator = load_speculator(options, model, tokenizer)
+    model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
+    speculator = autoregression(model) if options.autoregressive else load_speculator(which, model, tokenizer)
     if options.prompt is not None:
-        reply(speculator, tokenizer, [Turn("user", options.prompt)], options.max_generation_length)
+        reply(speculator, tokenizer, [Turn("user", options.prompt)], how)
         return 0
-    return chat(speculator, tokenizer, options.max_generation_length)
+    return chat(speculator, tokenizer, how)
+
+
+def autoregression(model: PreTrainedModel) -> RecurrentDraftingSpeculator:
+    """The same loop without a drafter."""
+    speculator = RecurrentDraftingSpeculator(None)
+    speculator.attach_verifier(model)
+    return speculator
 
 
 def load_speculator(
-    options: GenerateOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    options: SpeculatorOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> RecurrentDraftingSpeculator:
     """The drafter asked for, attached to the model; for ``demo`` the bundled one unless another is named."""
-    if options.autoregressive:
-        speculator = RecurrentDraftingSpeculator(None)
-        speculator.attach_verifier(model)
-        return speculator
     path = options.speculator_path
     if path is None:
         if options.base_model != "demo":
@@ -71,14 +80,14 @@ def reply(
     speculator: RecurrentDraftingSpeculator,
     tokenizer: PreTrainedTokenizerBase,
     turns: Sequence[Turn],
-    max_new_tokens: int,
+    how: dict[str, Any],
 ) -> str:
     """Stream one reply to the terminal, then its figures. Ctrl-C ends the reply, not the program."""
     prompt = encode_prompt(turns, tokenizer)[None].to(speculator.verifier.device)
     tokens: list[int] = []
     shown = ""
     begun = time.perf_counter()
-    stream = speculator.stream(prompt, max_new_tokens=max_new_tokens)
+    stream = speculator.stream(prompt, **how)
     try:
         for new in stream:
             tokens += new
@@ -96,7 +105,7 @@ def reply(
     return shown
 
 
-def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> int:
+def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizerBase, how: dict[str, Any]) -> int:
     """Turn by turn with history, until /quit or the end of the input; /reset forgets the history."""
     print("/reset starts over, /quit ends; Ctrl-C ends a reply.")
     turns: list[Turn] = []
@@ -117,7 +126,7 @@ def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizer
             asked = [*turns, Turn("user", line)]
             print("\nAssistant: ", end="", flush=True)
             try:
-                answer = reply(speculator, tokenizer, asked, max_new_tokens)
+                answer = reply(speculator, tokenizer, asked, how)
             except ValueError as error:  # such as a prompt beyond the context: the session goes on without this turn
                 print(f"error: {error} (/reset starts over)", file=sys.stderr)
                 continue

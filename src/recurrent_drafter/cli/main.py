@@ -9,9 +9,11 @@ from recurrent_drafter.cli.later import not_yet
 COMMANDS = {
     "train": "train a drafter",
     "generate": "generate or chat, with or without a drafter",
+    "verify": "prove that speculation changes no token, on your own model and prompts",
+    "tune": "find the shape of draft that pays on this machine, and save it beside the drafter",
     "demo": "train a drafter for the bundled model, then compare speed and output",
 }
-LATER = ("bench", "verify", "tune", "reproduce", "deploy", "serve", "convert")
+LATER = ("bench", "reproduce", "deploy", "serve", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
