@@ -98,10 +98,12 @@ def first_divergence(
             tree = _last_logits(verifier, text, nodes=16)
         own, other = draw.scores(reply, one_row), draw.scores(reply, tree)
         both = own.isfinite() & other.isfinite()
-        tolerance = min(2 * float((own - other)[both].abs().max()), TIE_CAPS[verifier.model.dtype])
+        moved = (one_row.float().log_softmax(-1) - tree.float().log_softmax(-1))[list(pair)].abs()
+        measured = max(float((own - other)[both].abs().max()), float(moved.max()))
+        tolerance = min(2 * measured, TIE_CAPS[verifier.model.dtype])
         lifted = one_row.clone()
         lifted[[token for token in pair if own[token] == -torch.inf]] += tolerance
-        passes = ((own, 0.0), (other, 0.0), (draw.scores(reply, lifted), tolerance))
+        passes = ((own, 0.0), (other, float(moved.max())), (draw.scores(reply, lifted), tolerance))
         margin = _margin(draw, position, passes, torch.tensor(pair, device=verifier.device))
     return Divergence(position, *pair, margin, tolerance)
 
@@ -109,18 +111,18 @@ def first_divergence(
 def _margin(draw: Draw, position: int, passes: Sequence[tuple[Tensor, float]], pair: Tensor) -> float:
     """How far the two tokens are from changing places.
 
-    Top-k and the like may have cut one of them in the first of the ``passes``. Then a later one that it survived
-    counts, if it also wins there: the cut itself was the tie, and moved by as much as that pass was changed.
+    Top-k and the like may have cut one of them in the first of the ``passes``. Then the next counts that it survived,
+    with how much was changed in that pass: the tie is one at the cut.
     """
-    own = [score == -torch.inf for score in passes[0][0][pair].tolist()]
-    for scores, change in passes:
-        expected, found = draw.noised(position, scores, pair)
-        if -torch.inf in (expected, found):
-            continue
-        if not any(own):
-            return abs(expected - found)
-        if not all(own):
-            return max(change, expected - found if own[1] else found - expected)
+    noised = [draw.noised(position, scores, pair) for scores, _ in passes]
+    cut = [score == -torch.inf for score in noised[0]]
+    if not any(cut):
+        return abs(noised[0][0] - noised[0][1])
+    if not all(cut):
+        for (_, change), (expected, found) in zip(passes[1:], noised[1:], strict=True):
+            lacking, winner = (found, expected) if cut[1] else (expected, found)
+            if lacking > -torch.inf:
+                return max(change, winner - lacking)
     return float("inf")
 
 
