@@ -136,13 +136,13 @@ def measure_batch_costs(
     def draft(width: int, length: int) -> None:
         draft_beams(drafter, verifier.embed, hidden, root, width, length).log_probs.tolist()
 
+    drafting: Grid = {}
     with torch.inference_mode():
         costs = measure_costs(verifier, drafter, widths[0], context, batch=batch, most_rows=most)
-        drafting = {
-            (width, length): median_seconds(partial(draft, width, length), repeats=5)
-            for width in widths
-            for length in lengths
-        }
+        for width in widths:
+            seconds = [median_seconds(partial(draft, width, length), repeats=5) for length in lengths]
+            line = np.polynomial.Polynomial.fit(lengths, seconds, deg=min(1, len(lengths) - 1))  # every level is alike
+            drafting |= {(width, length): max(float(line(length)), 1e-6) for length in lengths}
     return BatchCosts(batch, costs, drafting)
 
 

@@ -258,7 +258,7 @@ def save(
         grids = {f"batch {found.batch}": {cell: x.speedup for cell, x in found.cells.items()} for found in findings}
         hardware = holds_for["hardware"]
         draw_speed_maps(
-            folder / "tuning.png", grids, f"{hardware['device']}, {hardware['threads']} threads, {holds_for['dtype']}"
+            folder / "tuning.png", grids, f"{hardware['device']}, threads: {hardware['threads']}, {holds_for['dtype']}"
         )
         said.append(f"{folder / 'tuning.png'}: speed over width and length, at the best number of nodes")
     if (folder / "config.json").is_file():
