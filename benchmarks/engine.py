@@ -21,7 +21,7 @@ from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.summary import inner_markdown, markdown, read_records, rows_of, write_records
 from recurrent_drafter.bench.workload import SHAPES
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.tracking import circumstances
+from recurrent_drafter.tracking import provenance
 from recurrent_drafter.verifier import computes_in_bfloat16
 
 LEFT_OUT = """HF prompt lookup takes one prompt at a time, and needs text: left out at batch 2 and more and for random
@@ -80,7 +80,7 @@ def path_of(cell: str, output_dir: Path) -> Path:
 
 def run(cell: Cell, effort: Effort, device: str, output_dir: Path) -> None:
     begun = time.monotonic()
-    header = {"kind": "cell", **asdict(cell), "effort": asdict(effort), **circumstances(sys.argv)}
+    header = {"kind": "cell", **asdict(cell), "effort": asdict(effort), **provenance(sys.argv)}
 
     def records():
         yield header
@@ -95,7 +95,7 @@ def run_soak(tokens: int, effort: Effort, device: str, output_dir: Path) -> None
     model, make_prompts = verifier_of(DEMO, dtype, device)
     speculator = RecurrentDraftingSpeculator.from_pretrained(demo_drafter_path(), verifier=model)
     result = soak(speculator, make_prompts(1, 128)[0], tokens, Decoding(effort.new_tokens))
-    header = {"kind": "soak", **result.summary(), **circumstances(sys.argv)}
+    header = {"kind": "soak", **result.summary(), **provenance(sys.argv)}
     series = {"kind": "series", "step_seconds": result.step_seconds, "resident": result.resident}
     write_records(path_of("soak", output_dir), [header, series])
 

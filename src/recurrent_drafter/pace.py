@@ -185,17 +185,24 @@ class AutoPace:
 
 
 def measure_costs(
-    verifier: Verifier, draft: Draft, width: int, context: int, *, most_rows: int = 64, repeats: int = 5
+    verifier: Verifier,
+    draft: Draft,
+    width: int,
+    context: int,
+    *,
+    batch: int = 1,
+    most_rows: int = 64,
+    repeats: int = 5,
 ) -> Costs:
-    """Time real steps behind a text of ``context`` tokens: medians of ``repeats``, after one to warm up."""
+    """Time real steps behind texts of ``context`` tokens, up to ``most_rows`` nodes each: medians of ``repeats``."""
     device = verifier.device
-    text = torch.zeros(1, max(context, 1), dtype=torch.int64, device=device)
+    text = torch.zeros(batch, max(context, 1), dtype=torch.int64, device=device)
     session, read = verifier.open(text, None, text.shape[1] + most_rows)
     root, hidden = text[:, -1], read.hiddens[:, -1]
     sampler = Sampler(Stop(text, 1))
 
     def step(rows: int) -> None:
-        leaves = torch.zeros(1, 1, rows - 1, dtype=torch.int64, device=device)
+        leaves = torch.zeros(batch, 1, rows - 1, dtype=torch.int64, device=device)
         tree = prefix_tree(root, Beams(leaves, leaves, leaves.float()), rows) if rows > 1 else root_tree(root)
         follow_tree(tree, sampler.draws(tree, session.forward_tree(tree).logits)).n_accepted.tolist()
 
@@ -203,12 +210,13 @@ def measure_costs(
         draft(hidden, root, width, levels).log_probs.tolist()
 
     rows = [count for count in MEASURED_ROWS if count <= most_rows]
-    verify = [_median_seconds(partial(step, count), repeats) for count in rows]
-    deeper = _median_seconds(partial(drafting, 4), repeats) - _median_seconds(partial(drafting, 2), repeats)
-    return Costs(tuple(rows), tuple(verify), max(deeper / 2, 1e-6))
+    verify = [median_seconds(partial(step, count), repeats) for count in rows]
+    deeper = median_seconds(partial(drafting, 4), repeats) - median_seconds(partial(drafting, 2), repeats)
+    return Costs(tuple(batch * count for count in rows), tuple(verify), max(deeper / 2, 1e-6))
 
 
-def _median_seconds(work: Callable[[], None], repeats: int) -> float:
+def median_seconds(work: Callable[[], None], repeats: int) -> float:
+    """The median time of ``repeats`` calls, after one to warm up."""
     work()
     taken = []
     for _ in range(repeats):

@@ -1,6 +1,6 @@
 """The verifier's own greedy replies: known text in which acceptance can be measured without decoding (layer 3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +99,10 @@ class HeldOutReplies:
         text = torch.cat([reply.prompt, reply.tokens]).to(self.verifier.device)
         first = len(reply.prompt) - 1
         return self.verifier.hiddens(text[None])[0, first : first + len(reply.tokens)]
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every reply's tokens (R,), and the states (R, H) that they were predicted from."""
+        return ((reply.tokens, hiddens) for reply, hiddens in zip(self.replies, self.hiddens, strict=True))
 
     def tokens_per_step(self, drafter: RecurrentDrafter, shape: DraftShape) -> float:
         """What greedy decoding of these replies yields at this fixed shape, from one drafting pass per reply."""

@@ -98,7 +98,7 @@ class Sampler:
         row_ids = torch.tensor([self.row_ids[row] for row in self.stop.rows], device=logits.device)
 
         def draw(nodes: Tensor) -> Tensor:
-            scores = self._processed(logits[rows, nodes].float(), tree, nodes)
+            scores = self.processed(logits[rows, nodes].float(), tree, nodes)
             if self.seed is None:
                 return scores.argmax(-1)
             depths = tree.depths.gather(1, nodes[:, None])[:, 0]
@@ -106,7 +106,8 @@ class Sampler:
 
         return draw
 
-    def _processed(self, scores: Tensor, tree: DraftTree, nodes: Tensor) -> Tensor:  # (B, V) -> (B, V)
+    def processed(self, scores: Tensor, tree: DraftTree, nodes: Tensor) -> Tensor:  # (B, V) -> (B, V)
+        """Logits at nodes (B,) as the processors leave them, each row on its own prefix."""
         if not self._reads_prefix:
             nothing = self.stop.prompts[:, :0]
             for processor in self.processors:

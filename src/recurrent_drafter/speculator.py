@@ -1,5 +1,6 @@
 """A drafter at work behind transformers' own ``generate`` (layer 3)."""
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,7 +23,10 @@ from recurrent_drafter.pace import AutoPace, Costs, measure_costs
 from recurrent_drafter.packing import PackedLinears
 from recurrent_drafter.sampler import REFUSED, Sampler
 from recurrent_drafter.stop import Stop, as_tuple
+from recurrent_drafter.tune import FILE, Tuning
 from recurrent_drafter.verifier import Verifier
+
+logger = logging.getLogger(__name__)
 
 # What transformers hands to a decoding method besides the prompt; anything else a user has asked for.
 USUAL_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
@@ -57,6 +61,8 @@ class RecurrentDraftingSpeculator:
         self.drafter = drafter
         self.shape = shape
         self.costs: Costs | None = None
+        self.tuning: Tuning | None = None  # found beside the drafter
+        self._tuned_shape: DraftShape | None = None  # its shape, where it holds
         self.stats = DecodeStats(steps=0, tokens=0)
         self._verifier: Verifier | None = None
         self._packed: list[PackedLinears] = []
@@ -78,6 +84,7 @@ class RecurrentDraftingSpeculator:
         loadable lies there, ValueError when it is not a recurrent drafter or not one for this verifier.
         """
         speculator = cls(load_drafter(path, **options), shape)
+        speculator.tuning = Tuning.from_folder(path)
         if verifier is not None:
             speculator.attach_verifier(verifier)
         return speculator
@@ -113,12 +120,22 @@ class RecurrentDraftingSpeculator:
             self.drafter.to(device=verifier.device, dtype=model.dtype).eval()  # type: ignore[arg-type, call-arg]
             self._draft = self._drafting(self.drafter, verifier)
         self._verifier = verifier
+        self._take_tuning(model)
         self._packed = [PackedLinears(module) for module in (model, self.drafter) if module is not None]
         self._paces = {}
 
     def _drafting(self, drafter: RecurrentDrafter, verifier: Verifier) -> Draft:
         """How drafts are made: the one seam for another way of drafting."""
         return BeamDrafter(drafter, verifier)
+
+    def _take_tuning(self, model: PreTrainedModel) -> None:
+        """Use what was tuned if it was on this hardware, dtype and architecture; otherwise costs are measured anew."""
+        if self.tuning is None:
+            return
+        reason = self.tuning.mismatch(model)
+        self.costs, self._tuned_shape = (self.tuning.costs, self.tuning.shape) if reason is None else (None, None)
+        if reason is not None:
+            logger.info("%s is not used: %s", FILE, reason)
 
     @property
     def verifier(self) -> Verifier:
@@ -286,7 +303,7 @@ class RecurrentDraftingSpeculator:
             return FixedPace(self.shape if self.drafter is not None else None)
         temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
         if temperature not in self._paces:
-            saved = self.drafter.config.draft_shape
+            saved = self._tuned_shape or self.drafter.config.draft_shape
             if self.costs is None:
                 context = stop.prompts.shape[1]
                 self.costs = measure_costs(self.verifier, self._draft, saved.beam_width, context)

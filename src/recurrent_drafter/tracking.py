@@ -2,7 +2,6 @@
 
 import json
 import os
-import platform
 import subprocess
 import time
 from collections.abc import Sequence
@@ -10,20 +9,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
+from recurrent_drafter.hardware import hardware
 
 
 def write_run(directory: Path, *, argv: Sequence[str], **facts: Any) -> None:
     """Write ``run.json``: command, versions, commit and hardware, and whatever else is given."""
-    record = {**circumstances(argv), **facts}
-    path = directory / "run.json"
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(record, indent=1, default=str) + "\n")
-    os.replace(unfinished, path)
+    write_json(directory / "run.json", {**provenance(argv), **facts})
 
 
-def circumstances(argv: Sequence[str]) -> dict[str, Any]:
-    """What a result depends on besides its options: command, date, commit, versions, hardware."""
+def provenance(argv: Sequence[str], device: str | None = None) -> dict[str, Any]:
+    """By what command, of which version, on which hardware a result was made."""
     return {
         "argv": list(argv),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
@@ -31,14 +26,29 @@ def circumstances(argv: Sequence[str]) -> dict[str, Any]:
         "versions": {
             name: metadata.version(name) for name in ("recurrent-drafter", "torch", "transformers") if _installed(name)
         },
-        "hardware": hardware(),
+        "hardware": hardware(device),
     }
 
 
-def hardware() -> dict[str, Any]:
-    """Processor or accelerator, and how many threads compute."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {"device": device, "threads": torch.get_num_threads(), "cores": os.cpu_count(), "system": platform.system()}
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write all of a file or none of it: under a temporary name first."""
+    unfinished = path.with_name(path.name + ".tmp")
+    unfinished.write_text(json.dumps(record, indent=1, default=str) + "\n")
+    os.replace(unfinished, path)
+
+
+def check_writable(path: Path) -> None:
+    """Raise OSError, in one line, unless ``path`` can be written as a file; leaves what is there as it is."""
+    if path.is_dir():
+        raise OSError(f"{path} is a folder: expected the name of a file")
+    trial = path.with_name(path.name + ".tmp")
+    try:
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror}): give a file in a folder that exists and is yours"
+        ) from None
 
 
 def _installed(name: str) -> bool:

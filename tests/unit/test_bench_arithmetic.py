@@ -13,7 +13,7 @@ from recurrent_drafter.bench import workload as workload_module
 from recurrent_drafter.bench.arms import AUTO, HF, PLAIN
 from recurrent_drafter.bench.attainable import Attainable, Curves, attainable, expected_along
 from recurrent_drafter.bench.cells import all_cells, selected
-from recurrent_drafter.bench.compare import ArmResult, Decoding, Run, batches_of, emitted, noised
+from recurrent_drafter.bench.compare import ArmResult, Batch, Decoding, Run, batches_of, emitted
 from recurrent_drafter.bench.memory import TensorCount
 from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.bench.profile import Profile
@@ -60,11 +60,13 @@ def test_batches_leave_out_what_does_not_fill_one_and_pad_on_the_left():
     assert batches[0].prompt(0).tolist() == [1, 2]
 
 
-def test_noised_scores_are_those_that_a_draw_compares():
+def test_the_draw_that_explains_a_sampled_difference_is_the_one_that_was_made():
     log_probs = torch.randn(50).log_softmax(-1)
-    decoding = Decoding(8, temperature=0.7, seed=3)
+    batch = Batch(torch.zeros(2, 3).long(), torch.ones(2, 3).long(), number=4)
+    draw = Decoding(8, temperature=0.7, seed=3).draw(batch, 1)
     drawn = draw_tokens((log_probs / 0.7)[None], 3 + 4, torch.tensor([1]), torch.tensor([6]))
-    assert noised(decoding, 4, 1, log_probs, 6).argmax() == drawn[0]
+    scores = draw.noised(6, draw.scores([0] * 6, log_probs), torch.arange(50))
+    assert max(range(50), key=scores.__getitem__) == drawn[0]
 
 
 CURVES = Curves(nodes=(1, 2, 3, 5), verify=(4.0, 5.0, 5.5, 12.0), draft=(1.0, 2.0))

@@ -11,9 +11,9 @@ PACKAGE = Path(recurrent_drafter.__file__).parent
 LAYERS = {
     0: {"config", "assets"},
     1: {"tree", "accept", "beam", "losses", "metrics", "sampling"},
-    2: {"drafter", "verifier", "cache", "packing", "data"},
-    3: {"decode", "distill", "pace", "replies", "sampler", "speculator", "stop", "train", "verify"},
-    4: {"bench", "tracking", "cli"},
+    2: {"drafter", "verifier", "cache", "packing", "data", "hardware"},
+    3: {"decode", "distill", "pace", "replies", "sampler", "speculator", "stop", "train", "tune", "verify"},
+    4: {"bench", "tracking", "cli", "report"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 

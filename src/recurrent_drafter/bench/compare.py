@@ -3,17 +3,16 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.generation.logits_process import TemperatureLogitsWarper
 
 from recurrent_drafter.metrics import median_interval
 from recurrent_drafter.replies import left_padded
-from recurrent_drafter.sampling import gumbel_noise
 from recurrent_drafter.verifier import Verifier
-from recurrent_drafter.verify import first_divergence
+from recurrent_drafter.verify import Draw, first_divergence
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,12 @@ class Decoding:
     end_ids: tuple[int, ...] = ()
     temperature: float = 0.0
     seed: int = 0
+
+    def draw(self, batch: "Batch", row: int) -> Draw:
+        """How a row's tokens are drawn; each batch has a seed of its own."""
+        if self.temperature == 0:
+            return Draw(batch.input_ids[row])
+        return Draw(batch.input_ids[row], (TemperatureLogitsWarper(self.temperature),), self.seed + batch.number, row)
 
 
 @dataclass(frozen=True)
@@ -198,10 +203,9 @@ def judge(
     reference = next(result.replies[-1] for arm, result in zip(arms, results, strict=True) if arm.is_compared)
     for arm, result in zip(arms, results, strict=True):
         for row, (expected, found) in enumerate(zip(reference, result.replies[-1], strict=True)):
-            scores = partial(noised, decoding, batch.number, row) if decoding.temperature else None
             difference = None
             if arm.is_compared:
-                difference = first_divergence(verifier, batch.prompt(row), expected, found, scores)
+                difference = first_divergence(verifier, batch.prompt(row), expected, found, decoding.draw(batch, row))
             if difference is None:
                 outcome = "identical" if arm.is_compared else "not compared"
             elif difference.is_tie:
@@ -211,10 +215,3 @@ def judge(
                 where = f"prompt {batch.number}, row {row}, token {difference.position}"
                 result.bugs.append(f"{where}, margin {difference.margin:.2g}")
             result.runs[-1].outcome.append(outcome)
-
-
-def noised(decoding: Decoding, number: int, row: int, log_probs: Tensor, position: int) -> Tensor:  # (V,) -> (V,)
-    """What is compared when sampling: warped log-probabilities with the noise of their place."""
-    tokens = torch.arange(len(log_probs), device=log_probs.device)
-    place = torch.tensor([row], device=log_probs.device), torch.tensor([position], device=log_probs.device)
-    return log_probs.double() / decoding.temperature + gumbel_noise(decoding.seed + number, *place, tokens)

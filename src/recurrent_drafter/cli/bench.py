@@ -25,7 +25,7 @@ from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.stop import as_tuple
-from recurrent_drafter.tracking import circumstances
+from recurrent_drafter.tracking import provenance
 from recurrent_drafter.verifier import load_verifier
 
 
@@ -98,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.profile:
         show_inside(console, speculator, fixed, arms, batches, options.new_tokens)
     if options.output_file is not None:
-        header = {"kind": "circumstances", **circumstances(arguments), "options": asdict(options)}
+        header = {"kind": "circumstances", **provenance(arguments), "options": asdict(options)}
         write_records(Path(options.output_file), [header, *(line for r in results for line in run_records(r))])
         console.print(f"every run: {options.output_file}")
     return 1 if any(result.bugs for result in results) else 0

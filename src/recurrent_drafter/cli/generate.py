@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, nullcontext
+from typing import Any
 
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,7 +14,7 @@ from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
 from recurrent_drafter.cli.figures import profile_table
 from recurrent_drafter.cli.speculator import open_speculator
-from recurrent_drafter.config import DraftShape, GenerateOptions
+from recurrent_drafter.config import DraftShape, GenerateOptions, SamplingOptions, SpeculatorOptions
 from recurrent_drafter.data import Turn, encode_prompt
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.verifier import load_verifier
@@ -22,30 +23,38 @@ from recurrent_drafter.verifier import load_verifier
 @reporting
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate with a drafter, or by the verifier alone: one reply, or a chat."""
-    (options,) = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", GenerateOptions)
+    which, sampling, options = parse(
+        sys.argv[1:] if argv is None else argv, main.__doc__ or "", SpeculatorOptions, SamplingOptions, GenerateOptions
+    )
+    how = {**sampling.arguments(), "seed": sampling.seed, "max_new_tokens": options.max_generation_length}
+    if options.autoregressive and which.speculator_path:
+        raise ValueError("--autoregressive uses no drafter: drop --speculator_path")
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
-    speculator = load_speculator(options, model, tokenizer)
+    model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
+    speculator = autoregression(model) if options.autoregressive else load_speculator(which, model, tokenizer)
     with profiled() if options.profile else nullcontext() as profile:
         if options.prompt is not None:
-            _, interrupted = reply(speculator, tokenizer, [Turn("user", options.prompt)], options.max_generation_length)
+            _, interrupted = reply(speculator, tokenizer, [Turn("user", options.prompt)], how)
             code = INTERRUPTED if interrupted else 0
         else:
-            code = chat(speculator, tokenizer, options.max_generation_length)
+            code = chat(speculator, tokenizer, how)
     if profile is not None:
         Console().print(profile_table(profile))
     return code
 
 
+def autoregression(model: PreTrainedModel) -> RecurrentDraftingSpeculator:
+    """The same loop without a drafter."""
+    speculator = RecurrentDraftingSpeculator(None)
+    speculator.attach_verifier(model)
+    return speculator
+
+
 def load_speculator(
-    options: GenerateOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    options: SpeculatorOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> RecurrentDraftingSpeculator:
     """The drafter asked for, attached to the model; for ``demo`` the bundled one unless another is named."""
-    if options.autoregressive:
-        speculator = RecurrentDraftingSpeculator(None)
-        speculator.attach_verifier(model)
-        return speculator
     speculator = open_speculator(options.base_model, options.speculator_path, model, tokenizer)
     assert speculator.drafter is not None
     saved = speculator.drafter.config.draft_shape
@@ -62,7 +71,7 @@ def reply(
     speculator: RecurrentDraftingSpeculator,
     tokenizer: PreTrainedTokenizerBase,
     turns: Sequence[Turn],
-    max_new_tokens: int,
+    how: dict[str, Any],
 ) -> tuple[str, bool]:
     """Stream one reply to the terminal, then its figures. Returns its text, and whether Ctrl-C ended it."""
     tokens: list[int] = []
@@ -70,7 +79,7 @@ def reply(
     begun = time.perf_counter()
     try:
         prompt = encode_prompt(turns, tokenizer)[None].to(speculator.verifier.device)
-        with closing(speculator.stream(prompt, max_new_tokens=max_new_tokens)) as stream:
+        with closing(speculator.stream(prompt, **how)) as stream:
             for new in stream:
                 tokens += new
                 text = str(tokenizer.decode(tokens, skip_special_tokens=True))
@@ -86,7 +95,7 @@ def reply(
     return shown, interrupted
 
 
-def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> int:
+def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizerBase, how: dict[str, Any]) -> int:
     """Turn by turn with history, until /quit or the end of the input; /reset forgets the history."""
     print("/reset starts over, /quit ends; Ctrl-C ends a reply.")
     turns: list[Turn] = []
@@ -107,7 +116,7 @@ def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizer
             asked = [*turns, Turn("user", line)]
             print("\nAssistant: ", end="", flush=True)
             try:
-                answer, _ = reply(speculator, tokenizer, asked, max_new_tokens)
+                answer, _ = reply(speculator, tokenizer, asked, how)
             except ValueError as error:  # such as a prompt beyond the context: the session goes on without this turn
                 print(f"error: {error} (/reset starts over)", file=sys.stderr)
                 continue

@@ -10,9 +10,11 @@ COMMANDS = {
     "train": "train a drafter",
     "generate": "generate or chat, with or without a drafter",
     "bench": "compare ways of decoding on your model: speed, and whether the output is the same",
+    "verify": "prove that speculation changes no token, on your own model and prompts",
+    "tune": "find the shape of draft that pays on this machine, and save it beside the drafter",
     "demo": "train a drafter for the bundled model, then compare speed and output",
 }
-LATER = ("verify", "tune", "reproduce", "deploy", "serve", "convert")
+LATER = ("reproduce", "deploy", "serve", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,0 +1,26 @@
+"""The prompts that `verify` and `tune` decode."""
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from recurrent_drafter.config import PromptOptions
+from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
+from recurrent_drafter.verifier import Verifier
+
+LONGEST = 512
+
+
+def load_prompts(
+    options: PromptOptions, verifier: Verifier, tokenizer: PreTrainedTokenizerBase, count: int
+) -> list[Tensor]:
+    """``count`` prompts (S,), or as many as the options say, all of which leave room for the reply."""
+    longest = LONGEST
+    if verifier.context_length is not None:
+        longest = min(longest, verifier.context_length - options.new_tokens)
+        if longest < 1:
+            raise ValueError(
+                f"--new_tokens is {options.new_tokens}, expected less than the context of {verifier.context_length}"
+            )
+    name = None if options.dataset_path else options.dataset_name or "demo"
+    dialogues = load_dialogues(name, options.dataset_path, "eval" if name else "all").dialogues
+    return prompts_from_dialogues(dialogues, tokenizer, count=options.prompts or count, max_length=longest)
