@@ -216,6 +216,7 @@ def test_generate_shows_a_profile(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_thousand_tokens_take_no_more_memory():
     model, tokenizer = load_verifier("demo", dtype="float32")
     speculator = RecurrentDraftingSpeculator.from_pretrained(demo_drafter_path(), verifier=model)
