@@ -204,7 +204,14 @@ def test_longrope_is_exact_within_the_original_context():
 class NoSynchronisation(TorchDispatchMode):
     """Fails on operations whose result the host would have to wait for on an accelerator."""
 
-    waiting = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.equal", "aten.is_nonzero")
+    waiting = (
+        "aten.item",
+        "aten._local_scalar_dense",
+        "aten.nonzero",
+        "aten.masked_select",
+        "aten.equal",
+        "aten.is_nonzero",
+    )
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         assert not str(function).startswith(self.waiting), function
