@@ -56,7 +56,7 @@ ARCHITECTURES = {
 
 def tiny_model(name: str, attention: str = "sdpa", **options):
     """A model of an architecture above, or of any model type if its options are given; float32, end tokens off."""
-    model_type, own = (name, {}) if options.pop("bare", False) else ARCHITECTURES.get(name, (name, {}))
+    model_type, own = ARCHITECTURES.get(name, (name, {}))
     torch.manual_seed(5)
     config = CONFIG_MAPPING[model_type](**{**SMALL, **own, **options})
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM

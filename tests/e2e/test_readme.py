@@ -6,11 +6,12 @@ import shlex
 import pytest
 from running import ROOT
 
-from recurrent_drafter.cli import demo, train
+from recurrent_drafter.cli import bench, demo, generate, train, tune, verify
 from recurrent_drafter.cli.errors import parse
-from recurrent_drafter.config import GenerateOptions
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OPTIONS = {module.__name__.rpartition(".")[2]: module.OPTIONS for module in (bench, demo, generate, tune, verify)}
+OPTIONS["generate_speculator.py"] = generate.OPTIONS
 
 
 def commands() -> list[str]:
@@ -38,8 +39,5 @@ def test_a_command_parses(command, capsys):
     name, *flags = argv
     if name in ("train_speculator.py", "train"):
         assert train.main([*flags, "--demo"]) == 0, capsys.readouterr().err
-    elif name in ("generate_speculator.py", "generate"):
-        parse(flags, "", GenerateOptions)
     else:
-        assert name == "demo"
-        parse(flags, "", demo.DemoOptions)
+        parse(flags, "", *OPTIONS[name])

@@ -2,11 +2,8 @@
 
 import pytest
 import torch
+from models import VOCABULARY, WIDTH, generate, prompts, random_drafter, tiny_model
 from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
-    Qwen2Config,
     StoppingCriteria,
     StoppingCriteriaList,
     TrainingArguments,
@@ -27,54 +24,7 @@ from recurrent_drafter.tree import prefix_tree
 from recurrent_drafter.verifier import Verifier
 from recurrent_drafter.verify import first_divergence
 
-VOCABULARY, WIDTH, NEVER = 97, 64, -1
-SMALL = {"vocab_size": VOCABULARY, "bos_token_id": 0, "eos_token_id": None, "pad_token_id": 0}
-LLAMA = {
-    "hidden_size": WIDTH,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 256,
-}
-CONFIGS = {
-    "gpt2": lambda: GPT2Config(n_embd=WIDTH, n_layer=2, n_head=4, n_positions=256, tie_word_embeddings=False, **SMALL),
-    "llama": lambda: LlamaConfig(**LLAMA, **SMALL),
-    "qwen2": lambda: Qwen2Config(**LLAMA, **SMALL),
-}
-
-
-def tiny_model(name: str, attention: str = "sdpa"):
-    torch.manual_seed(5)
-    model = AutoModelForCausalLM.from_config(CONFIGS[name](), attn_implementation=attention).eval().float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() > 1:
-                parameter.mul_(8)  # so that outputs vary and a leaked mask shows
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model
-
-
-def random_drafter(seed: int = 0, **options) -> RecurrentDrafter:
-    torch.manual_seed(seed)
-    return RecurrentDrafter(RecurrentDraftingConfig(hidden_size=WIDTH, vocab_size=VOCABULARY, **options)).eval()
-
-
-def prompts(batch: int, seed: int = 1):
-    """Left-padded prompts of different lengths."""
-    generator = torch.Generator().manual_seed(seed)
-    longest = 12
-    ids = torch.randint(1, VOCABULARY, (batch, longest), generator=generator)
-    mask = torch.ones_like(ids)
-    for row in range(1, batch):
-        ids[row, : 2 * row] = 0
-        mask[row, : 2 * row] = 0
-    return ids, mask
-
-
-def generate(model, ids, mask, new=40, **options):
-    return model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=False, **options)
+NAMES = ["gpt2", "llama", "qwen2"]
 
 
 def beams_from_text(texts: torch.Tensor, at, shift: int):
@@ -92,7 +42,7 @@ def beams_from_text(texts: torch.Tensor, at, shift: int):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", NAMES)
 def test_greedy_output_is_the_models_own(name, attention):
     model = tiny_model(name, attention)
     for batch in (5, 1):
@@ -128,7 +78,7 @@ def test_oracle_and_adversary(name, shift, accepts, monkeypatch):
         assert speculator.stats.tokens_per_step == 1
 
 
-@pytest.mark.parametrize("name", list(CONFIGS))
+@pytest.mark.parametrize("name", NAMES)
 def test_tree_logits_are_linear_logits_and_kept_text_is_from_scratch(name):
     """Three verifications in a row, after each of which every row keeps another number of nodes."""
     model = tiny_model(name)

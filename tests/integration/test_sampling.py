@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from test_decoding import VOCABULARY, WIDTH, generate, prompts, random_drafter, tiny_model
+from models import VOCABULARY, WIDTH, generate, prompts, random_drafter, tiny_model
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,

@@ -7,7 +7,8 @@ import logging
 import numpy as np
 import pytest
 import torch
-from test_decoding import generate, overfit, prompts, random_drafter, tiny_model
+from models import generate, prompts, random_drafter, tiny_model
+from test_decoding import overfit
 
 import recurrent_drafter.cli.tune as command
 import recurrent_drafter.speculator as speculator_module

@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from test_decoding import VOCABULARY, generate, prompts, random_drafter, tiny_model
+from models import VOCABULARY, generate, prompts, random_drafter, tiny_model
 from transformers import LogitsProcessor, TopKLogitsWarper
 
 import recurrent_drafter.cli.verify as command

@@ -69,11 +69,14 @@ class BenchOptions:
             raise ValueError(f"--temperature is {self.temperature}, expected 0 (greedy) or more")
 
 
+OPTIONS = (BenchOptions,)
+
+
 @reporting
 def main(argv: Sequence[str] | None = None) -> int:
     """Compare ways of decoding on your model and prompts: speed, and whether the output is the same."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    (options,) = parse(arguments, main.__doc__ or "", BenchOptions)
+    (options,) = parse(arguments, main.__doc__ or "", *OPTIONS)
     fixed = DraftShape(options.beam_width, options.beam_length)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

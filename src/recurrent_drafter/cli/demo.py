@@ -41,10 +41,13 @@ class DemoOptions:
             raise ValueError("--prompts and --new_tokens are counts: expected at least 1 and 2")
 
 
+OPTIONS = (DemoOptions,)
+
+
 @reporting
 def main(argv: Sequence[str] | None = None) -> int:
     """Train a drafter for the bundled model in four minutes, then compare it with plain generation."""
-    (options,) = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", DemoOptions)
+    (options,) = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
     trained = options.speculator_path
     if trained is None and not options.skip_training:
         code = train.main(["--quick"])

@@ -19,13 +19,13 @@ from recurrent_drafter.data import Turn, encode_prompt
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.verifier import load_verifier
 
+OPTIONS = SpeculatorOptions, SamplingOptions, GenerateOptions
+
 
 @reporting
 def main(argv: Sequence[str] | None = None) -> int:
     """Generate with a drafter, or by the verifier alone: one reply, or a chat."""
-    which, sampling, options = parse(
-        sys.argv[1:] if argv is None else argv, main.__doc__ or "", SpeculatorOptions, SamplingOptions, GenerateOptions
-    )
+    which, sampling, options = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
     how = {**sampling.arguments(), "seed": sampling.seed, "max_new_tokens": options.max_generation_length}
     if options.autoregressive and which.speculator_path:
         raise ValueError("--autoregressive uses no drafter: drop --speculator_path")

@@ -86,11 +86,14 @@ class Bench:
     progress: Progress
 
 
+OPTIONS = SpeculatorOptions, PromptOptions, TuneOptions
+
+
 @reporting
 def main(argv: Sequence[str] | None = None) -> int:
     """Find the shape of draft that pays on this machine, for this model and these prompts; save it with the drafter."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    which, asked, options = parse(arguments, main.__doc__ or "", SpeculatorOptions, PromptOptions, TuneOptions)
+    which, asked, options = parse(arguments, main.__doc__ or "", *OPTIONS)
     folder = output_folder(which, options)
     if not can_draw():
         print(MISSING, file=sys.stderr)

@@ -59,13 +59,14 @@ class Pass:
         return self.tokens[arm] / self.steps[arm] if self.steps[arm] else float("nan")
 
 
+OPTIONS = SpeculatorOptions, SamplingOptions, PromptOptions, VerifyOptions
+
+
 @reporting
 def main(argv: Sequence[str] | None = None) -> int:
     """Decode prompts with and without speculation and explain every difference: 0 if none is a bug, else 1."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    which, sampling, asked, options = parse(
-        arguments, main.__doc__ or "", SpeculatorOptions, SamplingOptions, PromptOptions, VerifyOptions
-    )
+    which, sampling, asked, options = parse(arguments, main.__doc__ or "", *OPTIONS)
     draws = sampling.arguments(TEMPERATURE)
     if options.output_file is not None:
         check_writable(Path(options.output_file))
