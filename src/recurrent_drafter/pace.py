@@ -30,6 +30,7 @@ MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 PROBE_COST = 0.02  # at most this share of plain steps' time goes into probes
 PROBE_LENGTH = 2
 LOOK_FURTHER = 16  # every so many speculative steps draft as far as allowed
+COMPARE = 64  # and every so many take a plain step, so that its time is known as well
 MEMORY = 0.05  # weight of the newest observation once there are many
 
 
@@ -116,7 +117,8 @@ class AutoPace:
         self._reach = 0.7 ** np.arange(1, shape.beam_length + 1)  # [d - 1]: how often d draft tokens are accepted
         self._reach_seen = np.zeros(shape.beam_length)
         self._nodes_per_level = float(shape.beam_width)
-        self._drift: dict[tuple[int, bool], float] = {}  # measured over expected seconds, per batch and kind of step
+        self._drifts: dict[int, list[float]] = {}  # batch: measured over expected seconds of plain and drafted steps
+        self._tables: dict[int, Floats] = {}  # batch: [n - 1] is the expected time of verifying n nodes per row
         self._plain_steps = self._draft_steps = 0
         self._batch = self._length = 0
         self._began = 0.0
@@ -124,16 +126,22 @@ class AutoPace:
     def plan(self, batch: int, longest: int) -> tuple[int, int]:
         """The draft length with the best expected rate; 0 when plain autoregression has it."""
         self._began, self._batch = time.perf_counter(), batch
+        if batch not in self._tables:
+            nodes = np.arange(1, 2 + self.shape.beam_width * self.shape.beam_length)
+            self._tables[batch], self._drifts[batch] = self.costs(batch * nodes), [1.0, 1.0]
         self._length = self._choose(min(longest, self.shape.beam_length))
         return self.shape.beam_width, self._length
 
     def _choose(self, limit: int) -> int:
         if limit < 1:
             return 0
+        table, (plain, drafted) = self._tables[self._batch], self._drifts[self._batch]
         lengths = np.arange(limit + 1)
-        tokens = 1 + np.concatenate([[0.0], np.cumsum(self._reach[:limit])])
-        seconds = self._seconds(1 + np.ceil(self._nodes_per_level * lengths).astype(np.int64), lengths)
-        seconds[0] = self._seconds(np.array([1]), np.array([0]))[0]
+        drafts = np.ceil(self._nodes_per_level * lengths).astype(np.int64)  # nodes without the root
+        seconds = drafted * (table[drafts] + lengths * self.costs.draft_level)
+        seconds[0] = plain * table[0]
+        tokens = np.ones(limit + 1)
+        tokens[1:] += np.cumsum(self._reach[:limit])
         best = int(np.argmax(tokens / seconds))
         if best == 0:
             self._plain_steps += 1
@@ -143,6 +151,8 @@ class AutoPace:
             best = probe
         else:
             self._draft_steps += 1
+            if self._draft_steps % COMPARE == 0:
+                return 0
             if self._draft_steps % LOOK_FURTHER == 0:
                 best = limit
         self._plain_steps = 0
@@ -154,19 +164,14 @@ class AutoPace:
         log_probs = beams.log_probs.flatten(1).double().cpu().numpy()  # (B, L W)
         gains = -np.sort(-self.calibration(log_probs), axis=1).mean(0)
         most = length * width if self.shape.max_tree_nodes is None else self.shape.max_tree_nodes - 1
-        gains = gains[:most]
-        tokens = 1 + np.cumsum(gains)
-        seconds = self._seconds(np.arange(2, len(gains) + 2), np.full(len(gains), length))
-        return int(np.argmax(tokens / seconds)) + 2
+        seconds = self._tables[self._batch][1 : most + 1] + length * self.costs.draft_level
+        return int(np.argmax((1 + np.cumsum(gains[:most])) / seconds[: len(gains)])) + 2
 
     def observe(self, tree: DraftTree, step: Step) -> None:
         """Learn the step's cost and what was accepted."""
         batch, nodes = tree.tokens.shape
-        expected = float(self.costs(np.array([batch * nodes]))[0]) + self._length * self.costs.draft_level
-        kind = (batch, self._length > 0)
-        before = self._drift.get(kind, 1.0)
-        ratio = np.clip((time.perf_counter() - self._began) / expected, before / 2, before * 2)
-        self._drift[kind] = before + MEMORY * (float(ratio) - before)
+        expected = float(self._tables[batch][nodes - 1]) + self._length * self.costs.draft_level
+        self._time_step((time.perf_counter() - self._began) / expected)
         if self._length == 0:
             return
         depths = np.arange(1, self._length + 1)
@@ -179,9 +184,13 @@ class AutoPace:
         np.put_along_axis(accepted, np.asarray(step.path), values=True, axis=1)
         self.calibration.update(tree.log_probs[:, 1:].double().cpu().numpy(), accepted[:, 1:])
 
-    def _seconds(self, nodes: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> Floats:
-        drift = self._drift.get((self._batch, bool(lengths[-1] > 0)), 1.0)
-        return drift * (self.costs(self._batch * nodes) + lengths * self.costs.draft_level)
+    def _time_step(self, ratio: float) -> None:
+        """Learn how much longer this kind of step takes than expected; what changes is the machine, so for both."""
+        drifts, kind = self._drifts[self._batch], int(self._length > 0)
+        before = drifts[kind]
+        after = before + MEMORY * (min(max(ratio, before / 2), before * 2) - before)
+        drifts[1 - kind] *= after / before
+        drifts[kind] = after
 
 
 def measure_costs(
