@@ -85,6 +85,8 @@ class DrafterTrainer(WholeCheckpoints):
         chunk: int | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # all are used at every step; to look for others costs time
         super().__init__(
             model=model,
             args=args,

@@ -10,12 +10,17 @@ from pathlib import Path
 import torch
 from models import prompts, random_drafter, tiny_model
 from safetensors.torch import save_file
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import TrainerCallback, TrainingArguments
 
 from recurrent_drafter import target_shards
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import TrainExample
+from recurrent_drafter.objective import Distillation, Objective
 from recurrent_drafter.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.rows import collate
 from recurrent_drafter.train import DrafterTrainer, last_checkpoint, with_text_targets
 from recurrent_drafter.verifier import Verifier
 
@@ -92,11 +97,47 @@ def train(folder: Path, batch: int, behind: int | None, while_saving: bool, worl
 def run_training(folder, *, batch=2, behind=None, while_saving=False, processes=1) -> list[int]:
     """The exit codes of its processes."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     worlds = [None] if processes == 1 else [(rank, processes, port) for rank in range(processes)]
     return ended([CONTEXT.Process(target=train, args=(folder, batch, behind, while_saving, w)) for w in worlds])
+
+
+def shard(folder: Path, rank: int, processes: int, port: int):
+    """The loss and a gradient of a drafter that FSDP shards; process 0 leaves them beside the whole drafter's own."""
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
+    verifier = Verifier(tiny_model("gpt2"))
+    rows = [with_text_targets(example, 4, ()) for example in texts(3)]
+    results = {}
+    for name in ("whole", "sharded"):
+        drafter = random_drafter()
+        objective = Objective(verifier, drafter.draft_ids.clone(), distillation=Distillation())
+        batch = collate(rows)
+        if name == "sharded":
+            fully_shard(drafter, mesh=init_device_mesh("cpu", (processes,)))
+        loss = objective.chunk_loss(objective.rows(batch, torch.float32), objective.counts(batch["targets"]))
+        read = objective.rows(batch, torch.float32)
+        value = drafter(read.hidden, read.embedded, loss, 5)
+        value.backward()
+        for part in ("lm_head.2", "rnn_u"):
+            gradient = drafter.get_submodule(part).weight.grad
+            results[f"{name}.{part}"] = gradient.full_tensor() if name == "sharded" else gradient
+        results[f"{name}.loss"] = value.detach()
+    if rank == 0:
+        save_file(results, folder / "shards.safetensors")
+    distributed.destroy_process_group()
+
+
+def run_shards(folder, processes=2) -> list[int]:
+    """The exit codes of its processes."""
+    port = free_port()
+    return ended([CONTEXT.Process(target=shard, args=(folder, rank, processes, port)) for rank in range(processes)])
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def distil(folder: Path, index: int, processes: int, kill: str):

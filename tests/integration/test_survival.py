@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from models import tiny_model
-from runs import KILLED, run_distillation, run_training, texts
+from runs import KILLED, run_distillation, run_shards, run_training, texts
 from safetensors.torch import load_file
 
 from recurrent_drafter.target_shards import MANIFEST, distilled_dataset
@@ -44,6 +44,13 @@ def test_two_processes_train_as_one_on_the_same_batches(tmp_path):
     ours, theirs = (load_file(tmp_path / name / "final.safetensors") for name in ("one", "two"))
     # Adam divides by the size of gradients, so that rounding of tiny ones shows.
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=2e-4)
+
+
+def test_a_sharded_drafter_has_the_whole_ones_loss_and_gradient(tmp_path):
+    assert run_shards(tmp_path) == [0, 0]
+    results = load_file(tmp_path / "shards.safetensors")
+    for name in ("loss", "lm_head.2", "rnn_u"):
+        torch.testing.assert_close(results[f"sharded.{name}"], results[f"whole.{name}"])
 
 
 def shards(folder):
