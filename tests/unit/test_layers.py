@@ -12,7 +12,10 @@ LAYERS = {
     0: {"config", "assets"},
     1: {"tree", "accept", "beam", "losses", "metrics", "sampling"},
     2: {"drafter", "verifier", "cache", "packing", "data", "hardware"},
-    3: {"decode", "distill", "pace", "replies", "sampler", "speculator", "stop", "train", "tune", "verify"},
+    3: {
+        *("checkpoints", "decode", "distill", "fingerprint", "objective", "pace", "replies", "rows", "sampler"),
+        *("speculator", "stop", "target_shards", "time_budget", "train", "tune", "verify"),
+    },
     4: {"bench", "tracking", "cli", "report"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
