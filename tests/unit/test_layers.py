@@ -9,10 +9,10 @@ import recurrent_drafter
 
 PACKAGE = Path(recurrent_drafter.__file__).parent
 LAYERS = {
-    0: {"config", "assets"},
+    0: {"arguments", "assets", "config"},
     1: {"tree", "accept", "beam", "losses", "metrics", "sampling"},
     2: {"drafter", "verifier", "cache", "packing", "data"},
-    3: {"decode", "distill", "pace", "replies", "sampler", "speculator", "stop", "train", "verify"},
+    3: {"decode", "distill", "estimate", "pace", "replies", "sampler", "speculator", "stop", "train", "verify"},
     4: {"bench", "tracking", "cli"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
