@@ -5,11 +5,14 @@ the ordinary forward pass. For each further depth one token per root is fed, see
 own generated ancestors: K passes in place of one `generate` per position.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from recurrent_drafter.cache import TreeCache
-from recurrent_drafter.losses import IGNORED
+from recurrent_drafter.data import TrainExample
+from recurrent_drafter.rows import RootExample, cut_behind_end, loss_mask
 from recurrent_drafter.verifier import Verifier
 
 
@@ -67,22 +70,12 @@ def distilled_targets(
     return cut_behind_end(every, end_ids)
 
 
-def cut_behind_end(targets: Tensor, end_ids: tuple[int, ...]) -> Tensor:  # (P, K) -> (P, K)
-    """Targets with `IGNORED` behind the first end token, which itself counts."""
-    if not end_ids:
-        return targets
-    ended = torch.isin(targets, targets.new_tensor(end_ids)).int().cumsum(1)
-    behind = torch.zeros_like(ended, dtype=torch.bool)
-    behind[:, 1:] = ended[:, :-1] > 0
-    return targets.masked_fill(behind, IGNORED)
-
-
-def text_targets(input_ids: Tensor, span_ids: Tensor, roots: Tensor, depths: int, end_ids: tuple[int, ...]) -> Tensor:
-    """Ground truth: the tokens that follow each marked position (P, K), within its span and up to an end token."""
-    (length,) = input_ids.shape
-    positions = roots.nonzero()[:, 0, None]  # (P, 1)
-    ahead = positions + torch.arange(1, depths + 1, device=input_ids.device)  # (P, K)
-    inside = ahead < length
-    ahead = ahead.clamp(max=length - 1)
-    inside &= span_ids[ahead] == span_ids[positions]
-    return cut_behind_end(input_ids[ahead].masked_fill(~inside, IGNORED), end_ids)
+def with_distilled_targets(
+    verifier: Verifier, example: TrainExample, depths: int, end_ids: Sequence[int]
+) -> RootExample:
+    """The paper's distilled dataset: each root's targets are the verifier's own greedy continuation of its prefix."""
+    roots = loss_mask(example, end_ids)
+    targets = distilled_targets(
+        verifier, example.input_ids.to(verifier.device), roots.to(verifier.device), depths, tuple(end_ids)
+    )
+    return RootExample(example.input_ids, roots.nonzero()[:, 0], targets.cpu())

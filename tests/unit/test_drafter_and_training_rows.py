@@ -5,9 +5,9 @@ from transformers import AutoModel
 
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingConfig
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.distill import cut_behind_end
 from recurrent_drafter.losses import IGNORED, combine_depths, depth_cross_entropy
 from recurrent_drafter.metrics import median_interval, walk
+from recurrent_drafter.rows import cut_behind_end
 from recurrent_drafter.stop import Step, Stop
 from recurrent_drafter.train import frequent_tokens, loss_mask, with_text_targets
 

@@ -12,7 +12,10 @@ LAYERS = {
     0: {"arguments", "assets", "config"},
     1: {"tree", "accept", "beam", "losses", "metrics", "sampling"},
     2: {"drafter", "verifier", "cache", "packing", "data"},
-    3: {"decode", "distill", "estimate", "pace", "replies", "sampler", "speculator", "stop", "train", "verify"},
+    3: {
+        *("decode", "distill", "estimate", "fingerprint", "pace", "replies", "rows", "sampler", "speculator", "stop"),
+        *("target_shards", "time_budget", "train", "verify"),
+    },
     4: {"bench", "tracking", "cli"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
