@@ -126,7 +126,7 @@ class TrainingArguments(RunOptions, DataOptions, DrafterOptions, MethodOptions, 
         None, f"end with the checkpoint of the highest {BEST}; default yes, when each is evaluated"
     )
     early_stopping_patience: int | None = _option(None, f"stop after so many evaluations without a higher {BEST}")
-    report_to: list[str] = field(  # type: ignore[assignment]
+    report_to: list[str] = field(
         default_factory=lambda: ["none"], metadata={"help": "wandb, tensorboard, ... (as many as wanted), all or none"}
     )
     use_wandb: bool = _option(False, "short for --report_to wandb")
@@ -136,7 +136,7 @@ class TrainingArguments(RunOptions, DataOptions, DrafterOptions, MethodOptions, 
         self._check()
         if self.use_wandb and "wandb" not in self.report_to:
             self.report_to = [*(service for service in self.report_to if service != "none"), "wandb"]
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
 
     def _settle(self) -> None:
         """Give every option that depends on others its value; settled ones stay."""

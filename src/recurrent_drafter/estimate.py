@@ -1,8 +1,8 @@
 """What a drafter can gain and what it costs, before there is one (layer 3).
 
-A step drafts L tokens and verifies n nodes. It pays when it yields more tokens than the plain steps that would have fit
-into its time: the *break-even*, (t(n) + L t_level) / t(1). Before anything can be measured, the same from weights alone:
-a step of few rows is as slow as the weights that it reads, which are the verifier's once and the drafter's L times.
+A step drafts L tokens and verifies n nodes. It pays when it yields more tokens than the plain steps that would have
+fit into its time: the *break-even*, (t(n) + L t_level) / t(1). Before anything can be measured, the same from weights
+alone: a step of few rows takes as long as reading the weights does, the verifier's once and the drafter's L times.
 """
 
 from dataclasses import dataclass
@@ -40,8 +40,8 @@ def weights_read(verifier: Verifier, exit_dim: int, num_draft_layers: int, *, rn
     """Of this verifier (an embedding that is only looked up in is not read) and a drafter of this architecture."""
     model, width = verifier.model, verifier.hidden_size
     total = sum(parameter.numel() for parameter in model.parameters())
-    if verifier.embedding.weight is not verifier.head.weight:
-        total -= verifier.embedding.weight.numel()
+    if model.get_input_embeddings().weight is not verifier.head.weight:
+        total -= sum(parameter.numel() for parameter in verifier.embedding.parameters())
     projected = 2 * width * exit_dim if exit_dim != 2 * width else 0
     recurrence = 2 * width * width if rnn else 0
     return WeightsRead(total, recurrence + projected + num_draft_layers * exit_dim * exit_dim, exit_dim)

@@ -22,11 +22,14 @@ GPT2 = 124_400_000
 
 
 def drafter_of(width: int, exit_dim: int) -> tuple[int, int]:
-    return 2 * width * width + 2 * exit_dim * exit_dim + (2 * width * exit_dim if exit_dim != 2 * width else 0), exit_dim
+    return 2 * width * width + 2 * exit_dim * exit_dim + (
+        2 * width * exit_dim if exit_dim != 2 * width else 0
+    ), exit_dim
 
 
 @pytest.mark.parametrize(
-    ("exit_dim", "size", "expected"), [(2 * H, 50_257, 3.67), (2 * H, 32_000, 2.77), (2 * H, 8_192, 1.59), (H, 8_192, 1.32)]
+    ("exit_dim", "size", "expected"),
+    [(2 * H, 50_257, 3.67), (2 * H, 32_000, 2.77), (2 * H, 8_192, 1.59), (H, 8_192, 1.32)],
 )
 def test_break_even_of_gpt2_by_weights(exit_dim, size, expected):
     assert WeightsRead(GPT2, *drafter_of(H, exit_dim)).break_even(size, 4) == pytest.approx(expected, abs=0.02)

@@ -64,7 +64,7 @@ class LengthGrouped(Sampler[int]):
 
 
 class ShuffledStream(IterableDataset[T]):
-    """Examples in the order that they come in, but for a buffer's length: it is filled, put in `grouped_order`, emptied.
+    """Examples as they come in, shuffled within a buffer: it is filled, put in `grouped_order`, and emptied.
 
     Args:
         examples: begins the source anew; what it raises comes through.

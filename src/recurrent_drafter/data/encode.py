@@ -258,13 +258,14 @@ def prompts_from_dialogues(
     max_length: int,
     seed: int = 0,
     chat_template: str | None = None,
+    fewest: int | None = None,
 ) -> list[torch.Tensor]:
     """``count`` prompts (S,) int64, S <= ``max_length``, each of another dialogue, for measuring decoding.
 
     A dialogue is cut before one of its replies (the first for the first dialogue taken, the second for the next and
     so on up to the middle, then from the first again) and ends in the generation prompt; one without replies is cut
     after its first question. Of a plain text the first half stands. ``seed`` draws the order. Raises DataError when
-    fewer than ``count`` fit.
+    fewer than ``fewest`` (by default ``count``) fit.
     """
     order = list(range(len(dialogues)))
     random.Random(seed).shuffle(order)
@@ -280,7 +281,7 @@ def prompts_from_dialogues(
         ids = _prompt(dialogues[index], len(prompts), tokenizer, chat_template)
         if 0 < len(ids) <= max_length:
             prompts.append(ids)
-    if len(prompts) < count:
+    if len(prompts) < (count if fewest is None else fewest):
         raise DataError(
             f"{count} prompts of at most {max_length} tokens were asked of {len(dialogues)} dialogues, which give "
             f"{len(prompts)}: ask for fewer, or allow longer ones"
