@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.distill import with_distilled_targets
+from recurrent_drafter.distill import Draw, all_with_distilled_targets
 from recurrent_drafter.fingerprint import hash_of, hash_of_tensors, verifier_fingerprint
 from recurrent_drafter.rows import RootExample
 from recurrent_drafter.verifier import Verifier
@@ -49,7 +49,7 @@ def distilled_dataset(
         end_ids: tokens that end one.
         directory: made if missing; finished shards in it are used again.
         temperature: 0 is greedy, the paper's setting.
-        seed: of the noise at a temperature above 0; example number, position and depth complete it.
+        seed: of the noise at a temperature above 0; the example's number, position and depth complete it.
         fingerprint: `verifier_fingerprint`, where the caller has it already.
         on_progress: is given how many texts are done, and how many there are.
         process_index: this process computes every ``process_count``-th shard, then waits for the others' shards.
@@ -76,8 +76,8 @@ def distilled_dataset(
             continue
         some = examples[start : start + SHARD_TEXTS]
         if not path.exists():
-            rows = [with_distilled_targets(verifier, example, depths, end_ids) for example in some]
-            _write_shard(path, rows)
+            draw = Draw(temperature, seed)
+            _write_shard(path, all_with_distilled_targets(verifier, some, depths, end_ids, draw, first_id=start))
         done += len(some)
         if on_progress is not None:
             on_progress(done, len(examples))

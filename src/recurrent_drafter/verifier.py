@@ -86,6 +86,23 @@ class Verifier:
             self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
         return captured[0]
 
+    def logits(self, hiddens: Tensor) -> Tensor:  # (..., H) -> (..., V)
+        """The model's own logits of what its head reads, by its own forward pass: soft caps and scales included.
+
+        The model reads one token meanwhile, whose place before the head ``hiddens`` take.
+        """
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+
+        def instead(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (hiddens.flatten(0, -2)[None].to(args[0].dtype), *args[1:])
+
+        handle = self.head.register_forward_pre_hook(instead)
+        try:
+            output = self.model(input_ids=token, use_cache=False)
+        finally:
+            handle.remove()
+        return output.logits.view(*hiddens.shape[:-1], -1)
+
     def as_bias(self, visible: Tensor) -> Tensor:
         """A boolean mask as an additive one in the model's dtype, which every attention implementation takes."""
         bias = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
