@@ -56,7 +56,73 @@ def expected_tokens(rate: float, levels: int) -> float:
     return float(sum(rate**level for level in range(levels + 1)))
 
 
-def choose_draft_vocabulary(counts: Tensor, weights: WeightsRead, levels: int, rate: float = TYPICAL_RATE) -> int:
+def expected_coverage(counts: Tensor) -> Tensor:  # (V,) -> (V,)
+    """The share of text yet unseen that the most frequent 1, 2, ..., V tokens of a sample cover.
+
+    What share is of tokens that the sample has at most once is known from those it has once (Good and Turing); it is
+    spread over all of them evenly. Without that a small sample seems to be covered by the few tokens that occur in it.
+
+    >>> import torch
+    >>> expected_coverage(torch.tensor([6, 1, 1, 0, 0])).tolist()      # 6/8, and a quarter of 2/8 for each other token
+    [0.75, 0.8125, 0.875, 0.9375, 1.0]
+    """
+    ordered = counts.double().sort(descending=True).values
+    rare = ordered <= 1
+    ordered[rare] = (ordered[rare].sum() / rare.sum()) if rare.any() else 0.0
+    return ordered.cumsum(0) / ordered.sum().clamp(min=1e-9)
+
+
+def choose_draft_vocabulary(coverage: Tensor, weights: WeightsRead, levels: int, rate: float = TYPICAL_RATE) -> int:
+    """D with the best speed by weights read: tokens per step, less what is not covered, over the break-even.
+
+    Args:
+        coverage: (V,), the share of the targets that the most frequent 1, 2, ..., V tokens are.
+        weights: of verifier and drafter.
+        levels: L.
+        rate: acceptance within the draft vocabulary.
+
+    Returns:
+        A power of two from 256 on, or V.
+    """
+    (vocabulary,) = coverage.shape
+    sizes = [2**power for power in range(4, 40) if SMALLEST_VOCABULARY <= 2**power < vocabulary] + [vocabulary]
+
+    def speed(size: int) -> float:
+        return expected_tokens(rate * float(coverage[size - 1]), levels) / weights.break_even(size, levels)
+
+    return max(sizes, key=speed)
+
+
+def break_even(self, draft_vocab_size: int, levels: int) -> float:
+    """Tokens per step from which on drafting pays, if reading weights were all that takes time.
+
+    >>> round(WeightsRead(124_000_000, 5_900_000, 1536).break_even(50_257, 4), 2)     # GPT-2 small, E = 2 H
+    3.68
+    """
+    return 1 + levels * (self.level + self.head_row * draft_vocab_size) / self.verifier
+
+
+def weights_read(verifier: Verifier, exit_dim: int, num_draft_layers: int, *, rnn: bool) -> WeightsRead:
+    """Of this verifier (an embedding that is only looked up in is not read) and a drafter of this architecture."""
+    model, width = verifier.model, verifier.hidden_size
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if model.get_input_embeddings().weight is not verifier.head.weight:
+        total -= sum(parameter.numel() for parameter in verifier.embedding.parameters())
+    projected = 2 * width * exit_dim if exit_dim != 2 * width else 0
+    recurrence = 2 * width * width if rnn else 0
+    return WeightsRead(total, recurrence + projected + num_draft_layers * exit_dim * exit_dim, exit_dim)
+
+
+def expected_tokens(rate: float, levels: int) -> float:
+    """Tokens per step when each of ``levels`` draft tokens is accepted with ``rate`` once its parent was.
+
+    >>> expected_tokens(0.5, 2)
+    1.75
+    """
+    return float(sum(rate**level for level in range(levels + 1)))
+
+
+def choose_draft_vocabulary(coverage: Tensor, weights: WeightsRead, levels: int, rate: float = TYPICAL_RATE) -> int:
     """D with the best speed by weights read: tokens per step, less what ``counts`` do not cover, over the break-even.
 
     Args:

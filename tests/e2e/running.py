@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from recurrent_drafter.cli import train
+from recurrent_drafter.cli import quick
 from recurrent_drafter.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def _become(argv: list[str], folder: Path, terminal: str | None, constants: dict
             os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout.reconfigure(line_buffering=True)
     for name, value in constants.items():
-        setattr(train, name, value)
+        setattr(quick, name, value)
     sys.argv = argv
     if argv[0] == "recurrent-drafter":
         sys.exit(main(argv[1:]))
@@ -55,7 +55,7 @@ def _become(argv: list[str], folder: Path, terminal: str | None, constants: dict
 
 
 class Command:
-    """A command that has been started in a folder; ``constants`` of the training command may be set for it."""
+    """A command that has been started in a folder; ``constants`` of --quick may be set for it."""
 
     def __init__(self, argv: list[str], folder: Path, terminal: str | None = None, **constants: float) -> None:
         self.folder = folder

@@ -10,6 +10,7 @@ from recurrent_drafter.estimate import (
     break_even,
     ceiling,
     choose_draft_vocabulary,
+    expected_coverage,
     expected_tokens,
     predicted_speedup,
     weights_read,
@@ -50,17 +51,26 @@ def zipf(vocabulary):
 
 def test_a_dear_head_gets_a_small_vocabulary_and_a_cheap_one_all():
     counts = zipf(50_257)
-    small = choose_draft_vocabulary(counts, WeightsRead(GPT2, *drafter_of(H, H)), 4)
-    larger = choose_draft_vocabulary(counts, WeightsRead(10 * GPT2, *drafter_of(H, H)), 4)
+    small = choose_draft_vocabulary(expected_coverage(counts), WeightsRead(GPT2, *drafter_of(H, H)), 4)
+    larger = choose_draft_vocabulary(expected_coverage(counts), WeightsRead(10 * GPT2, *drafter_of(H, H)), 4)
     assert small < larger < 50_257 and small & (small - 1) == 0
-    assert choose_draft_vocabulary(counts, WeightsRead(10**15, 1, 1), 4) == 50_257
-    assert choose_draft_vocabulary(torch.ones(97), WeightsRead(GPT2, 10, 10), 4) == 97
+    assert choose_draft_vocabulary(expected_coverage(counts), WeightsRead(10**15, 1, 1), 4) == 50_257
+    assert choose_draft_vocabulary(expected_coverage(torch.ones(97)), WeightsRead(GPT2, 10, 10), 4) == 97
+
+
+def test_a_small_sample_is_not_taken_for_the_language():
+    counts = zipf(50_257)
+    some = torch.bincount(torch.multinomial(counts.double(), 2_000, replacement=True), minlength=50_257)
+    more = torch.bincount(torch.multinomial(counts.double(), 500_000, replacement=True), minlength=50_257)
+    covered = [expected_coverage(sample)[4_095].item() for sample in (some, more)]
+    truth = counts.sort(descending=True).values[:4_096].sum() / counts.sum()
+    assert covered == pytest.approx([truth, truth], abs=0.1) and some[some > 0].numel() < 1_500
 
 
 def test_of_two_tokens_that_are_everything_no_more_are_drafted():
     counts = torch.zeros(5_000, dtype=torch.int64)
     counts[[17, 4_000]] = 9
-    assert choose_draft_vocabulary(counts, WeightsRead(GPT2, *drafter_of(H, H)), 4) == 256
+    assert choose_draft_vocabulary(expected_coverage(counts), WeightsRead(GPT2, *drafter_of(H, H)), 4) == 256
 
 
 def test_measured_break_even_and_ceiling():

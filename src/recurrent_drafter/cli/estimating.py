@@ -16,12 +16,12 @@ from recurrent_drafter.cli.targets import Targets, draft_vocabulary, global_batc
 from recurrent_drafter.cli.texts import Pair, TrainingText, held_out_replies
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import encode_examples
-from recurrent_drafter.distill import with_distilled_targets
+from recurrent_drafter.distill import all_with_distilled_targets
 from recurrent_drafter.estimate import break_even, ceiling, expected_tokens, training_bytes
 from recurrent_drafter.pace import Costs
 
 RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-SAMPLE, DISTILLED, STEPS = 256, 4, 5  # conversations that are encoded and distilled, steps that are timed
+SAMPLE, DISTILLED, STEPS = 256, 8, 5  # conversations that are encoded and distilled, steps that are timed
 ATTAINABLE = 0.8  # acceptance per draft token that a good drafter can be hoped to have
 GIB = 2**30
 
@@ -29,9 +29,9 @@ GIB = 2**30
 def estimate(pair: Pair, text: TrainingText, args: TrainingArguments) -> int:
     """Print break-even, ceilings and training cost, with a drafter of the asked architecture and random weights."""
     dialogues = list(text.dialogues) if not args.streaming else None
-    some = [dialogue for _, dialogue in zip(range(SAMPLE), dialogues or text.dialogues, strict=False)]
+    few = [dialogue for _, dialogue in zip(range(SAMPLE), dialogues or text.dialogues, strict=False)]
     examples, _ = encode_examples(
-        some, pair.tokenizer, max_length=args.model_max_length, assistant_only=args.train_on_assistant_only
+        few, pair.tokenizer, max_length=args.model_max_length, assistant_only=args.train_on_assistant_only
     )
     rows = with_text(pair, examples, args)
     held_out = held_out_replies(pair, args)
@@ -47,13 +47,13 @@ def estimate(pair: Pair, text: TrainingText, args: TrainingArguments) -> int:
         )  # fmt: skip
         timed = _StepTimes()
         new_trainer(drafter, pair, Targets(rows, rows), held_out, brief, [timed]).train()
-    scale = len(dialogues) / len(some) if dialogues is not None else None
+    scale = len(dialogues) / len(few) if dialogues is not None else None
     report_cost(timed.median, None if scale is None else len(examples) * scale, args)
     if args.use_distilled_dataset:
+        some = examples[:DISTILLED]
         began = time.perf_counter()
-        for example in examples[:DISTILLED]:
-            with_distilled_targets(pair.verifier, example, args.distill_num_future_tokens, pair.end_ids)
-        each = (time.perf_counter() - began) / len(examples[:DISTILLED])
+        all_with_distilled_targets(pair.verifier, some, args.distill_num_future_tokens, pair.end_ids)
+        each = (time.perf_counter() - began) / len(some)
         texts = min(args.distill_max_examples, round(len(examples) * (scale or 1)))
         print(f"distilling {texts:,} conversations before that: {duration(each * texts)}")
     if torch.cuda.is_available():

@@ -20,7 +20,7 @@ from recurrent_drafter.data import (
     iterate_examples,
     padding_share,
 )
-from recurrent_drafter.estimate import choose_draft_vocabulary, weights_read
+from recurrent_drafter.estimate import choose_draft_vocabulary, expected_coverage, weights_read
 from recurrent_drafter.fingerprint import hash_of, hash_of_tensors, verifier_fingerprint
 from recurrent_drafter.losses import IGNORED
 from recurrent_drafter.replies import HeldOutReplies
@@ -155,7 +155,7 @@ def draft_vocabulary(
     least = len(pair.end_ids) + 1
     if size == "auto":
         read = weights_read(verifier, exit_dim(pair, args), args.drafter_num_layers, rnn=args.rnn)
-        number = choose_draft_vocabulary(target_counts(examples, verifier.vocab_size), read, args.depths)
+        number = choose_draft_vocabulary(shares_covered(examples, held_out, verifier.vocab_size), read, args.depths)
         why = f"; break-even by weights read: {read.break_even(number, args.depths):.2f} tokens per step"
     elif args.quick:
         number = min(int(size), verifier.vocab_size)
@@ -174,12 +174,18 @@ def draft_vocabulary(
     return draft_ids
 
 
-def target_counts(examples: Sequence[RootExample], vocab_size: int) -> torch.Tensor:  # (V,)
-    """How often each token is a target."""
+def shares_covered(examples: Sequence[RootExample], held_out: HeldOutReplies, vocab_size: int) -> torch.Tensor:  # (V,)
+    """What the most frequent 1 .. V tokens cover: as the sample lets expect, but no more than of the held-out replies.
+
+    Counted are targets of the first depth: over all depths, a token of the text counts K times.
+    """
     counts = torch.zeros(vocab_size, dtype=torch.int64)
     for example in examples:
-        counts += torch.bincount(example.targets[example.targets != IGNORED], minlength=vocab_size)
-    return counts
+        first = example.targets[:, 0]
+        counts += torch.bincount(first[first != IGNORED], minlength=vocab_size)
+    said = torch.bincount(torch.cat([reply.tokens for reply in held_out.replies]), minlength=vocab_size)
+    seen = said[counts.argsort(descending=True, stable=True)].cumsum(0) / said.sum()
+    return torch.minimum(expected_coverage(counts), seen.double())
 
 
 def exit_dim(pair: Pair, args: TrainingArguments) -> int:
