@@ -119,7 +119,7 @@ class TrainingArguments(RunOptions, DataOptions, DrafterOptions, MethodOptions, 
     per_device_train_batch_size: int = _option(4, "examples per device and step")
     learning_rate: float = _option(5e-4, "at the start")
     train_sampling_strategy: str = _option("group_by_length", "or random, or sequential")
-    eval_strategy: Any = field(  # as transformers has it, but for the default
+    eval_strategy: str | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "no, steps or epoch; default as often as checkpoints are saved"}
     )
     load_best_model_at_end: bool | None = _option(  # type: ignore[assignment]

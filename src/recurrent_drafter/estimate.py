@@ -93,57 +93,6 @@ def choose_draft_vocabulary(coverage: Tensor, weights: WeightsRead, levels: int,
     return max(sizes, key=speed)
 
 
-def break_even(self, draft_vocab_size: int, levels: int) -> float:
-    """Tokens per step from which on drafting pays, if reading weights were all that takes time.
-
-    >>> round(WeightsRead(124_000_000, 5_900_000, 1536).break_even(50_257, 4), 2)     # GPT-2 small, E = 2 H
-    3.68
-    """
-    return 1 + levels * (self.level + self.head_row * draft_vocab_size) / self.verifier
-
-
-def weights_read(verifier: Verifier, exit_dim: int, num_draft_layers: int, *, rnn: bool) -> WeightsRead:
-    """Of this verifier (an embedding that is only looked up in is not read) and a drafter of this architecture."""
-    model, width = verifier.model, verifier.hidden_size
-    total = sum(parameter.numel() for parameter in model.parameters())
-    if model.get_input_embeddings().weight is not verifier.head.weight:
-        total -= sum(parameter.numel() for parameter in verifier.embedding.parameters())
-    projected = 2 * width * exit_dim if exit_dim != 2 * width else 0
-    recurrence = 2 * width * width if rnn else 0
-    return WeightsRead(total, recurrence + projected + num_draft_layers * exit_dim * exit_dim, exit_dim)
-
-
-def expected_tokens(rate: float, levels: int) -> float:
-    """Tokens per step when each of ``levels`` draft tokens is accepted with ``rate`` once its parent was.
-
-    >>> expected_tokens(0.5, 2)
-    1.75
-    """
-    return float(sum(rate**level for level in range(levels + 1)))
-
-
-def choose_draft_vocabulary(coverage: Tensor, weights: WeightsRead, levels: int, rate: float = TYPICAL_RATE) -> int:
-    """D with the best speed by weights read: tokens per step, less what ``counts`` do not cover, over the break-even.
-
-    Args:
-        counts: (V,), how often each token is a target.
-        weights: of verifier and drafter. levels: L.
-        rate: acceptance within the draft vocabulary.
-
-    Returns:
-        A power of two from 256 on, or V.
-    """
-    (vocabulary,) = counts.shape
-    covered = counts.double().sort(descending=True).values.cumsum(0)
-    sizes = [2**power for power in range(4, 40) if SMALLEST_VOCABULARY <= 2**power < vocabulary] + [vocabulary]
-
-    def speed(size: int) -> float:
-        coverage = float(covered[size - 1] / covered[-1].clamp(min=1))
-        return expected_tokens(rate * coverage, levels) / weights.break_even(size, levels)
-
-    return max(sizes, key=speed)
-
-
 def break_even(costs: Costs, shape: DraftShape) -> float:
     """Tokens per step from which on this shape pays, by measured times."""
     plain, step = costs(np.array([1, shape.nodes]))

@@ -6,7 +6,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,19 @@ class RunRecord(TrainerCallback):
         directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and directory.is_dir():
             self.write(directory, step=state.global_step, best=state.best_metric)
+
+
+@contextmanager
+def closing_trackers() -> Iterator[None]:
+    """Finish what the trackers have begun, as failed if an error comes through."""
+    code = 1
+    try:
+        yield
+        code = 0
+    finally:
+        wandb = sys.modules.get("wandb")
+        if getattr(wandb, "run", None) is not None:
+            wandb.finish(exit_code=code)  # type: ignore[union-attr]
 
 
 def write_run(directory: Path, *, argv: Sequence[str], **facts: Any) -> None:

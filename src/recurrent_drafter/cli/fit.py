@@ -26,7 +26,7 @@ from recurrent_drafter.replies import HeldOutReplies
 from recurrent_drafter.rows import RootExample
 from recurrent_drafter.time_budget import TimeBudget
 from recurrent_drafter.tracking import RunRecord
-from recurrent_drafter.train import DrafterTrainer
+from recurrent_drafter.train import DrafterTrainer, last_checkpoint
 from recurrent_drafter.verifier import tokenizer_hash
 
 MEASURED_CONTEXT = 256  # tokens behind which steps are timed
@@ -36,6 +36,18 @@ class GroupedTrainer(DrafterTrainer):
     """The trainer with batches of similar lengths, and with a stream where there is one."""
 
     examples: Sequence[RootExample] = ()
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
+        """As transformers' own; ValueError for a loss that is not a number, before it reaches the weights."""
+        loss = super().training_step(model, inputs, *rest)
+        if not torch.isfinite(loss):
+            kept = last_checkpoint(Path(str(self.args.output_dir)))
+            raise ValueError(
+                f"the loss is {float(loss)} in step {self.state.global_step + 1}, in a batch of "
+                f"{len(inputs['input_ids'])} texts whose first tokens are {inputs['input_ids'][:, :6].tolist()}: lower --learning_rate or look at "
+                f"these texts; the last good checkpoint is {kept or 'none'}"
+            )
+        return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args = self.args

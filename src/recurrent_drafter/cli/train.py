@@ -18,11 +18,11 @@ from recurrent_drafter.cli.callbacks import progress_bar
 from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
 from recurrent_drafter.cli.estimating import estimate
 from recurrent_drafter.cli.fit import facts, finish, fit, new_drafter, new_trainer, report_speedup
-from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable
+from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable, saying_what_was_not_written
 from recurrent_drafter.cli.speculator import open_drafter
 from recurrent_drafter.cli.targets import draft_vocabulary, make_targets
 from recurrent_drafter.cli.texts import Pair, held_out_replies, open_pair, training_text
-from recurrent_drafter.tracking import RunRecord
+from recurrent_drafter.tracking import RunRecord, closing_trackers
 
 
 @reporting
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         prepare(args)
         try:
-            return run(args, ["train_speculator.py", *arguments], started)
+            with saying_what_was_not_written(Path(str(args.output_dir))), closing_trackers():
+                return run(args, ["train_speculator.py", *arguments], started)
         except KeyboardInterrupt:
             print("\ninterrupted: run the same command again; with --resume_from_checkpoint True it goes on from the "
                   f"last checkpoint in {args.output_dir}, if there is one", file=sys.stderr)  # fmt: skip
