@@ -52,7 +52,8 @@ COMMANDS = [
     # the complete list of flags, once for each of the two methods that it shows
     f"{GPT2} --output_dir ./models/output {DISTILLED} --distill_max_examples 1000 --model_max_length 512 "
     "--drafter_predict_n_tokens 4 --drafter_num_layers 2 --rnn --exit_dim_multiplier 1.0 --num_train_epochs 3 "
-    "--per_device_train_batch_size 8 --learning_rate 5e-4 --phase train --report_to wandb --run_name my-experiment --quick",
+    "--per_device_train_batch_size 8 --learning_rate 5e-4 --phase train --report_to wandb "
+    "--run_name my-experiment --quick",
     f"{GPT2} --output_dir ./models/output --use_knowledge_distillation --kd_temperature 4.0 --kd_alpha 0.7 {SHAREGPT} "
     "--model_max_length 512 --phase train --report_to none --run_name my-experiment",
     f"--use_distilled_dataset {ASSISTANT} --dataset_name sharegpt",

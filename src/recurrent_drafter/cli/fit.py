@@ -42,10 +42,11 @@ class GroupedTrainer(DrafterTrainer):
         loss = super().training_step(model, inputs, *rest)
         if not torch.isfinite(loss):
             kept = last_checkpoint(Path(str(self.args.output_dir)))
+            begin = inputs["input_ids"][:, :6].tolist()
             raise ValueError(
-                f"the loss is {float(loss)} in step {self.state.global_step + 1}, in a batch of "
-                f"{len(inputs['input_ids'])} texts whose first tokens are {inputs['input_ids'][:, :6].tolist()}: lower --learning_rate or look at "
-                f"these texts; the last good checkpoint is {kept or 'none'}"
+                f"the loss is {float(loss)} in step {self.state.global_step + 1}, in a batch of {len(begin)} texts that "
+                f"begin with the tokens {begin}: lower --learning_rate or look at these texts; the last good checkpoint "
+                f"is {kept or 'none'}"
             )
         return loss
 
