@@ -22,6 +22,7 @@ from torch.nn import functional
 from transformers import AutoConfig, AutoModel, PreTrainedModel
 
 from recurrent_drafter.config import RecurrentDraftingConfig
+from recurrent_drafter.losses import ChunkLoss, chunked_loss
 
 
 class ResidualLayer(nn.Module):
@@ -39,9 +40,9 @@ class ResidualLayer(nn.Module):
 class RecurrentDrafter(PreTrainedModel):
     """Predicts the tokens after a root from the verifier's hidden state and the tokens drafted so far.
 
-    The recurrence stands in `step` alone; training (`unroll`) and beam search call it. Tokens enter as the verifier's
-    own input embeddings, which are not part of the drafter. Parameters carry the names of Apple's released layout
-    (``input_proj``, ``lm_head.i.linear``, ``lm_head.L``, ``rnn_u``, ``rnn_w``).
+    The recurrence stands in `advance` alone; training (`exits`) and beam search (`step`) call it. Tokens enter as the
+    verifier's own input embeddings, which are not part of the drafter. Parameters carry the names of Apple's released
+    layout (``input_proj``, ``lm_head.i.linear``, ``lm_head.L``, ``rnn_u``, ``rnn_w``).
     """
 
     config_class = RecurrentDraftingConfig
@@ -91,8 +92,8 @@ class RecurrentDrafter(PreTrainedModel):
             embedded = self.emb_norm(embedded)
         return self.rnn_w(embedded) if self.config.rnn else embedded
 
-    def step(self, read: Tensor, state: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
-        """One depth of the recurrence (paper, equations 1 and 2).
+    def advance(self, read: Tensor, state: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """One depth of the recurrence (paper, equations 1 and 2), up to what the head reads.
 
         Args:
             read: (..., H), what `read` made of the token before the one to predict.
@@ -100,28 +101,41 @@ class RecurrentDrafter(PreTrainedModel):
             context: what `context` made of the hidden state, broadcastable to the state.
 
         Returns:
-            Logits over the draft vocabulary (..., D), and the new state (..., H).
+            The head's input (..., E), and the new state (..., H).
         """
         state = functional.silu(read + self.rnn_u(state)) if self.config.rnn else state + read
         if hasattr(self, "input_proj"):
             z = context + functional.linear(state, self.input_proj.weight[:, self.config.hidden_size :])
         else:
             z = torch.cat([context.expand_as(state), state], dim=-1)
-        return self.lm_head(z), state
+        return self.lm_head[:-1](z), state
 
-    def unroll(self, hidden: Tensor, embedded: Tensor) -> Tensor:  # (P, H), (P, K, H) -> (P, K, D)
-        """Logits of all K depths along given tokens: root first, then the targets' own earlier tokens."""
+    def step(self, read: Tensor, state: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+        """As `advance`, with logits over the draft vocabulary (..., D) for the head's input."""
+        z, state = self.advance(read, state, context)
+        return self.lm_head[-1](z), state
+
+    def exits(self, hidden: Tensor, embedded: Tensor) -> Tensor:  # (P, H), (P, K, H) -> (P, K, E)
+        """What the head reads at all K depths along given tokens: root first, then the targets' own earlier tokens."""
         _, depths, _ = embedded.shape
         context, state, reads = self.context(hidden), torch.zeros_like(hidden), self.read(embedded)
-        logits = []
+        exits = []
         for depth in range(depths):
-            step_logits, state = self.step(reads[:, depth], state, context)
-            logits.append(step_logits)
-        return torch.stack(logits, dim=1)
+            z, state = self.advance(reads[:, depth], state, context)
+            exits.append(z)
+        return torch.stack(exits, dim=1)
 
-    def forward(self, hidden: Tensor, embedded: Tensor) -> Tensor:
-        """Same as `unroll`."""
-        return self.unroll(hidden, embedded)
+    def unroll(self, hidden: Tensor, embedded: Tensor) -> Tensor:  # (P, H), (P, K, H) -> (P, K, D)
+        """Logits of all K depths along given tokens."""
+        return self.lm_head[-1](self.exits(hidden, embedded))
+
+    def forward(
+        self, hidden: Tensor, embedded: Tensor, loss: ChunkLoss | None = None, chunk: int | None = None
+    ) -> Tensor:  # (P, H), (P, K, H) -> (P, K, D), or ()
+        """`unroll`, or with a ``loss`` its sum over chunks of roots, and never all logits at a time."""
+        if loss is None:
+            return self.unroll(hidden, embedded)
+        return chunked_loss(self.exits(hidden, embedded), self.lm_head[-1].weight, loss, chunk or len(hidden) or 1)
 
 
 AutoConfig.register(RecurrentDraftingConfig.model_type, RecurrentDraftingConfig)

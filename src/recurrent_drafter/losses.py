@@ -1,4 +1,11 @@
-"""Losses over selected roots (layer 1: pure tensor functions)."""
+"""Losses over selected roots (layer 1: pure tensor functions).
+
+The head's logits are what costs memory: V numbers for every root and depth. `chunked_loss` never holds more than a
+chunk of them, and computes each chunk's gradient along with its loss, so nothing is computed twice either.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -6,17 +13,67 @@ from torch.nn import functional
 
 IGNORED = -100  # a target that does not count
 
+# (logits (c, K, D), which roots they are of) -> loss ()
+ChunkLoss = Callable[[Tensor, slice], Tensor]
 
-def depth_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:  # (P, K, D), (P, K) -> (K,)
-    """Cross-entropy summed over the roots, one number per depth, in float32; `IGNORED` targets count nothing."""
-    _, depths, _ = logits.shape
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:  # (P, K, D), (P, K) -> (K,)
+    """Summed over the roots, one number per depth, in float32; `IGNORED` targets count nothing."""
     losses = functional.cross_entropy(
         logits.flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return losses.view(-1, depths).sum(0)
+    return losses.view_as(targets).sum(0)
 
 
-def combine_depths(sums: Tensor, counts: Tensor, gamma: float) -> Tensor:  # (K,), (K,) -> ()
-    """Mean loss per depth, weighted by gamma^k and divided by the weights' sum; empty depths have no weight."""
-    weights = gamma ** torch.arange(sums.shape[0], device=sums.device) * (counts > 0)
-    return (weights * sums / counts.clamp(min=1)).sum() / weights.sum().clamp(min=1e-9)
+def divergence(
+    logits: Tensor, teacher: Tensor, counted: Tensor, temperature: float
+) -> Tensor:  # (P, K, D), (P, K, D), (P, K) -> (K,)
+    """T^2 KL(teacher || student) of laws softened by T, where ``counted``; as `cross_entropy`, in float32."""
+    student = (logits.float() / temperature).log_softmax(-1)
+    law = (teacher.float() / temperature).log_softmax(-1)
+    losses = functional.kl_div(student, law, reduction="none", log_target=True).sum(-1)
+    return temperature**2 * losses.masked_fill(~counted, 0.0).sum(0)
+
+
+def depth_weights(counts: Tensor, gamma: float) -> Tensor:  # (K,) -> (K,)
+    """Factor of each depth's sum: its mean weighs gamma^k, and the weights sum to 1; empty depths have none."""
+    weights = gamma ** torch.arange(counts.shape[0], device=counts.device) * (counts > 0)
+    return weights / weights.sum().clamp(min=1e-9) / counts.clamp(min=1)
+
+
+def chunked_loss(exits: Tensor, head: Tensor, loss: ChunkLoss, chunk: int) -> Tensor:  # (P, K, E), (D, E) -> ()
+    """Sum of ``loss`` over chunks of roots, whose logits exist one chunk at a time.
+
+    Args:
+        exits: what the head reads.
+        head: its weight.
+        loss: a chunk's share of the loss, with every weight in it.
+        chunk: roots per chunk.
+    """
+    total: Tensor = _ChunkedLoss.apply(exits, head, loss, chunk)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, exits: Tensor, head: Tensor, loss: ChunkLoss, chunk: int) -> Tensor:
+        learns = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        total = exits.new_zeros((), dtype=torch.float32)
+        exits_grad = torch.zeros_like(exits) if learns else exits
+        head_grad = torch.zeros_like(head) if learns else head
+        for start in range(0, exits.shape[0], chunk):
+            rows = slice(start, min(start + chunk, exits.shape[0]))
+            with torch.set_grad_enabled(learns):
+                leaves = [exits[rows].detach().requires_grad_(learns), head.detach().requires_grad_(learns)]
+                part = loss(functional.linear(*leaves), rows)
+            total += part.detach()
+            if learns:
+                exits_grad[rows], grad = torch.autograd.grad(part, leaves)
+                head_grad += grad
+        ctx.save_for_backward(exits_grad, head_grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        exits_grad, head_grad = ctx.saved_tensors
+        return exits_grad * grads[0].to(exits_grad.dtype), head_grad * grads[0].to(head_grad.dtype), None, None

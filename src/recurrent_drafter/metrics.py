@@ -38,11 +38,20 @@ def walk(n_accepted: list[int]) -> Walk:
     >>> walk([2, 0, 0, 1, 0])     # 5 tokens, the first from prefill: root 0 emits 3, root 3 emits the last
     Walk(steps=2, tokens=4)
     """
-    steps, position, last = 0, 0, len(n_accepted) - 1
-    while position < last:
+    return Walk(len(visited(n_accepted)), max(len(n_accepted) - 1, 0))
+
+
+def visited(n_accepted: list[int]) -> list[int]:
+    """The roots that `walk` drafts from.
+
+    >>> visited([2, 0, 0, 1, 0])
+    [0, 3]
+    """
+    roots, position = [], 0
+    while position < len(n_accepted) - 1:
+        roots.append(position)
         position += n_accepted[position] + 1
-        steps += 1
-    return Walk(steps, max(last, 0))
+    return roots
 
 
 def median_interval(values: list[float], *, confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:

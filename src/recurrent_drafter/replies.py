@@ -1,5 +1,6 @@
 """The verifier's own greedy replies: known text in which acceptance can be measured without decoding (layer 3)."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,20 +8,24 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn import functional
 
 from recurrent_drafter.accept import follow_tree
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import TrainExample
 from recurrent_drafter.decode import BeamDrafter, Draft, FixedPace, decode
 from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.metrics import Walk, walk
+from recurrent_drafter.losses import IGNORED, cross_entropy, depth_weights
+from recurrent_drafter.metrics import Walk, visited, walk
 from recurrent_drafter.packing import PackedLinears
+from recurrent_drafter.rows import draft_labels
 from recurrent_drafter.sampler import Sampler
 from recurrent_drafter.stop import Stop
 from recurrent_drafter.tree import prefix_tree
 from recurrent_drafter.verifier import Verifier
 
 PARTS = ("prompt", "tokens")  # of a reply, in a file
+LOGITS_AT_A_TIME = 2**24  # that evaluation holds
 
 
 @dataclass(frozen=True)
@@ -101,23 +106,84 @@ class HeldOutReplies:
         return self.verifier.hiddens(text[None])[0, first : first + len(reply.tokens)]
 
     def tokens_per_step(self, drafter: RecurrentDrafter, shape: DraftShape) -> float:
-        """What greedy decoding of these replies yields at this fixed shape, from one drafting pass per reply."""
-        total = Walk(0, 0)
-        draft = BeamDrafter(drafter, self.verifier)
-        with torch.inference_mode():
-            for reply, hiddens in zip(self.replies, self._hiddens, strict=True):
-                total += walk(self.n_accepted(draft, shape, reply, hiddens.to(drafter.dtype)).tolist())
-        return total.tokens_per_step
+        """What greedy decoding of these replies yields at this fixed shape."""
+        return self.measure(drafter, shape, top_k=0)["tokens_per_step"]
 
-    def n_accepted(self, draft: Draft, shape: DraftShape, reply: Reply, hiddens: Tensor) -> Tensor:
-        """Draft at every token of the reply at once: how many draft tokens each would have had accepted (R,)."""
-        root = reply.tokens.to(hiddens.device)
-        (length,) = root.shape
-        beams = draft(hiddens, root, shape.beam_width, shape.beam_length)
-        tree = prefix_tree(root, beams, shape.nodes)
-        ahead = torch.arange(length, device=root.device)[:, None] + torch.arange(
-            1, shape.beam_length + 2, device=root.device
-        )
-        future = torch.where(ahead < length, root[ahead.clamp(max=length - 1)], -1)  # (R, L + 1)
-        accepted = follow_tree(tree, lambda node: future.gather(1, tree.depths.gather(1, node[:, None]))[:, 0])
-        return accepted.n_accepted
+    @torch.inference_mode()
+    def measure(self, drafter: RecurrentDrafter, shape: DraftShape, top_k: int = 5) -> dict[str, float]:
+        """Acceptance along the replies, and what a drafter knows of them, from one pass over all of their tokens.
+
+        ``tokens_per_step`` is greedy decoding's own figure at this shape; ``acceptance_pos{k}`` the share of its steps
+        that accept k draft tokens or more. Teacher-forced, over every token of the replies and each depth d of the
+        beams: ``topk_accuracy_{k}_depth{d}``, for which a token that the draft vocabulary lacks is a miss, and
+        ``loss``, which such tokens do not count in.
+        """
+        verifier = self.verifier
+        if drafter.dtype != verifier.model.dtype:  # decoding casts it too
+            drafter = copy.deepcopy(drafter).to(verifier.model.dtype)  # type: ignore[arg-type]
+        hiddens = torch.cat(self._hiddens)
+        root = torch.cat([reply.tokens for reply in self.replies]).to(hiddens.device)
+        future = torch.cat([_future(reply.tokens, shape.beam_length + 1) for reply in self.replies]).to(hiddens.device)
+        chunk = max(1, LOGITS_AT_A_TIME // (max(shape.beam_width, shape.beam_length) * len(drafter.draft_ids)))
+        pieces = list(zip(*(x.split(chunk) for x in (hiddens, root, future)), strict=True))
+        draft = BeamDrafter(drafter, verifier)
+        accepted = torch.cat([_n_accepted(draft, shape, *piece) for piece in pieces])
+        results = walk_metrics([n.tolist() for n in accepted.split(list(map(len, self._hiddens)))], shape.beam_length)
+        if top_k > 0:
+            known = _Known(shape.beam_length, min(top_k, len(drafter.draft_ids)))
+            for hidden, token, ahead in pieces:
+                known.add(drafter, verifier, hidden, token, ahead[:, :-1])
+            results |= known.metrics()
+        return results
+
+
+def _future(tokens: Tensor, count: int) -> Tensor:  # (R,) -> (R, count), IGNORED behind the reply's end
+    padded = functional.pad(tokens, (0, count), value=IGNORED)
+    return padded.unfold(0, count, 1)[1:]
+
+
+def _n_accepted(draft: Draft, shape: DraftShape, hidden: Tensor, root: Tensor, future: Tensor) -> Tensor:  # (n,)
+    """How many draft tokens each root would have had accepted, given the tokens (n, L + 1) that follow it."""
+    beams = draft(hidden, root, shape.beam_width, shape.beam_length)
+    tree = prefix_tree(root, beams, shape.nodes)
+    return follow_tree(tree, lambda node: future.gather(1, tree.depths.gather(1, node[:, None]))[:, 0]).n_accepted
+
+
+def walk_metrics(n_accepted: Sequence[list[int]], length: int) -> dict[str, float]:
+    """Tokens per step of the walks along several replies, and the share of steps that accept 1 .. ``length`` tokens."""
+    total = sum((walk(one) for one in n_accepted), Walk(0, 0))
+    steps = [one[root] for one in n_accepted for root in visited(one)]
+    shares = {f"acceptance_pos{k}": sum(n >= k for n in steps) / len(steps) for k in range(1, length + 1)}
+    return {"tokens_per_step": total.tokens_per_step, **shares}
+
+
+class _Known:
+    """Counts of the teacher-forced figures: hits (L, top_k) among tokens (L,), and the loss of those (L,) in D."""
+
+    def __init__(self, depths: int, top_k: int) -> None:
+        self.hits = torch.zeros(depths, top_k, dtype=torch.int64)
+        self.tokens = torch.zeros(depths, dtype=torch.int64)
+        self.losses, self.labels = torch.zeros(depths, dtype=torch.float64), torch.zeros(depths, dtype=torch.int64)
+
+    def add(
+        self, drafter: RecurrentDrafter, verifier: Verifier, hidden: Tensor, root: Tensor, targets: Tensor
+    ) -> None:  # (n, H), (n,), (n, L)
+        read = torch.cat([root[:, None], targets[:, :-1].clamp(min=0)], dim=1)
+        logits = drafter(hidden, verifier.embed(read))
+        best = drafter.draft_ids[logits.topk(self.hits.shape[1]).indices]  # (n, L, top_k)
+        labels = draft_labels(targets, drafter.draft_ids, verifier.vocab_size)
+        self.hits += (best == targets[:, :, None]).cumsum(-1).sum(0).cpu()
+        self.tokens += (targets != IGNORED).sum(0).cpu()
+        self.losses += cross_entropy(logits, labels).cpu()
+        self.labels += (labels != IGNORED).sum(0).cpu()
+
+    def metrics(self) -> dict[str, float]:
+        depths, top_k = self.hits.shape
+        shares = (self.hits / self.tokens.clamp(min=1)[:, None]).tolist()
+        loss = float((self.losses * depth_weights(self.labels, 1.0)).sum())
+        accuracies = {
+            f"topk_accuracy_{k}_depth{d}": shares[d - 1][k - 1]
+            for d in range(1, depths + 1)
+            for k in range(1, top_k + 1)
+        }
+        return {**accuracies, "loss": loss}

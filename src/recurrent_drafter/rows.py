@@ -12,11 +12,15 @@ from recurrent_drafter.losses import IGNORED
 
 @dataclass(frozen=True)
 class RootExample:
-    """A text (S,), the positions of its roots (P,) and the K targets of each root (P, K), `IGNORED` where none."""
+    """A text (S,), the positions of its roots (P,) and the K targets of each root (P, K), `IGNORED` where none.
+
+    ``number`` is its place in a training set, for messages.
+    """
 
     input_ids: Tensor
     positions: Tensor
     targets: Tensor
+    number: int = -1
 
 
 def loss_mask(example: TrainExample, end_ids: Sequence[int]) -> Tensor:  # (S,) bool
@@ -70,7 +74,7 @@ def coverage(examples: Sequence[RootExample], draft_ids: Tensor) -> float:
 
 
 def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:
-    """Right-padded texts (B, S), and all their roots in one list: rows (P,), positions (P,), targets (P, K)."""
+    """Right-padded texts (B, S) with their numbers, and all roots in one list: rows, positions (P,), targets (P, K)."""
     longest = max(len(example.input_ids) for example in examples)
     input_ids = torch.zeros(len(examples), longest, dtype=torch.int64)
     attention_mask = torch.zeros_like(input_ids)
@@ -83,4 +87,12 @@ def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:
         "rows": torch.cat([torch.full_like(example.positions, row) for row, example in enumerate(examples)]),
         "positions": torch.cat([example.positions for example in examples]),
         "targets": torch.cat([example.targets for example in examples]),
+        "numbers": torch.tensor([example.number for example in examples]),
     }
+
+
+def draft_labels(targets: Tensor, draft_ids: Tensor, vocab_size: int) -> Tensor:  # (P, K), (D,) -> (P, K)
+    """The draft vocabulary's numbers of target tokens; `IGNORED` where it does not hold them."""
+    index = torch.full((vocab_size,), IGNORED, device=draft_ids.device)
+    index[draft_ids] = torch.arange(len(draft_ids), device=draft_ids.device)
+    return index[targets.clamp(min=0)].masked_fill(targets == IGNORED, IGNORED)

@@ -4,19 +4,19 @@ The methods differ in how targets are made (`make_examples`), not in the trainer
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
+from recurrent_drafter.checkpoints import WholeCheckpoints, last_checkpoint
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.distill import with_distilled_targets
 from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.losses import IGNORED, combine_depths, depth_cross_entropy
+from recurrent_drafter.objective import Distillation, Objective
 from recurrent_drafter.replies import HeldOutReplies
 from recurrent_drafter.rows import RootExample, collate, coverage, frequent_tokens, loss_mask, with_text_targets
 from recurrent_drafter.time_budget import TimeBudget
@@ -47,7 +47,7 @@ class TrainingOptions(TrainingArguments):
     )
 
 
-class DrafterTrainer(Trainer):
+class DrafterTrainer(WholeCheckpoints):
     """HF Trainer with the drafter as its model.
 
     Args:
@@ -60,8 +60,12 @@ class DrafterTrainer(Trainer):
         drafter_top_k: `evaluate` reports top-1 to top-k accuracy per depth.
         fingerprint: `run_fingerprint`, kept with every checkpoint; a checkpoint of another run is refused.
         gamma: weight of depth k is gamma^k.
-        chunk: roots whose logits exist at the same time.
+        chunk: roots whose logits exist at the same time; by default what memory affords.
+
+    Raises ValueError, naming the step and the examples, as soon as a loss is not a number.
     """
+
+    loss_is_scaled_for_ga = True  # by the counts of all of a step's batches
 
     def __init__(
         self,
@@ -78,26 +82,35 @@ class DrafterTrainer(Trainer):
         drafter_top_k: int = 5,
         fingerprint: str | None = None,
         gamma: float = 1.0,
-        chunk: int = 4096,
+        chunk: int | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # all are used at every step; to look for others costs time
         super().__init__(
             model=model,
             args=args,
-            train_dataset=list(train_examples),
+            train_dataset=[replace(example, number=number) for number, example in enumerate(train_examples)],
             eval_dataset=held_out.replies if held_out is not None else None,  # only looked at for being there
             data_collator=collate,
             callbacks=callbacks,
         )
         self.drafter, self.verifier, self.held_out, self.shape = model, verifier, held_out, shape
-        self.gamma, self.chunk = gamma, chunk
-        self.method, self.kd_temperature, self.kd_alpha = method, kd_temperature, kd_alpha
-        self.drafter_top_k, self.fingerprint = drafter_top_k, fingerprint
+        self.drafter_top_k, self.fingerprint, self.chunk = drafter_top_k, fingerprint, chunk
         verifier.model.requires_grad_(False)
         verifier.model.eval()
-        outside = torch.full((verifier.vocab_size,), IGNORED)
-        outside[model.draft_ids.cpu()] = torch.arange(len(model.draft_ids))
-        self._draft_index = outside.to(verifier.device)  # (V,): the draft vocabulary's number of each token
+        distillation = Distillation(kd_temperature, kd_alpha) if method == "knowledge_distillation" else None
+        self.objective: Objective = Objective(verifier, model.draft_ids.clone(), gamma, distillation)
+        self._targets = torch.zeros(2, dtype=torch.int64, device=verifier.device)  # and those in D, since the last log
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
+        """Targets per depth of all batches and processes of a step, and those in D (2, K): what means are over."""
+        if not batch_samples:
+            return None
+        counts = torch.stack([self.objective.counts(batch["targets"]) for batch in batch_samples]).sum(0)
+        counts = self.accelerator.reduce(counts.to(device), reduction="sum")
+        self._targets += counts.sum(1)
+        return counts
 
     def compute_loss(  # type: ignore[override]
         self,
@@ -106,44 +119,68 @@ class DrafterTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | None = None,
     ) -> Any:
-        """Cross-entropy of every depth at the roots of a batch; only roots are gathered, and only in chunks."""
-        rows, positions, targets = inputs["rows"], inputs["positions"], inputs["targets"]
-        with torch.no_grad():
-            hiddens = self.verifier.hiddens(inputs["input_ids"], inputs["attention_mask"])[rows, positions - 1]
-            read = torch.cat([inputs["input_ids"][rows, positions][:, None], targets[:, :-1]], dim=1).clamp(min=0)
-            embedded = self.verifier.embed(read)  # (P, K, H)
-            labels = torch.where(targets == IGNORED, IGNORED, self._draft_index[targets.clamp(min=0)])
-        sums = self._chunked(model, hiddens, embedded, labels)
-        loss = combine_depths(sums, (labels != IGNORED).sum(0), self.gamma)
+        """This batch's share of a step's loss; only roots are gathered, and their logits exist in chunks."""
+        counts = self.objective.counts(inputs["targets"]) if num_items_in_batch is None else num_items_in_batch
+        rows = self.objective.rows(inputs, self.drafter.dtype)
+        chunk = self.chunk or self.objective.chunk(rows.labels.shape[1])
+        loss = model(rows.hidden, rows.embedded, self.objective.chunk_loss(rows, counts), chunk)
+        if num_items_in_batch is not None:
+            loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, this makes them a sum
         return (loss, {}) if return_outputs else loss
 
-    def _chunked(self, model: Any, hiddens: Tensor, embedded: Tensor, labels: Tensor) -> Tensor:
-        def part(hidden: Tensor, embedded: Tensor, labels: Tensor) -> Tensor:
-            return depth_cross_entropy(model(hidden, embedded), labels)
+    def training_step(self, model: Any, inputs: dict[str, Tensor], num_items_in_batch: Any = None) -> Tensor:
+        """One batch, forward and backward. Raises ValueError where its loss is not a number."""
+        numbers = inputs["numbers"]
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if not bool(loss.isfinite()):
+            raise ValueError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}, on training examples "
+                f"{', '.join(map(str, numbers.tolist()))}: {self.advice()}"
+            )
+        return loss
 
-        pieces = list(zip(*(x.split(self.chunk) for x in (hiddens, embedded, labels)), strict=True))
-        if len(pieces) == 1:
-            return part(*pieces[0])
-        return torch.stack([checkpoint(part, *piece, use_reentrant=False) for piece in pieces]).sum(0)
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As Trainer does, with the share of targets that the draft vocabulary lacks."""
+        if "loss" in logs and self._targets[0] > 0:
+            every, inside = self._targets.tolist()
+            logs["targets_outside_draft_vocab"] = 1 - inside / every
+            self._targets.zero_()
+        super().log(logs, start_time)
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
-        """Tokens per step of greedy decoding on the held-out replies, by the acceptance walk."""
+        """Acceptance along the held-out replies, as `HeldOutReplies.measure` names it, with a prefix.
+
+        ``eval_tokens_per_step`` is what to choose the best checkpoint and to stop early by, greater being better.
+        """
         if self.held_out is None:
             raise ValueError("there are no held-out replies to evaluate on")
-        training = self.drafter.training
-        self.drafter.eval()
-        value = self.held_out.tokens_per_step(self.drafter, self.shape)
-        self.drafter.train(training)
-        metrics = {f"{metric_key_prefix}_tokens_per_step": round(value, 4)}
-        self.log(metrics)
+        drafter = self._whole_drafter()
+        measured: list[dict[str, float]] = [{}]
+        if self.accelerator.is_main_process:
+            training = drafter.training
+            measured = [self.held_out.measure(drafter.eval(), self.shape, self.drafter_top_k)]
+            drafter.train(training)
+        if self.accelerator.num_processes > 1:  # all must come to the same decisions
+            broadcast_object_list(measured)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured[0].items()}
+        self.log(dict(metrics))
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def _whole_drafter(self) -> RecurrentDrafter:
+        """The drafter, put together on the main process where it is sharded."""
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            return self.drafter
+        state = self.accelerator.get_state_dict(self.model_wrapped)
+        whole = RecurrentDrafter(self.drafter.config)
+        if self.accelerator.is_main_process:
+            whole.load_state_dict(state)
+        return whole.to(self.verifier.device)  # type: ignore[arg-type]
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        mine = self.drafter.draft_ids.clone()
         try:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
-            same = torch.equal(mine, self.drafter.draft_ids)
+            same = torch.equal(self.objective.draft_ids, self.drafter.draft_ids)
         except RuntimeError:  # a tensor of another shape
             same = False
         if not same:
@@ -151,10 +188,3 @@ class DrafterTrainer(Trainer):
                 f"{resume_from_checkpoint} is of another drafter or another draft vocabulary: resume with the model, "
                 "data and flags that it was begun with"
             )
-
-
-def last_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint of a training, by time: an older run may have left higher numbers behind."""
-    complete = directory.glob("checkpoint-*/trainer_state.json")  # what is written last
-    newest = max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
-    return newest and newest.parent

@@ -5,7 +5,7 @@ from transformers import AutoModel
 
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingConfig
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.losses import IGNORED, combine_depths, depth_cross_entropy
+from recurrent_drafter.losses import IGNORED
 from recurrent_drafter.metrics import median_interval, walk
 from recurrent_drafter.rows import cut_behind_end
 from recurrent_drafter.stop import Step, Stop
@@ -105,22 +105,6 @@ def test_draft_vocabulary_is_the_most_frequent_and_holds_the_end_token():
         TrainExample(torch.tensor([0, 5, 5, 5, 7, 7, 3]), torch.zeros(7, dtype=torch.int64)), 1, [END]
     )
     assert frequent_tokens([example], 3, V, [END]).tolist() == [5, 7, END]
-
-
-def test_losses_against_a_plain_loop():
-    logits, targets = torch.randn(5, 3, 7), torch.randint(7, (5, 3))
-    targets[0, 1] = targets[4, 2] = IGNORED
-    sums = depth_cross_entropy(logits, targets)
-    for depth in range(3):
-        expected = sum(
-            -logits[i, depth].log_softmax(-1)[targets[i, depth]] for i in range(5) if targets[i, depth] != IGNORED
-        )
-        torch.testing.assert_close(sums[depth], expected)
-    counts = (targets != IGNORED).sum(0)
-    expected = sum(0.5**k * sums[k] / counts[k] for k in range(3)) / (1 + 0.5 + 0.25)
-    torch.testing.assert_close(combine_depths(sums, counts, 0.5), expected)
-    alone = combine_depths(torch.tensor([2.0, 0.0]), torch.tensor([2, 0]), 1.0)  # a depth without targets has no weight
-    assert alone.item() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ LAYERS = {
     1: {"tree", "accept", "beam", "losses", "metrics", "sampling"},
     2: {"drafter", "verifier", "cache", "packing", "data"},
     3: {
-        *("decode", "distill", "estimate", "fingerprint", "pace", "replies", "rows", "sampler", "speculator", "stop"),
-        *("target_shards", "time_budget", "train", "verify"),
+        *("checkpoints", "decode", "distill", "estimate", "fingerprint", "objective", "pace", "replies", "rows"),
+        *("sampler", "speculator", "stop", "target_shards", "time_budget", "train", "verify"),
     },
     4: {"bench", "tracking", "cli"},
 }

@@ -26,7 +26,7 @@ from recurrent_drafter.replies import HeldOutReplies
 from recurrent_drafter.rows import RootExample
 from recurrent_drafter.time_budget import TimeBudget
 from recurrent_drafter.tracking import RunRecord
-from recurrent_drafter.train import DrafterTrainer, last_checkpoint
+from recurrent_drafter.train import DrafterTrainer
 from recurrent_drafter.verifier import tokenizer_hash
 
 MEASURED_CONTEXT = 256  # tokens behind which steps are timed
@@ -36,19 +36,6 @@ class GroupedTrainer(DrafterTrainer):
     """The trainer with batches of similar lengths, and with a stream where there is one."""
 
     examples: Sequence[RootExample] = ()
-
-    def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any) -> Any:
-        """As transformers' own; ValueError for a loss that is not a number, before it reaches the weights."""
-        loss = super().training_step(model, inputs, *rest)
-        if not torch.isfinite(loss):
-            kept = last_checkpoint(Path(str(self.args.output_dir)))
-            begin = inputs["input_ids"][:, :6].tolist()
-            raise ValueError(
-                f"the loss is {float(loss)} in step {self.state.global_step + 1}, in a batch of {len(begin)} texts that "
-                f"begin with the tokens {begin}: lower --learning_rate or look at these texts; the last good checkpoint "
-                f"is {kept or 'none'}"
-            )
-        return loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         args = self.args
@@ -150,11 +137,11 @@ def finish(trainer: GroupedTrainer, pair: Pair, args: TrainingArguments, record:
     with torch.no_grad():
         for parameter in trainer.drafter.parameters():
             parameter.copy_(parameter.bfloat16())
-    metrics = trainer.evaluate()
+    metrics, drafter = trainer.evaluate(), trainer._whole_drafter()
     if not trainer.is_world_process_zero():
         return
     output = Path(str(args.output_dir))
-    drafter = trainer.drafter.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
+    drafter = drafter.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
     save_drafter(drafter, output)
     record.write(output, metrics=metrics, history=trainer.state.log_history)
     minutes = (time.monotonic() - started) / 60
