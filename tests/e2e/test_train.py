@@ -57,7 +57,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(method, tmp_path, co
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
     other = Command([*command, *RESUME, "--draft_vocab_size", "300"], tmp_path / "broken").ended()
-    assert other.code == 2 and "another draft vocabulary" in other.err.splitlines()[-1], other.err
+    assert other.code == 2 and "belongs to another run" in other.err.splitlines()[-1], other.err
 
 
 def test_an_interrupted_quick_training_goes_on_with_its_own_text(tmp_path):
@@ -77,7 +77,7 @@ def test_an_interrupted_quick_training_goes_on_with_its_own_text(tmp_path):
 
 def test_an_interrupt_before_the_first_step_says_what_to_do(tmp_path):
     early = Command([*TRAIN, *SMALL, "--dataset_name", "demo", "--use_distilled_dataset"], tmp_path)
-    early.interrupt_when("training text")
+    early.interrupt_when("training data")
     ended = early.ended()
     assert ended.code == 130 and "run the same command again" in ended.err, ended.out + ended.err
     assert "Traceback" not in ended.err

@@ -153,9 +153,7 @@ def test_a_full_disk(tmp_path):
 def test_a_loss_that_is_not_a_number(tmp_path):
     command = [*SMALL, *conversations(tmp_path), "--max_steps", "9", "--save_steps", "1", "--learning_rate", "1e30"]
     line = refused([*command, "--max_grad_norm", "0", "--warmup_steps", "0", "--output_dir", "out"], tmp_path)
-    assert re.search(
-        r"the loss is (nan|inf) in step \d, in a batch of 4 texts that .* last good checkpoint is out/checkp", line
-    )
+    assert re.search(r"loss is (nan|inf) at step \d, on training examples \d|weights are not numbers", line), line
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -75,8 +75,8 @@ def streamed(pair: Pair, text: TrainingText, args: TrainingArguments) -> Targets
             assistant_only=args.train_on_assistant_only,
             counts=counts,
         )
-        for example in encoded:
-            yield with_text_targets(example, args.depths, pair.end_ids)
+        for number, example in enumerate(encoded):
+            yield replace(with_text_targets(example, args.depths, pair.end_ids), number=number)
         print(f"read to its end: {text.dialogues.report.summary()}; {counts.report().summary()}")  # type: ignore[attr-defined]
 
     stream = ShuffledStream(
