@@ -3,13 +3,61 @@
 import json
 import os
 import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainerCallback
+
 from recurrent_drafter.hardware import hardware
+
+
+class RunRecord(TrainerCallback):
+    """``run.json`` in every checkpoint; tags of ours beside the user's own where the tracker has tags.
+
+    Project, entity, tags and notes are the environment's (``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_TAGS``,
+    ``WANDB_NOTES``), as are artifacts and gradients (``WANDB_LOG_MODEL``, ``WANDB_WATCH``): W&B and transformers read
+    them. Options and architecture are logged as the trainer's arguments and the model's config.
+    """
+
+    def __init__(self, argv: Sequence[str], tags: Sequence[str], **facts: Any) -> None:
+        self.argv, self.tags, self.facts = argv, tags, facts
+
+    def write(self, directory: Path, **more: Any) -> None:
+        """Write it beside something else that is saved."""
+        write_run(directory, argv=self.argv, **self.facts, **more)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Add to what the tracker's own callback, which came first, has begun."""
+        run = getattr(sys.modules.get("wandb"), "run", None)
+        if run is not None and state.is_world_process_zero:
+            run.tags = tuple(dict.fromkeys((*(run.tags or ()), *self.tags)))
+            run.config.update(
+                {name: fact for name, fact in self.facts.items() if name != "options"}, allow_val_change=True
+            )
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Beside the checkpoint that has just been written."""
+        directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and directory.is_dir():
+            self.write(directory, step=state.global_step, best=state.best_metric)
+
+
+@contextmanager
+def closing_trackers() -> Iterator[None]:
+    """Finish what the trackers have begun, as failed if an error comes through."""
+    code = 1
+    try:
+        yield
+        code = 0
+    finally:
+        wandb = sys.modules.get("wandb")
+        if getattr(wandb, "run", None) is not None:
+            wandb.finish(exit_code=code)  # type: ignore[union-attr]
 
 
 def write_run(directory: Path, *, argv: Sequence[str], **facts: Any) -> None:

@@ -297,7 +297,7 @@ def computes_in_bfloat16(device: str) -> bool:
 
 
 def load_verifier(
-    name: str, *, dtype: str = "auto", device: str | None = None
+    name: str, *, dtype: str = "auto", device: str | None = None, cache_dir: str | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model and tokenizer from a directory, the Hub, or the package (``demo``), ready to generate.
 
@@ -310,8 +310,10 @@ def load_verifier(
     if name != "demo" and (name.startswith((".", "/", "~")) and not Path(name).expanduser().exists()):
         raise OSError(f"there is no model at {name}: expected a directory, a hub name or 'demo'")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype), use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=cache_dir)
+        model = AutoModelForCausalLM.from_pretrained(
+            path, dtype=getattr(torch, dtype), use_safetensors=True, cache_dir=cache_dir
+        )
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OSError(

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pty
 import re
+import resource
 import runpy
 import signal
 import sys
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from recurrent_drafter.cli import train
+from recurrent_drafter.cli import quick
 from recurrent_drafter.cli.main import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,8 +35,13 @@ class Ended:
     err: str
 
 
-def _become(argv: list[str], folder: Path, terminal: str | None, constants: dict[str, float]) -> None:
+def _become(
+    argv: list[str], folder: Path, terminal: str | None, constants: dict[str, float], environment: dict[str, str]
+) -> None:
     os.chdir(folder)
+    os.environ.update(environment)
+    if "FILE_LIMIT" in environment:  # bytes: what a full disk does, without one
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["FILE_LIMIT"]),) * 2)
     os.environ["COLUMNS"] = "80"
     torch.set_num_threads(1)  # other work on the machine then costs its share, not a multiple of it
     if terminal is not None:
@@ -46,7 +52,7 @@ def _become(argv: list[str], folder: Path, terminal: str | None, constants: dict
             os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout.reconfigure(line_buffering=True)
     for name, value in constants.items():
-        setattr(train, name, value)
+        setattr(quick, name, value)
     sys.argv = argv
     if argv[0] == "recurrent-drafter":
         sys.exit(main(argv[1:]))
@@ -55,12 +61,21 @@ def _become(argv: list[str], folder: Path, terminal: str | None, constants: dict
 
 
 class Command:
-    """A command that has been started in a folder; ``constants`` of the training command may be set for it."""
+    """A command that has been started in a folder; ``constants`` of --quick may be set for it."""
 
-    def __init__(self, argv: list[str], folder: Path, terminal: str | None = None, **constants: float) -> None:
+    def __init__(
+        self,
+        argv: list[str],
+        folder: Path,
+        terminal: str | None = None,
+        environment: dict[str, str] | None = None,
+        **constants: float,
+    ) -> None:
         self.folder = folder
         folder.mkdir(exist_ok=True)
-        self.process = CONTEXT.Process(target=_become, args=(argv, folder, terminal, constants), daemon=True)
+        self.process = CONTEXT.Process(
+            target=_become, args=(argv, folder, terminal, constants, environment or {}), daemon=True
+        )
         self.process.start()
 
     def interrupt_when(self, written: str) -> None:

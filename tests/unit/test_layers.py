@@ -9,12 +9,12 @@ import recurrent_drafter
 
 PACKAGE = Path(recurrent_drafter.__file__).parent
 LAYERS = {
-    0: {"config", "assets"},
+    0: {"arguments", "assets", "config"},
     1: {"tree", "accept", "beam", "losses", "metrics", "sampling"},
     2: {"drafter", "verifier", "cache", "packing", "data", "hardware"},
     3: {
-        *("checkpoints", "decode", "distill", "fingerprint", "objective", "pace", "replies", "rows", "sampler"),
-        *("speculator", "stop", "target_shards", "time_budget", "train", "tune", "verify"),
+        *("checkpoints", "decode", "distill", "estimate", "fingerprint", "objective", "pace", "replies", "rows"),
+        *("sampler", "speculator", "stop", "target_shards", "time_budget", "train", "tune", "verify"),
     },
     4: {"bench", "tracking", "cli", "report"},
 }

@@ -1,7 +1,11 @@
 """The output folder of a training: whether it can be written to, what to go on from in it, what is left there."""
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.train import last_checkpoint
@@ -27,6 +31,21 @@ def checkpoint_to_resume(asked: str | None, output: Path) -> str | None:
     newest = last_checkpoint(output)
     print(f"going on from {newest}" if newest else f"no checkpoint in {output}: training begins anew")
     return str(newest) if newest else None
+
+
+@contextmanager
+def saying_what_was_not_written(output: Path) -> Iterator[None]:
+    """Turn the several ways in which torch, safetensors and the system report a full disk into one OSError."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        unwritten = ("No space", "too large", "quota", "file write", "PytorchStreamWriter", "unexpected pos")
+        if not any(sign in text for sign in unwritten):
+            raise
+        whole = last_checkpoint(output)
+        kept = f"{whole} is whole: make room, then go on with --resume_from_checkpoint True" if whole else "make room"
+        raise OSError(f"a checkpoint in {output} could not be written ({text[:120]}); {kept}") from error
 
 
 def save_drafter(drafter: RecurrentDrafter, output: Path) -> None:

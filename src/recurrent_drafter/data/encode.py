@@ -6,8 +6,8 @@ to tokens by their offsets. Nothing is encoded a second time, so a token that di
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -78,7 +78,7 @@ class _Encoder:
 
 
 def encode_examples(
-    dialogues: Sequence[Dialogue],
+    dialogues: Iterable[Dialogue],
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
@@ -92,6 +92,47 @@ def encode_examples(
     DataError when nothing remains, for plain text with ``assistant_only``, for a template whose marks cover no reply,
     and for a tokenizer without offsets.
     """
+    counts = Encoded()
+    examples = tuple(
+        iterate_examples(
+            dialogues,
+            tokenizer,
+            max_length=max_length,
+            assistant_only=assistant_only,
+            chat_template=chat_template,
+            counts=counts,
+        )
+    )
+    return examples, counts.report()
+
+
+class Encoded:
+    """A running account of `iterate_examples`."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter(dialogues=0, examples=0, tokens=0, trained_tokens=0)
+        self.refusal = ""
+
+    def add(self, example: TrainExample) -> None:
+        """Count an example."""
+        trained = int((example.span_ids >= 0).sum())
+        self.counts.update(examples=1, tokens=len(example.input_ids), trained_tokens=trained)
+
+    def report(self) -> EncodeReport:
+        """The account so far."""
+        return EncodeReport(**self.counts)
+
+
+def iterate_examples(
+    dialogues: Iterable[Dialogue],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    assistant_only: bool,
+    chat_template: str | None = None,
+    counts: Encoded | None = None,
+) -> Iterator[TrainExample]:
+    """As `encode_examples`, one example after another; the error of a source without any comes at its end."""
     if max_length < 2:
         raise DataError(f"a maximal length of {max_length} tokens, expected at least 2")
     if not tokenizer.is_fast:
@@ -101,23 +142,22 @@ def encode_examples(
         )
     special = set(tokenizer.all_special_ids)
     special |= {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-    template = chat_template_of(tokenizer, chat_template) if any(d.turns for d in dialogues) else None
-    encoder = _Encoder(tokenizer, template, frozenset(special), max_length, assistant_only)
-    examples: list[TrainExample] = []
-    counts: Counter[str] = Counter()
-    refusal = ""
+    encoder = _Encoder(tokenizer, None, frozenset(special), max_length, assistant_only)
+    counts = counts or Encoded()
     for dialogue in dialogues:
+        counts.counts["dialogues"] += 1
+        if dialogue.turns and encoder.template is None:
+            encoder = replace(encoder, template=chat_template_of(tokenizer, chat_template))
         try:
-            examples += _encode(dialogue, encoder, counts)
+            for example in _encode(dialogue, encoder, counts.counts):
+                counts.add(example)
+                yield example
         except RefusedError as error:
-            counts["refused"] += 1
-            refusal = refusal or f" ({error})"
-    tokens = sum(len(example.input_ids) for example in examples)
-    trained = sum(int((example.span_ids >= 0).sum()) for example in examples)
-    report = EncodeReport(len(dialogues), len(examples), tokens, trained, **counts)
-    if not examples:
-        raise DataError(f"nothing to train on in {len(dialogues):,} dialogues: {report.summary()}{refusal}")
-    return tuple(examples), report
+            counts.counts["refused"] += 1
+            counts.refusal = counts.refusal or f" ({error})"
+    report = counts.report()
+    if not report.examples:
+        raise DataError(f"nothing to train on in {report.dialogues:,} dialogues: {report.summary()}{counts.refusal}")
 
 
 def _encode(dialogue: Dialogue, encoder: _Encoder, counts: Counter[str]) -> Iterator[TrainExample]:
@@ -218,13 +258,14 @@ def prompts_from_dialogues(
     max_length: int,
     seed: int = 0,
     chat_template: str | None = None,
+    fewest: int | None = None,
 ) -> list[torch.Tensor]:
     """``count`` prompts (S,) int64, S <= ``max_length``, each of another dialogue, for measuring decoding.
 
     A dialogue is cut before one of its replies (the first for the first dialogue taken, the second for the next and
     so on up to the middle, then from the first again) and ends in the generation prompt; one without replies is cut
     after its first question. Of a plain text the first half stands. ``seed`` draws the order. Raises DataError when
-    fewer than ``count`` fit.
+    fewer than ``fewest`` (by default ``count``) fit.
     """
     order = list(range(len(dialogues)))
     random.Random(seed).shuffle(order)
@@ -240,7 +281,7 @@ def prompts_from_dialogues(
         ids = _prompt(dialogues[index], len(prompts), tokenizer, chat_template)
         if 0 < len(ids) <= max_length:
             prompts.append(ids)
-    if len(prompts) < count:
+    if len(prompts) < (count if fewest is None else fewest):
         raise DataError(
             f"{count} prompts of at most {max_length} tokens were asked of {len(dialogues)} dialogues, which give "
             f"{len(prompts)}: ask for fewer, or allow longer ones"

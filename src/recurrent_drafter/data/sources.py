@@ -45,20 +45,73 @@ def load_dialogues(
     """
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} conversations, expected at least 1")
-    if dataset_path is not None:
-        records, source, own_split = read_records(Path(dataset_path).expanduser()), dataset_path, False
-    elif dataset_name == "demo":
-        sample = sample_path(f"sgd_{'dev' if split == 'eval' else 'train'}.sharegpt.jsonl.gz")
-        records, source, own_split = read_records(sample), "demo", True
-    elif dataset_name in DATASET_NAMES:
-        records, source = _hub_records(str(dataset_name), split, cache_dir), str(dataset_name)
-        own_split = dataset_name in ("alpaca", "wikitext")
-    else:
-        names = ", ".join(DATASET_NAMES)
-        raise DataError(f"unknown dataset {dataset_name!r}: the names are {names}; a local file goes by --dataset_path")
+    records, source, own_split = _records(dataset_name, dataset_path, split, cache_dir, streaming=False)
     loaded = _collect(records, source, "all" if own_split else split, limit)
     logger.info("%s (schema %s): %s", source, loaded.report.schema, loaded.report.summary())
     return loaded
+
+
+def _records(
+    dataset_name: str | None, dataset_path: str | None, split: Split, cache_dir: str | None, *, streaming: bool
+) -> tuple[Iterator[Place], str, bool]:
+    """Records, what their source is called, and whether they are of this split already."""
+    if dataset_path is not None:
+        return read_records(Path(dataset_path).expanduser()), dataset_path, False
+    if dataset_name == "demo":
+        sample = sample_path(f"sgd_{'dev' if split == 'eval' else 'train'}.sharegpt.jsonl.gz")
+        return read_records(sample), "demo", True
+    if dataset_name in DATASET_NAMES:
+        records = _hub_records(str(dataset_name), split, cache_dir, streaming)
+        return records, str(dataset_name), dataset_name in ("alpaca", "wikitext")
+    names = ", ".join(DATASET_NAMES)
+    raise DataError(f"unknown dataset {dataset_name!r}: the names are {names}; a local file goes by --dataset_path")
+
+
+class DialogueStream:
+    """The training dialogues of a source, read anew by every iteration and never held together.
+
+    Divided as `load_dialogues` divides (but a source without any held-out conversation is given whole); ``report`` is
+    the account of the last iteration, so far.
+    """
+
+    def __init__(self, dataset_name: str | None, dataset_path: str | None, cache_dir: str | None = None) -> None:
+        self._source = (dataset_name, dataset_path, "train", cache_dir)
+        self._count("", "")
+
+    def _count(self, source: str, schema: str) -> None:
+        self._name, self._schema = source, schema
+        self._total = self._kept = 0
+        self._skipped: Counter[str] = Counter()
+
+    @property
+    def report(self) -> LoadReport:
+        """What has been read; the hash is of nothing, since a stream has no end until it is reached."""
+        return LoadReport(self._total, self._kept, dict(self._skipped), self._schema, self._name, "")
+
+    def __iter__(self) -> Iterator[Dialogue]:
+        name, path, split, cache_dir = self._source
+        records, source, own_split = _records(name, path, cast(Split, split), cache_dir, streaming=True)
+        self._count(source, "")
+        for place, record in records:
+            self._total += 1
+            try:
+                self._schema = self._schema or find_schema(record)
+                dialogue = parse_record(record, self._schema)
+            except SkippedError as reason:
+                self._skipped[str(reason)] += 1
+                continue
+            except DataError as error:
+                raise DataError(f"{place}: {error}") from None
+            if own_split or not _held_out(dialogue):
+                self._kept += 1
+                yield dialogue
+        if self._total == 0:
+            raise DataError(f"{source} is empty: it holds no records")
+
+
+def _held_out(dialogue: Dialogue) -> bool:
+    """Whether a conversation is of the evaluation part: by its content alone."""
+    return int.from_bytes(dialogue.digest()[:8]) % _ONE_IN == 0
 
 
 def _collect(records: Iterable[Place], source: str, split: Split, limit: int | None) -> LoadedDialogues:
@@ -76,7 +129,7 @@ def _collect(records: Iterable[Place], source: str, split: Split, limit: int | N
             continue
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
-        side = "eval" if split != "all" and int.from_bytes(dialogue.digest()[:8]) % _ONE_IN == 0 else "train"
+        side = "eval" if split != "all" and _held_out(dialogue) else "train"
         parsed[side].append(dialogue)
         # The side of the smallest hash below is settled only once something has been held out.
         enough = limit is not None and len(parsed["eval" if split == "eval" else "train"]) >= limit
@@ -101,7 +154,7 @@ def _collect(records: Iterable[Place], source: str, split: Split, limit: int | N
     return LoadedDialogues(dialogues, LoadReport(total, len(dialogues), dict(skipped), schema, source, sha256))
 
 
-def _hub_records(name: str, split: Split, cache_dir: str | None) -> Iterator[Place]:
+def _hub_records(name: str, split: Split, cache_dir: str | None, streaming: bool) -> Iterator[Place]:
     """Records of a hub dataset; every way in which the hub can fail becomes one DataError."""
     from datasets.exceptions import DatasetsError  # type: ignore[import-untyped]
     from huggingface_hub import errors
@@ -109,7 +162,7 @@ def _hub_records(name: str, split: Split, cache_dir: str | None) -> Iterator[Pla
     http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # its client's: httpx or httpx2
 
     try:
-        rows = iter(_hub_rows(name, split, cache_dir))
+        rows = iter(_hub_rows(name, split, cache_dir, streaming))
         first = next(rows, None)
     except DataError:
         raise
@@ -123,11 +176,11 @@ def _hub_records(name: str, split: Split, cache_dir: str | None) -> Iterator[Pla
         yield f"{name}: record {number}", record
 
 
-def _hub_rows(name: str, split: Split, cache_dir: str | None) -> Iterable[Any]:
+def _hub_rows(name: str, split: Split, cache_dir: str | None, streaming: bool) -> Iterable[Any]:
     import datasets  # type: ignore[import-untyped]  # imported here: slow, and the bundled data does not need it
 
     def rows(repository: str, part: str, config: str | None = None) -> Iterable[dict[str, Any]]:
-        loaded = datasets.load_dataset(repository, config, split=part, cache_dir=cache_dir)
+        loaded = datasets.load_dataset(repository, config, split=part, cache_dir=cache_dir, streaming=streaming)
         return cast(Iterable[dict[str, Any]], loaded)
 
     if name == "sharegpt":
