@@ -106,6 +106,11 @@ class TreeCache(Cache):
             self._stores[number] = store[:, : len(rows)]
         self.lengths = [self._lengths[row] for row in rows]
 
+    def repeat(self, times: int) -> None:
+        """Go on with every row ``times`` times, copies side by side."""
+        self._stores = [store.repeat_interleave(times, dim=1) for store in self._stores]
+        self.lengths = [length for length in self._lengths for _ in range(times)]
+
     def _put(self, layer: int, part: str, block: Tensor, end: int) -> Tensor:
         store, index = self._where[layer, part]
         own = self._stores[store][index]

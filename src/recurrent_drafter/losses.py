@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 IGNORED = -100  # a target that does not count
@@ -70,10 +71,12 @@ class _ChunkedLoss(torch.autograd.Function):
             if learns:
                 exits_grad[rows], grad = torch.autograd.grad(part, leaves)
                 head_grad += grad
-        ctx.save_for_backward(exits_grad, head_grad)
+        ctx.gradients = exits_grad, head_grad
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        exits_grad, head_grad = ctx.saved_tensors
-        return exits_grad * grads[0].to(exits_grad.dtype), head_grad * grads[0].to(head_grad.dtype), None, None
+        exits_grad, head_grad = ctx.gradients
+        ctx.gradients = None  # scaled in place, so good for once
+        return exits_grad.mul_(grads[0]), head_grad.mul_(grads[0]), None, None

@@ -20,10 +20,11 @@ class PackedLinears:
     """The linear layers of a model with their weights packed; `applied` makes the model use them.
 
     Costs one more copy of those weights. Only weights that are float32, on the CPU and not being trained are packed;
-    elsewhere this does nothing.
+    elsewhere this does nothing. ``rows``: for how many rows at a time the packed weights are used.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, rows: range = FEW_ROWS) -> None:
+        self._rows = rows
         self._layers = [
             module
             for module in model.modules()
@@ -37,7 +38,7 @@ class PackedLinears:
         with ExitStack() as undo:
             for layer in self._layers:
                 if _packable(layer.weight) and "forward" not in vars(layer):
-                    layer.forward = _few_row_forward(layer, self._pack(layer))  # type: ignore[method-assign]
+                    layer.forward = _few_row_forward(layer, self._pack(layer), self._rows)  # type: ignore[method-assign]
                     undo.callback(delattr, layer, "forward")
             yield
 
@@ -54,19 +55,20 @@ class PackedLinears:
 def _packable(weight: Tensor) -> bool:
     return (
         weight.dtype == torch.float32
+        and not weight.is_inference()  # such weights do not tell when they are changed
         and weight.device.type == "cpu"
         and torch.backends.mkldnn.is_available()
         and min(weight.shape) >= 64
     )
 
 
-def _few_row_forward(layer: nn.Linear | Conv1D, packed: Tensor) -> Callable[[Tensor], Tensor]:
+def _few_row_forward(layer: nn.Linear | Conv1D, packed: Tensor, few: range) -> Callable[[Tensor], Tensor]:
     default, bias = layer.forward, layer.bias
     multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if rows not in FEW_ROWS:
+        if rows not in few:
             return default(x)
         return multiply(x, packed, bias, "none", [], "")
 

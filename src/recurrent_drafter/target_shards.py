@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.distill import Draw, all_with_distilled_targets
+from recurrent_drafter.distill import Draw, all_with_distilled_targets, packed_for_passes
 from recurrent_drafter.fingerprint import hash_of, hash_of_tensors, verifier_fingerprint
 from recurrent_drafter.rows import RootExample
 from recurrent_drafter.verifier import Verifier
@@ -51,7 +52,7 @@ def distilled_dataset(
         temperature: 0 is greedy, the paper's setting.
         seed: of the noise at a temperature above 0; the example's number, position and depth complete it.
         fingerprint: `verifier_fingerprint`, where the caller has it already.
-        on_progress: is given how many texts are done, and how many there are.
+        on_progress: is given how far in the list of texts this process is, and how many there are.
         process_index: this process computes every ``process_count``-th shard, then waits for the others' shards.
         process_count: processes that share the directory.
 
@@ -70,17 +71,16 @@ def distilled_dataset(
     starts = range(0, len(examples), SHARD_TEXTS)
     paths = [directory / f"shard-{number:05d}.safetensors" for number in range(len(starts))]
     _claim(directory, settings, paths)
-    done = 0
-    for number, (start, path) in enumerate(zip(starts, paths, strict=True)):
-        if number % process_count != process_index:
-            continue
-        some = examples[start : start + SHARD_TEXTS]
-        if not path.exists():
-            draw = Draw(temperature, seed)
-            _write_shard(path, all_with_distilled_targets(verifier, some, depths, end_ids, draw, first_id=start))
-        done += len(some)
-        if on_progress is not None:
-            on_progress(done, len(examples))
+    own = range(process_index, len(paths), process_count)
+    with packed_for_passes(verifier) if not all(paths[i].exists() for i in own) else nullcontext():
+        for i in own:
+            some = examples[starts[i] : starts[i] + SHARD_TEXTS]
+            if not paths[i].exists():
+                draw = Draw(temperature, seed)
+                rows = all_with_distilled_targets(verifier, some, depths, end_ids, draw, first_id=starts[i])
+                _write_shard(paths[i], rows)
+            if on_progress is not None:
+                on_progress(min((i + 1) * SHARD_TEXTS, len(examples)), len(examples))
     while not all(path.exists() for path in paths):  # other processes' shards
         time.sleep(POLL_SECONDS)
     return [row for path in paths for row in _read_shard(path)]

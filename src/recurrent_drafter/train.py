@@ -50,6 +50,10 @@ class TrainingOptions(TrainingArguments):
 class DrafterTrainer(WholeCheckpoints):
     """HF Trainer with the drafter as its model.
 
+    Several processes (``torchrun``, ``accelerate launch``) train as one does on their joint batches: a step's loss is
+    the mean over all of its targets, however they are spread. Every process holds the whole verifier; FSDP shards the
+    drafter, not the verifier.
+
     Args:
         verifier: frozen, outside the checkpoint.
         held_out: where `evaluate` walks; it reports ``eval_tokens_per_step`` at ``shape``.

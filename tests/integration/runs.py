@@ -115,9 +115,8 @@ def shard(folder: Path, rank: int, processes: int, port: int):
         batch = collate(rows)
         if name == "sharded":
             fully_shard(drafter, mesh=init_device_mesh("cpu", (processes,)))
-        loss = objective.chunk_loss(objective.rows(batch, torch.float32), objective.counts(batch["targets"]))
         read = objective.rows(batch, torch.float32)
-        value = drafter(read.hidden, read.embedded, loss, 5)
+        value = drafter(read.hidden, read.embedded, objective.chunk_loss(read, objective.counts(batch["targets"])), 5)
         value.backward()
         for part in ("lm_head.2", "rnn_u"):
             gradient = drafter.get_submodule(part).weight.grad

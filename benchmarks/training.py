@@ -1,0 +1,198 @@
+"""What training costs: distillation and the drafter's loss, each against the straightforward way.
+
+    python benchmarks/training.py --quick --output training.jsonl
+
+Both on the GPT-2-small shape with random weights: what is measured does not depend on what the model says. Times are
+processor seconds of one process (``torch.set_num_threads(1)``): other work on the machine disturbs them least. Raw
+results are JSON lines, the summary a Markdown table.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from recurrent_drafter import RecurrentDrafter, RecurrentDraftingConfig
+from recurrent_drafter.distill import distilled_targets
+from recurrent_drafter.losses import IGNORED, cross_entropy, depth_weights
+from recurrent_drafter.objective import Objective
+from recurrent_drafter.tracking import hardware
+from recurrent_drafter.verifier import Verifier
+
+SHARE = 0.5  # of positions under the loss mask
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """The least processor time of some runs."""
+    times = []
+    for _ in range(repeats):
+        begun = time.process_time()
+        work()
+        times.append(time.process_time() - begun)
+    return min(times)
+
+
+def prefixes(length: int, blocks: int, width: int) -> list[torch.Tensor]:
+    """Blocks of neighbouring positions whose mean is the middle of the text, as those of all positions is."""
+    centres = [(2 * block + 1) * length // (2 * blocks) for block in range(blocks)]
+    return [torch.arange(centre - width // 2, centre - width // 2 + width) for centre in centres]
+
+
+@torch.inference_mode()
+def generated(model: GPT2LMHeadModel, text: torch.Tensor, positions: torch.Tensor, depths: int) -> torch.Tensor:
+    """Per-position `generate`: each prefix encoded anew, a batch of them, left-padded."""
+    longest = int(positions.max()) + 1
+    ids, mask = torch.zeros(2, len(positions), longest, dtype=torch.int64)
+    for row, position in enumerate(positions.tolist()):
+        ids[row, longest - position - 1 :] = text[: position + 1]
+        mask[row, longest - position - 1 :] = 1
+    output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=depths, do_sample=False)
+    return output[:, longest:]
+
+
+def distillation(length: int, depths: int, blocks: int, repeats: int) -> dict[str, object]:
+    """Positions per second, and how many ordinary forward passes all of them cost."""
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config()).eval()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    verifier = Verifier(model)
+    text = torch.randint(model.config.vocab_size, (length,))
+    roots = torch.ones(length, dtype=torch.bool)
+    targets = distilled_targets(verifier, text, roots, depths, ())  # and warm-up
+    sample = prefixes(length, blocks, 8)
+    own = torch.cat([generated(model, text, block, depths) for block in sample])
+    with torch.inference_mode():
+        forward = seconds(lambda: model(text[None], use_cache=False).logits, repeats)
+    ours = seconds(lambda: distilled_targets(verifier, text, roots, depths, ()), repeats)
+    theirs = seconds(lambda: [generated(model, text, block, depths) for block in sample], 1) / (8 * blocks)
+    same = (targets[torch.cat(sample)] == own).all(1)
+    return {
+        "part": "distillation",
+        "length": length,
+        "depths": depths,
+        "sampled_positions": 8 * blocks,
+        "sampled_positions_equal": int(same.sum()),
+        "seconds_distilled_targets": ours,
+        "seconds_forward": forward,
+        "positions_per_second": length / ours,
+        "positions_per_second_generate": 1 / theirs,
+        "times_generate": theirs * length / ours,
+        "times_forwards": ours / (depths * forward),
+    }
+
+
+def drafter_part(arm: str, batch: int, length: int, depths: int, folder: Path) -> None:
+    """Loss and gradient of a batch, twice, in a process of its own; leaves time, peak memory and gradients."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = RecurrentDraftingConfig(hidden_size=768, vocab_size=50257)
+    drafter = RecurrentDrafter(config)
+    positions = batch * length
+    hidden, embedded = torch.randn(positions, 768), torch.randn(positions, depths, 768)
+    labels = torch.randint(config.vocab_size, (positions, depths))
+    rooted = torch.rand(positions) < SHARE
+    weights = depth_weights(rooted.sum().expand(depths), 1.0)
+
+    def straightforward() -> None:
+        logits = drafter(hidden, embedded)  # (B S, K, V)
+        masked = labels.masked_fill(~rooted[:, None], IGNORED)
+        losses = [functional.cross_entropy(logits[:, k], masked[:, k], ignore_index=IGNORED) for k in range(depths)]
+        torch.stack(losses).mean().backward()
+
+    def ours() -> None:
+        targets = labels[rooted]
+        chunk = Objective.chunk(Objective(None, drafter.draft_ids), depths)  # type: ignore[arg-type]
+        drafter(
+            hidden[rooted],
+            embedded[rooted],
+            lambda logits, some: (weights * cross_entropy(logits, targets[some])).sum(),
+            chunk,
+        ).backward()
+
+    work = {"straightforward": straightforward, "ours": ours}[arm]
+    before = peak()
+    times = []
+    for _ in range(2):
+        drafter.zero_grad()
+        times.append(seconds(work, 1))
+    gradients = [parameter.grad for parameter in drafter.parameters()]
+    torch.save({"seconds": min(times), "bytes": peak() - before, "gradients": gradients}, folder / f"{arm}.pt")
+
+
+def peak() -> int:
+    """Most memory this process ever held, in bytes."""
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def training(batch: int, length: int, depths: int, folder: Path) -> dict[str, object]:
+    """The drafter's forward and backward pass, gradients compared."""
+    results = {}
+    for arm in ("straightforward", "ours"):
+        process = multiprocessing.get_context("spawn").Process(
+            target=drafter_part, args=(arm, batch, length, depths, folder)
+        )
+        process.start()
+        process.join()
+        if process.exitcode != 0:
+            raise RuntimeError(f"the {arm} arm ended with {process.exitcode}")
+        results[arm] = torch.load(folder / f"{arm}.pt")
+        (folder / f"{arm}.pt").unlink()
+    plain, ours = results["straightforward"], results["ours"]
+    error = max(float((a - b).norm() / b.norm()) for a, b in zip(ours["gradients"], plain["gradients"], strict=True))
+    if error > 1e-4:
+        raise RuntimeError(f"gradients differ by {error:.1e} of their size")
+    return {
+        "part": "training",
+        "batch": batch,
+        "length": length,
+        "depths": depths,
+        "share_of_positions": SHARE,
+        "gradient_error": error,
+        "seconds": ours["seconds"],
+        "seconds_straightforward": plain["seconds"],
+        "times_as_fast": plain["seconds"] / ours["seconds"],
+        "peak_bytes": ours["bytes"],
+        "peak_bytes_straightforward": plain["bytes"],
+        "share_of_memory": ours["bytes"] / plain["bytes"],
+    }
+
+
+def table(results: list[dict]) -> str:
+    """The gates, as Markdown."""
+    distilled, trained = results
+    sampled = f"{distilled['sampled_positions_equal']} of {distilled['sampled_positions']} sampled positions equal"
+    rows = [
+        (f"distillation: speed over per-position `generate` ({sampled})", distilled["times_generate"], ">= 40"),
+        ("distillation: time over that of K plain forward passes", distilled["times_forwards"], "<= 1.5"),
+        ("training: speed of the drafter's part over the plain loop", trained["times_as_fast"], f">= {0.85 / SHARE}"),
+        ("training: peak memory beyond the weights, over the plain loop's", trained["share_of_memory"], "<= 0.25"),
+    ]
+    return "\n".join(["| what | figure | goal |", "|---|---|---|", *(f"| {a} | {b:.2f} | {c} |" for a, b, c in rows)])
+
+
+def main() -> None:
+    """Measure, keep, show."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer samples and smaller batches: minutes")
+    parser.add_argument("--output", type=Path, default=Path("training.jsonl"))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    folder = options.output.resolve().parent
+    blocks, repeats, batch, length = (3, 1, 4, 256) if options.quick else (8, 3, 4, 512)
+    results = [
+        {**result, "quick": options.quick, "torch": torch.__version__, **hardware()}
+        for result in (training(batch, length, 5, folder), distillation(512, 5, blocks, repeats))
+    ][::-1]
+    options.output.write_text("".join(json.dumps(result) + "\n" for result in results))
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
