@@ -188,7 +188,6 @@ class TrainingArguments(RunOptions, DataOptions, DrafterOptions, MethodOptions, 
             ("use_distilled_dataset", "use_knowledge_distillation"),
             ("quick", "use_knowledge_distillation"),
             ("streaming", "quick"),
-            ("demo", "estimate"),
         ):
             if getattr(self, first) and getattr(self, second):
                 raise ValueError(f"--{first} and --{second} exclude each other: give one")

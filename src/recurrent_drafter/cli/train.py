@@ -110,6 +110,8 @@ def plan(args: TrainingArguments) -> str:
         return (
             f"would evaluate {args.drafter_name_or_path} with {args.llm_name_or_path} on held-out {on}; nothing was run"
         )
+    if args.estimate:
+        return f"would measure whether a drafter for {args.llm_name_or_path} on {source} can pay here; nothing was run"
     length = f"{args.max_steps:,} steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
     return (
         f"would train a drafter for {args.llm_name_or_path} on {source}"
