@@ -3,7 +3,7 @@
 A tree of n nodes is a matrix product with n rows. PyTorch's default float32 kernels on a CPU rearrange the weight
 on every call once there are two rows, so verifying eight tokens costs twice as much as one, and speculation hardly
 pays. oneDNN computes from a weight that was rearranged once; a single row (plain autoregression) gains a little
-from it too. Long prompts keep the default kernels.
+from it too if several threads share it. Long prompts keep the default kernels.
 """
 
 from collections.abc import Callable, Iterator
@@ -68,7 +68,7 @@ def _few_row_forward(layer: nn.Linear | Conv1D, packed: Tensor, few: range) -> C
 
     def forward(x: Tensor) -> Tensor:
         rows = x.numel() // x.shape[-1]
-        if rows not in few:
+        if rows not in few or (rows == 1 and torch.get_num_threads() == 1):
             return default(x)
         return multiply(x, packed, bias, "none", [], "")
 
