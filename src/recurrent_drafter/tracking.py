@@ -49,11 +49,15 @@ class RunRecord(TrainerCallback):
 
 @contextmanager
 def closing_trackers() -> Iterator[None]:
-    """Finish what the trackers have begun, as failed if an error comes through."""
+    """Finish what the trackers have begun, as failed if an error comes through; OSError for one of W&B's own."""
     code = 1
     try:
         yield
         code = 0
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb."):
+            raise
+        raise OSError(f"Weights & Biases: {error} (`wandb login` once, or WANDB_MODE=offline)") from error
     finally:
         wandb = sys.modules.get("wandb")
         if getattr(wandb, "run", None) is not None:

@@ -144,6 +144,13 @@ def refused(argv, folder, **options):
     return ended.err.splitlines()[-1]
 
 
+def test_a_tracker_without_a_login(tmp_path):
+    pytest.importorskip("wandb")
+    environment = {"WANDB_MODE": "online", "WANDB_API_KEY": "", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    command = [*SMALL, *conversations(tmp_path), "--max_steps", "1", "--report_to", "wandb", "--output_dir", "out"]
+    assert "Weights & Biases: " in refused(command, tmp_path, environment=environment)
+
+
 def test_a_full_disk(tmp_path):
     command = [*SMALL, *conversations(tmp_path), "--max_steps", "2", "--save_steps", "1", "--output_dir", "out"]
     line = refused(command, tmp_path, environment={"FILE_LIMIT": "300000"})

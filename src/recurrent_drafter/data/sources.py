@@ -76,7 +76,7 @@ class DialogueStream:
 
     def __init__(self, dataset_name: str | None, dataset_path: str | None, cache_dir: str | None = None) -> None:
         self._source = (dataset_name, dataset_path, "train", cache_dir)
-        self._count("", "")
+        self._count(str(dataset_path or dataset_name), "")
 
     def _count(self, source: str, schema: str) -> None:
         self._name, self._schema = source, schema
