@@ -75,6 +75,8 @@ class DraftShape:
     max_tree_nodes: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("beam_width", "beam_length"):
+            _require(isinstance(getattr(self, name), int), f"{name} is {getattr(self, name)!r}, expected an integer")
         _require(self.beam_width >= 1, f"beam_width is {self.beam_width}, expected at least 1")
         _require(self.beam_length >= 1, f"beam_length is {self.beam_length}, expected at least 1")
         _require(
@@ -181,6 +183,10 @@ class GenerateOptions:
             f"--max_generation_length is {self.max_generation_length}, expected at least 1",
         )
         _require(self.prompt is None or bool(self.prompt.strip()), "--prompt is empty: expected some text")
+        _require(
+            self.prompt is None or self.prompt.encode(errors="ignore").decode() == self.prompt,
+            "--prompt holds bytes that are no text: expected UTF-8",
+        )
         _require((self.prompt is None) == self.interactive, "give either --prompt TEXT or --interactive")
 
 

@@ -26,7 +26,7 @@ from recurrent_drafter.verifier import Verifier
 
 Floats = npt.NDArray[np.float64]
 
-MEASURED_ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 PROBE_COST = 0.02  # at most this share of plain steps' time goes into probes
 PROBE_LENGTH = 2
 LOOK_FURTHER = 16  # every so many speculative steps draft as far as allowed

@@ -30,7 +30,7 @@ class PackedLinears:
             for module in model.modules()
             if isinstance(module, nn.Linear | Conv1D) and type(module) in (nn.Linear, Conv1D)
         ]
-        self._packed: dict[nn.Module, tuple[int, Tensor]] = {}
+        self._packed: dict[nn.Module, tuple[tuple[int, int, float, float], Tensor]] = {}
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -43,13 +43,20 @@ class PackedLinears:
             yield
 
     def _pack(self, layer: nn.Linear | Conv1D) -> Tensor:
-        version, packed = self._packed.get(layer, (-1, layer.weight))
-        if version != layer.weight._version:  # packed before the weights were changed
+        state, packed = self._packed.get(layer, (None, layer.weight))
+        now = _state(layer.weight)
+        if state != now:  # packed before the weights were changed
             weight = layer.weight.detach()
             weight = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
-            self._packed[layer] = (layer.weight._version, packed)
+            self._packed[layer] = (now, packed)
         return packed
+
+
+def _state(weight: Tensor) -> tuple[int, int, float, float]:
+    """What changes with a weight. Its version does not when it is written through ``.data``, so two sums are taken."""
+    flat = weight.detach().flatten()
+    return weight._version, weight.data_ptr(), float(flat.sum()), float(flat[::97].abs().sum())
 
 
 def _packable(weight: Tensor) -> bool:

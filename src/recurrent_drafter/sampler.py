@@ -86,6 +86,8 @@ class Sampler:
             seed = None
         elif seed is None:
             seed = int(torch.randint(2**62, ()))
+        elif not isinstance(seed, int):
+            raise ValueError(f"seed is {seed!r}, expected an integer")
         return cls(stop, processors or (), seed, row_ids)
 
     def draws(self, tree: DraftTree, logits: Tensor) -> Callable[[Tensor], Tensor]:  # (B, N, V)

@@ -29,6 +29,7 @@ from recurrent_drafter.verifier import Verifier
 logger = logging.getLogger(__name__)
 
 # What transformers hands to a decoding method besides the prompt; anything else a user has asked for.
+QUICK_ROWS = 24  # measured before the first reply, which waits for it
 USUAL_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
 
 
@@ -254,12 +255,13 @@ class RecurrentDraftingSpeculator:
     def _steps(
         self, model: PreTrainedModel, config: GenerationConfig, stop: Stop, sampler: Sampler, arguments: dict[str, Any]
     ) -> Iterator[list[list[int]]]:
-        """Check everything, then decode; the model is as it was whenever this is not computing."""
-        if self._verifier is None or self._verifier.model is not model:
+        """Check everything, then decode. Until the last step linear layers may compute from packed weights."""
+        if self._verifier is None or not self._verifier.is_of(model):
             self.attach_verifier(model)
         verifier = self.verifier
         refuse_unsupported(config, sampler, arguments)
         check_prompt(stop, verifier.context_length)
+        check_padding(stop.prompts, arguments.get("attention_mask"), arguments.get("position_ids"))
         self._check_drafter(verifier, stop)
         with ExitStack() as stack:
             for packed in self._packed:
@@ -305,8 +307,11 @@ class RecurrentDraftingSpeculator:
         if temperature not in self._paces:
             saved = self._tuned_shape or self.drafter.config.draft_shape
             if self.costs is None:
-                context = stop.prompts.shape[1]
-                self.costs = measure_costs(self.verifier, self._draft, saved.beam_width, context)
+                batch, context = stop.prompts.shape
+                most = min(max(QUICK_ROWS, 8 * batch), 128)
+                self.costs = measure_costs(
+                    self.verifier, self._draft, saved.beam_width, context, most_rows=most, repeats=3
+                )
             self._paces[temperature] = AutoPace(self.costs, DraftShape(saved.beam_width, saved.beam_length))
         return self._paces[temperature]
 
@@ -346,6 +351,19 @@ def check_prompt(stop: Stop, context_length: int | None) -> None:
         raise ValueError(
             f"a prompt of {length} tokens and {stop.max_new_tokens} new ones exceed the context of {context_length}: "
             f"shorten the prompt, or ask for at most {max(context_length - length, 0)} new tokens"
+        )
+
+
+def check_padding(input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
+    """Raise ValueError for prompts that end in a pad, which the reply would follow, and for positions of one's own."""
+    own = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    if position_ids is not None and ((own.cumsum(1) - 1 != position_ids) & own.bool()).any():
+        raise ValueError("position_ids other than those of the prompts' tokens are not supported: leave them out")
+    padded = (own[:, -1] == 0).nonzero()[:, 0].tolist()
+    if padded:
+        raise ValueError(
+            f"row {padded[0]} of the prompts ends in a pad: expected padding on the left (padding_side='left') and at "
+            "least one token in each row"
         )
 
 

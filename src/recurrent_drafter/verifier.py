@@ -53,6 +53,15 @@ class Verifier:
         self._rope: dict[str, Any] = getattr(self.config, "rope_parameters", None) or {}
         self.hidden_bias = torch.finfo(model.dtype).min
 
+    def is_of(self, model: PreTrainedModel) -> bool:
+        """Whether this is still a view of the model: false for another one, or if its embeddings were exchanged."""
+        return (
+            self.model is model
+            and self.head is model.get_output_embeddings()
+            and self.embedding is model.get_input_embeddings()
+            and self.vocab_size == self.head.weight.shape[0]
+        )
+
     @property
     def device(self) -> torch.device:
         """Where the model's inputs go."""
@@ -305,6 +314,13 @@ def load_verifier(
     """
     path = str(demo_verifier_path()) if name == "demo" else name
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"the device {device!r} cannot be used here ({reason}): expected cpu, or one that is there"
+        ) from error
     if dtype == "auto":
         dtype = "bfloat16" if computes_in_bfloat16(device) else "float32"
     if name != "demo" and (name.startswith((".", "/", "~")) and not Path(name).expanduser().exists()):

@@ -52,6 +52,8 @@ def folder(tmp_path_factory):
 
 CASES = {
     "missing model": (["generate_speculator.py", "--base_model", "./nowhere", *SAY], "no model at ./nowhere"),
+    "no such device": ([*DEMO, "--device", "nope", *SAY], "the device 'nope' cannot be used here"),
+    "a prompt that is no text": ([*DEMO, "--prompt", "a\udcffb"], "--prompt holds bytes that are no text"),
     "missing drafter": ([*DEMO, "--speculator_path", "./nowhere", *SAY], "no drafter at ./nowhere"),
     "no drafter in the folder": ([*DEMO, "--speculator_path", "./empty", *SAY], "./empty holds no config.json"),
     "a model for a drafter": ([*DEMO, "--speculator_path", "./model", *SAY], "type 'gpt2', expected"),

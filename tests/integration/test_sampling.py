@@ -340,3 +340,37 @@ def test_wrong_row_ids_are_refused():
     ids, mask = prompts(2)
     with pytest.raises(ValueError, match="row_ids has 1 entries, expected one per row of the batch: 2"):
         sampled(model, ids, mask, RecurrentDraftingSpeculator(None), row_ids=[0])
+
+
+def test_pads_behind_a_prompt_and_positions_of_ones_own_are_refused():
+    model = tiny_model("gpt2")
+    ids, mask = prompts(2)
+    speculator = RecurrentDraftingSpeculator(random_drafter(), SHAPES[0])
+    for row in (0, 1):
+        behind = mask.clone()
+        behind[row, -1] = 0
+        with pytest.raises(ValueError, match=f"row {row} of the prompts ends in a pad"):
+            generate(model, ids, behind, custom_generate=speculator)
+    with pytest.raises(ValueError, match="position_ids other than"):
+        generate(model, ids[:1], mask[:1], custom_generate=speculator, position_ids=torch.arange(12)[None] + 3)
+    with pytest.raises(ValueError, match="seed is 1.5, expected an integer"):
+        sampled(model, ids, mask, speculator, seed=1.5)
+
+
+@pytest.mark.parametrize("change", ["data", "in place", "new embeddings"])
+def test_a_model_that_was_changed_after_attaching_is_decoded_as_it_is(change):
+    model = tiny_model("llama")
+    ids, mask = prompts(1)
+    speculator = RecurrentDraftingSpeculator(random_drafter(), SHAPES[0])
+    before = generate(model, ids, mask, custom_generate=speculator)
+    layer = model.model.layers[0].mlp.up_proj
+    with torch.no_grad():
+        if change == "data":
+            layer.weight.data.mul_(1.5)  # such a change leaves the weight's version as it was
+        elif change == "in place":
+            layer.weight.mul_(1.5)
+        else:
+            model.set_input_embeddings(torch.nn.Embedding.from_pretrained(model.get_input_embeddings().weight.flip(0)))
+    expected = generate(model, ids, mask)
+    assert not torch.equal(expected, before)
+    assert torch.equal(generate(model, ids, mask, custom_generate=speculator), expected)
