@@ -101,7 +101,9 @@ class SpeculatorOptions:
     speculator_path: str | None = field(
         default=None, metadata={"help": "a trained drafter; for 'demo' the bundled one is used without it"}
     )
-    beam_width: int | None = field(default=None, metadata={"help": "W, beams: default as saved with the drafter"})
+    beam_width: int | None = field(
+        default=None, metadata={"help": "W, beams; giving any of these three fixes the shape, which else follows cost"}
+    )
     beam_length: int | None = field(default=None, metadata={"help": "L, tokens per beam, the root not counted"})
     max_tree_nodes: int | None = field(default=None, metadata={"help": "N, nodes verified per step, root included"})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(

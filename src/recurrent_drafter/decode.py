@@ -102,14 +102,22 @@ class BeamDrafter:
         self.drafter, self.embed = drafter, verifier.embed
         draft_ids = drafter.draft_ids
         self._reads: Tensor | None = None
-        if len(draft_ids) * drafter.config.hidden_size <= self.TABLE_ENTRIES:
+        self._version = -1
+        self._place = torch.zeros(drafter.config.vocab_size, dtype=torch.int64, device=draft_ids.device)
+        self._place[draft_ids] = torch.arange(len(draft_ids), device=draft_ids.device)
+
+    def _look_up(self) -> None:
+        """Compute the table, and again when the drafter has been trained."""
+        version = sum(0 if weight.is_inference() else weight._version for weight in self.drafter.parameters())
+        draft_ids = self.drafter.draft_ids
+        if version != self._version and len(draft_ids) * self.drafter.config.hidden_size <= self.TABLE_ENTRIES:
             with torch.inference_mode():
-                self._reads = drafter.read(self.embed(draft_ids))
-            self._place = torch.zeros(drafter.config.vocab_size, dtype=torch.int64, device=draft_ids.device)
-            self._place[draft_ids] = torch.arange(len(draft_ids), device=draft_ids.device)
+                self._reads = self.drafter.read(self.embed(draft_ids))
+            self._version = version
 
     def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int) -> Beams:
         """W beams of L tokens from hidden states (B, H) and root tokens (B,)."""
+        self._look_up()
         context = self.drafter.context(hidden)[:, None]  # (B, 1, E)
 
         def step(tokens: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:

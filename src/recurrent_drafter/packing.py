@@ -7,7 +7,7 @@ from it too if several threads share it. Long prompts keep the default kernels.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,26 @@ from transformers.pytorch_utils import Conv1D
 FEW_ROWS = range(1, 65)
 
 
+Forwards = list[tuple[nn.Module, Callable[[Tensor], Tensor]]]
+
+
+@contextmanager
+def swapped(forwards: Forwards) -> Iterator[None]:
+    """Within this context the layers have these forwards, but for any that has another one of its own already."""
+    mine = [(layer, forward) for layer, forward in forwards if "forward" not in vars(layer)]
+    for layer, forward in mine:
+        layer.forward = forward
+    try:
+        yield
+    finally:
+        for layer, _ in mine:
+            del layer.forward
+
+
 class PackedLinears:
     """The linear layers of a model with their weights packed; `applied` makes the model use them.
 
-    Costs one more copy of those weights. Only weights that are float32, on the CPU and not being trained are packed;
+    Costs one more copy of those weights. Only weights that are float32 and on the CPU are packed;
     elsewhere this does nothing. ``rows``: for how many rows at a time the packed weights are used.
     """
 
@@ -32,14 +48,18 @@ class PackedLinears:
         ]
         self._packed: dict[nn.Module, tuple[tuple[int, int, float, float], Tensor]] = {}
 
+    def forwards(self) -> Forwards:
+        """Layers with the forward that computes from packed weights, packed anew where these have changed."""
+        return [
+            (layer, _few_row_forward(layer, self._pack(layer), self._rows))
+            for layer in self._layers
+            if _packable(layer.weight) and "forward" not in vars(layer)
+        ]
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Within this context the layers compute few rows from their packed weights; outside they are untouched."""
-        with ExitStack() as undo:
-            for layer in self._layers:
-                if _packable(layer.weight) and "forward" not in vars(layer):
-                    layer.forward = _few_row_forward(layer, self._pack(layer), self._rows)  # type: ignore[method-assign]
-                    undo.callback(delattr, layer, "forward")
+        with swapped(self.forwards()):
             yield
 
     def _pack(self, layer: nn.Linear | Conv1D) -> Tensor:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from recurrent_drafter.config import DraftShape, RecurrentDraftingConfig
 from recurrent_drafter.decode import BeamDrafter, Draft, FixedPace, Pace, decode
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.pace import AutoPace, Costs, measure_costs
-from recurrent_drafter.packing import PackedLinears
+from recurrent_drafter.packing import PackedLinears, swapped
 from recurrent_drafter.sampler import REFUSED, Sampler
 from recurrent_drafter.stop import Stop, as_tuple
 from recurrent_drafter.tune import FILE, Tuning
@@ -255,7 +254,7 @@ class RecurrentDraftingSpeculator:
     def _steps(
         self, model: PreTrainedModel, config: GenerationConfig, stop: Stop, sampler: Sampler, arguments: dict[str, Any]
     ) -> Iterator[list[list[int]]]:
-        """Check everything, then decode. Until the last step linear layers may compute from packed weights."""
+        """Check everything, then decode; between steps the model is as it was."""
         if self._verifier is None or not self._verifier.is_of(model):
             self.attach_verifier(model)
         verifier = self.verifier
@@ -263,20 +262,18 @@ class RecurrentDraftingSpeculator:
         check_prompt(stop, verifier.context_length)
         check_padding(stop.prompts, arguments.get("attention_mask"), arguments.get("position_ids"))
         self._check_drafter(verifier, stop)
-        with ExitStack() as stack:
-            for packed in self._packed:
-                stack.enter_context(packed.applied())
-            with torch.inference_mode():
-                pace = self._pace(config, stop)
-            mask = arguments.get("attention_mask")
-            steps = decode(verifier, self._draft, pace, stop.prompts, mask, stop, sampler)
-            while True:
-                with torch.inference_mode():  # entered step by step: a consumer between steps is none of its business
-                    emitted = next(steps, None)
-                if emitted is None:
-                    return
-                self.stats = DecodeStats(sum(stop.steps), sum(map(len, stop.generated)) - len(stop.generated))
-                yield emitted
+        packed = [pair for linears in self._packed for pair in linears.forwards()]
+        with torch.inference_mode(), swapped(packed):
+            pace = self._pace(config, stop)
+        mask = arguments.get("attention_mask")
+        steps = decode(verifier, self._draft, pace, stop.prompts, mask, stop, sampler)
+        while True:
+            with torch.inference_mode(), swapped(packed):  # step by step: what a consumer does between is its own
+                emitted = next(steps, None)
+            if emitted is None:
+                return
+            self.stats = DecodeStats(sum(stop.steps), sum(map(len, stop.generated)) - len(stop.generated))
+            yield emitted
 
     def _check_drafter(self, verifier: Verifier, stop: Stop) -> None:
         """Raise ValueError when the drafter was moved away from the verifier, or the shape does not fit."""

@@ -251,6 +251,7 @@ def test_streamers_and_the_iterator_give_the_output():
     collected = []
     for step in steps:
         assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        assert not any("forward" in vars(module) for module in model.modules()), "between steps the model is as it was"
         collected += step
     assert collected == expected
     with pytest.raises(ValueError, match="a batch of 2"):
