@@ -111,9 +111,7 @@ def test_accumulated_batches_are_one_batch(tmp_path):
         options = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": 4 // batch, "max_steps": 3}
         options["optim"] = "sgd"
         drafter = random_drafter()
-        trainer = trainer_of(
-            verifier, tmp_path / str(batch), drafter=drafter, examples=examples, optim="sgd", **options
-        )
+        trainer = trainer_of(verifier, tmp_path / str(batch), drafter=drafter, examples=examples, **options)
         trainer.train()
         weights.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
         weights.append([parameter.detach() for parameter in drafter.parameters()])
