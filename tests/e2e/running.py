@@ -38,6 +38,7 @@ class Ended:
 def _become(
     argv: list[str], folder: Path, terminal: str | None, constants: dict[str, float], environment: dict[str, str]
 ) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     os.chdir(folder)
     os.environ.update(environment)
     if "FILE_LIMIT" in environment:  # bytes: what a full disk does, without one
