@@ -27,8 +27,8 @@ from recurrent_drafter.verifier import Verifier
 
 logger = logging.getLogger(__name__)
 
-# What transformers hands to a decoding method besides the prompt; anything else a user has asked for.
 QUICK_ROWS = 24  # measured before the first reply, which waits for it
+# What transformers hands to a decoding method besides the prompt; anything else a user has asked for.
 USUAL_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
 
 

@@ -4,7 +4,7 @@ The methods differ in how targets are made (`make_examples`), not in the trainer
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -27,7 +27,6 @@ __all__ = [  # rows and clock among them, which training commands read with the 
     "Method",
     "RootExample",
     "TimeBudget",
-    "TrainingOptions",
     "coverage",
     "frequent_tokens",
     "last_checkpoint",
@@ -36,15 +35,6 @@ __all__ = [  # rows and clock among them, which training commands read with the 
     "with_text_targets",
 ]
 Method = Literal["ground_truth", "distilled", "knowledge_distillation"]
-
-
-@dataclass
-class TrainingOptions(TrainingArguments):
-    """Every option of transformers' trainer; ``report_to`` takes several services on the command line."""
-
-    report_to: list[str] = field(  # type: ignore[assignment]
-        default_factory=lambda: ["none"], metadata={"help": "wandb, tensorboard, ... (as many as wanted), all or none"}
-    )
 
 
 class DrafterTrainer(WholeCheckpoints):
