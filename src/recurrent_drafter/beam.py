@@ -13,8 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# (tokens (B, W), state (B, W, H), or None at the root) -> (log-probabilities (B, W, D), state (B, W, H))
-DraftStep = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+# (draft tokens (B, W), by their number in the draft vocabulary; state (B, W, H); None and None at the root)
+# -> (log-probabilities (B, W, D), state (B, W, H)), at the root W = 1
+DraftStep = Callable[[Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+# cumulative log-probabilities (B, W) of the level just drafted -> whether to draft one more
+Deeper = Callable[[Tensor], bool]
 
 
 @dataclass(frozen=True)
@@ -41,28 +44,30 @@ class Beams:
         return torch.stack(columns[::-1], dim=2)
 
 
-def beam_search(step: DraftStep, root: Tensor, draft_ids: Tensor, width: int, length: int) -> Beams:
+def beam_search(step: DraftStep, draft_ids: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
     """W beams by cumulative log-probability, L steps; whatever the drafter says is what is used, no hidden top-k.
 
     Args:
         step: one depth of the drafter.
-        root: (B,), the newest verified tokens.
         draft_ids: (D,), the verifier's id of each draft token.
         width: W, at most D.
         length: L.
+        deeper: asked after each level but the last; where it says no, the beams are as long as they are by then.
     """
     vocabulary = draft_ids.shape[0]
     if width > vocabulary:
         raise ValueError(f"beam_width is {width}, expected at most {vocabulary} (the draft vocabulary)")
-    token, state, score = root[:, None], None, None  # (B, 1), then (B, W)
+    token, state, score = None, None, None
     levels = []
     for _ in range(length):
         log_probs, state = step(token, state)  # (B, w, D), (B, w, H)
         candidates = log_probs if score is None else log_probs + score[:, :, None]
         score, index = candidates.flatten(1).topk(width, dim=1)  # (B, W)
         parent = torch.div(index, vocabulary, rounding_mode="floor")
-        token = draft_ids[index - parent * vocabulary]
+        token = index - parent * vocabulary
         state = state.gather(1, parent[:, :, None].expand(-1, -1, state.shape[2]))
         levels.append((token, parent, score))
+        if deeper is not None and len(levels) < length and not deeper(score):
+            break
     tokens, parents, scores = (torch.stack(column, dim=1) for column in zip(*levels, strict=True))
-    return Beams(tokens, parents, scores)
+    return Beams(draft_ids[tokens], parents, scores)

@@ -1,13 +1,13 @@
 """The loop of the paper: draft, verify, follow the tree (layer 3)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from recurrent_drafter.accept import Accepted, follow_tree
-from recurrent_drafter.beam import Beams, beam_search
+from recurrent_drafter.beam import Beams, Deeper, beam_search
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.sampler import Sampler
@@ -15,8 +15,12 @@ from recurrent_drafter.stop import Step, Stop
 from recurrent_drafter.tree import DraftTree, prefix_tree, root_tree
 from recurrent_drafter.verifier import Verifier
 
-# (hidden states (B, H), root tokens (B,), width, length) -> beams
-Draft = Callable[[Tensor, Tensor, int, int], Beams]
+
+class Draft(Protocol):
+    """Makes beams: `BeamDrafter`, or another way."""
+
+    def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
+        """W beams of L tokens, or of fewer where ``deeper`` says so, from hidden states (B, H) and root tokens (B,)."""
 
 
 class Pace(Protocol):
@@ -24,6 +28,9 @@ class Pace(Protocol):
 
     def plan(self, batch: int, longest: int) -> tuple[int, int]:
         """Beam width and length (at most ``longest``) of the step that begins; length 0 is plain autoregression."""
+
+    def deeper(self, log_probs: Tensor) -> bool:
+        """Whether to draft one more level after the one with these cumulative log-probabilities (B, W)."""
 
     def budget(self, beams: Beams) -> int:
         """How many nodes of these beams' tree to verify, the root included."""
@@ -41,6 +48,10 @@ class FixedPace:
     def plan(self, batch: int, longest: int) -> tuple[int, int]:  # noqa: ARG002
         """The shape, cut where the reply ends."""
         return (1, 0) if self.shape is None else (self.shape.beam_width, min(self.shape.beam_length, longest))
+
+    def deeper(self, log_probs: Tensor) -> bool:  # noqa: ARG002
+        """Always."""
+        return True
 
     def budget(self, beams: Beams) -> int:
         """The shape's nodes, or all there are."""
@@ -78,7 +89,7 @@ def decode(
         width, length = pace.plan(len(root), stop.remaining - 1)  # the bonus token comes on top
         tree = root_tree(root)
         if draft is not None and length > 0:
-            beams = draft(hidden, root, width, length)
+            beams = draft(hidden, root, width, length, pace.deeper)
             tree = prefix_tree(root, beams, pace.budget(beams))
         verified = session.forward_tree(tree)
         accepted = follow_tree(tree, sampler.draws(tree, verified.logits))
@@ -100,11 +111,8 @@ class BeamDrafter:
 
     def __init__(self, drafter: RecurrentDrafter, verifier: Verifier) -> None:
         self.drafter, self.embed = drafter, verifier.embed
-        draft_ids = drafter.draft_ids
         self._reads: Tensor | None = None
         self._version = -1
-        self._place = torch.zeros(drafter.config.vocab_size, dtype=torch.int64, device=draft_ids.device)
-        self._place[draft_ids] = torch.arange(len(draft_ids), device=draft_ids.device)
 
     def _look_up(self) -> None:
         """Compute the table, and again when the drafter has been trained."""
@@ -115,20 +123,23 @@ class BeamDrafter:
                 self._reads = self.drafter.read(self.embed(draft_ids))
             self._version = version
 
-    def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int) -> Beams:
-        """W beams of L tokens from hidden states (B, H) and root tokens (B,)."""
+    def _read(self, tokens: Tensor) -> Tensor:  # (B, W) -> (B, W, H)
+        if self._reads is not None:
+            return self._reads[tokens]
+        return self.drafter.read(self.embed(self.drafter.draft_ids[tokens]))
+
+    def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
+        """As `Draft`."""
         self._look_up()
         context = self.drafter.context(hidden)[:, None]  # (B, 1, E)
 
-        def step(tokens: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-            if state is None or self._reads is None:  # the root may be any token
-                read = self.drafter.read(self.embed(tokens))
-            else:
-                read = self._reads[self._place[tokens]]
+        def step(tokens: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            # The root may be any of the verifier's tokens.
+            read = self.drafter.read(self.embed(root[:, None])) if tokens is None else self._read(tokens)
             logits, state = self.drafter.step(read, torch.zeros_like(read) if state is None else state, context)
             return logits.float().log_softmax(-1), state
 
-        return beam_search(step, root, self.drafter.draft_ids, width, length)
+        return beam_search(step, self.drafter.draft_ids, width, length, deeper)
 
 
 def hidden_after(accepted: Accepted, hiddens: Tensor) -> Tensor:  # (B, N, H) -> (B, H)

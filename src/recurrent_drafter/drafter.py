@@ -37,6 +37,26 @@ class ResidualLayer(nn.Module):
         return z + functional.silu(self.linear(z))
 
 
+class InputProjection(nn.Linear):
+    """``A h + B s + b`` of hidden state and recurrent state (2H -> E), a half at a time.
+
+    ``A h + b`` is the same for every depth and beam: `of_hidden` computes it once. The forward pass is ``B s``.
+    """
+
+    @property
+    def forward_weight(self) -> Tensor:
+        """``B`` (E, H)."""
+        return self.weight[:, self.in_features // 2 :]
+
+    def forward(self, state: Tensor) -> Tensor:  # (..., H) -> (..., E)
+        """The recurrent state's half."""
+        return functional.linear(state, self.forward_weight)
+
+    def of_hidden(self, hidden: Tensor) -> Tensor:  # (..., H) -> (..., E)
+        """The hidden state's half, with the bias."""
+        return functional.linear(hidden, self.weight[:, : self.in_features // 2], self.bias)
+
+
 class RecurrentDrafter(PreTrainedModel):
     """Predicts the tokens after a root from the verifier's hidden state and the tokens drafted so far.
 
@@ -54,7 +74,7 @@ class RecurrentDrafter(PreTrainedModel):
         super().__init__(config)
         hidden, exit_dim, draft_vocab = config.hidden_size, config.exit_dim, config.draft_vocab_size
         if exit_dim != 2 * hidden:
-            self.input_proj = nn.Linear(2 * hidden, exit_dim)
+            self.input_proj = InputProjection(2 * hidden, exit_dim)
         if config.rnn:
             self.rnn_w = nn.Linear(hidden, hidden, bias=False)
             self.rnn_u = nn.Linear(hidden, hidden)
@@ -74,14 +94,8 @@ class RecurrentDrafter(PreTrainedModel):
             nn.init.ones_(module.weight)
 
     def context(self, hidden: Tensor) -> Tensor:  # (..., H) -> (..., E), or (..., H) at E = 2H
-        """The hidden state's share of the head's input: the same for every depth and beam, so computed once.
-
-        ``input_proj [h ; s] = A h + B s + b``: this is ``A h + b``.
-        """
-        if not hasattr(self, "input_proj"):
-            return hidden
-        width = self.config.hidden_size
-        return functional.linear(hidden, self.input_proj.weight[:, :width], self.input_proj.bias)
+        """The hidden state's share of the head's input: the same for every depth and beam, so computed once."""
+        return self.input_proj.of_hidden(hidden) if hasattr(self, "input_proj") else hidden
 
     def read(self, embedded: Tensor) -> Tensor:  # (..., H) -> (..., H)
         """A token's share of the recurrence, from the verifier's embedding of it: `W e(x)`, or e(x) without an RNN.
@@ -105,7 +119,7 @@ class RecurrentDrafter(PreTrainedModel):
         """
         state = functional.silu(read + self.rnn_u(state)) if self.config.rnn else state + read
         if hasattr(self, "input_proj"):
-            z = context + functional.linear(state, self.input_proj.weight[:, self.config.hidden_size :])
+            z = context + self.input_proj(state)
         else:
             z = torch.cat([context.expand_as(state), state], dim=-1)
         return self.lm_head[:-1](z), state

@@ -2,18 +2,20 @@
 
 A step of n nodes takes t(n) and yields one token plus the draft tokens accepted. Verifying the n - 1 most probable
 nodes is expected to yield 1 + p_1 + ... + p_(n-1) tokens, so the budget is the n with the best ratio of the two, over
-all n: t is not convex, and a marginal rule would stop at a local optimum. Before drafting the same ratio is asked of
-every draft length, 0 included. At 0 steps are plain autoregression, until a cheap probe says otherwise.
+all n: t is not convex, and a marginal rule would stop at a local optimum. A draft grows level by level while one more
+is expected to yield tokens faster than decoding does on average. Steps are plain autoregression where that is the
+faster way, until a cheap probe says otherwise.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from recurrent_drafter.accept import follow_tree
 from recurrent_drafter.beam import Beams
@@ -27,10 +29,10 @@ from recurrent_drafter.verifier import Verifier
 Floats = npt.NDArray[np.float64]
 
 MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+USUAL_LENGTH = 4  # of the draft that is timed
+LONGEST = 10  # tokens to draft at most, where each of them has to pay
 PROBE_COST = 0.02  # at most this share of plain steps' time goes into probes
-PROBE_LENGTH = 2
-LOOK_FURTHER = 16  # every so many speculative steps draft as far as allowed
-COMPARE = 64  # and every so many take a plain step, so that its time is known as well
+COMPARE = 64  # every so many speculative steps take a plain step, so that its time is known as well
 MEMORY = 0.05  # weight of the newest observation once there are many
 
 
@@ -41,7 +43,7 @@ class Costs:
     Args:
         rows: how many nodes a pass verified, all rows of a batch together, ascending from 1.
         verify: a step's time for each, with everything but drafting.
-        draft_level: drafting one token deeper.
+        draft_level: drafting, for each token of a draft's length.
     """
 
     rows: tuple[int, ...]
@@ -103,6 +105,31 @@ def isotonic(hits: Floats, trials: Floats) -> Floats:
     return np.repeat([hit / trial for hit, trial, _ in pools], [count for *_, count in pools])
 
 
+@dataclass
+class Drifts:
+    """What steps take over what they were expected to: running averages."""
+
+    plain: float = 1.0
+    tree: float = 1.0
+    drafting: float = 1.0
+
+    def of_verifying(self, ratio: float, *, is_plain: bool) -> None:
+        """A step of either kind; where it changes the other does too, for that is the machine."""
+        before = self.plain if is_plain else self.tree
+        change = _nearer(before, ratio) / before
+        self.plain *= change
+        self.tree *= change
+
+    def of_drafting(self, ratio: float) -> None:
+        """A draft."""
+        self.drafting = _nearer(self.drafting, ratio)
+
+
+def _nearer(average: float, new: float) -> float:
+    """A running average with its newest value, which counts as no more than twice or half of it."""
+    return average + MEMORY * (min(max(new, average / 2), average * 2) - average)
+
+
 class AutoPace:
     """Speculates as far as it pays. One for each verifier, drafter and way of sampling; it goes on learning.
 
@@ -114,83 +141,99 @@ class AutoPace:
     def __init__(self, costs: Costs, shape: DraftShape) -> None:
         self.costs, self.shape = costs, shape
         self.calibration = Calibration()
-        self._reach = 0.7 ** np.arange(1, shape.beam_length + 1)  # [d - 1]: how often d draft tokens are accepted
-        self._reach_seen = np.zeros(shape.beam_length)
-        self._nodes_per_level = float(shape.beam_width)
-        self._drifts: dict[int, list[float]] = {}  # batch: measured over expected seconds of plain and drafted steps
+        # What drafted steps are like: tokens emitted per row, levels drafted, nodes verified per row.
+        self._mean, self._seen = np.array([2.0, 2.0, 3.0]), 0
         self._tables: dict[int, Floats] = {}  # batch: [n - 1] is the expected time of verifying n nodes per row
+        self._drifts: dict[int, Drifts] = {}  # batch: how that turned out
         self._plain_steps = self._draft_steps = 0
-        self._batch = self._length = 0
+        self._batch = self._limit = self._level = 0
+        self._reached = 1.0  # how often the newest level is expected to be accepted
+        self._rate = 0.0  # tokens per second and row
         self._began = 0.0
 
     def plan(self, batch: int, longest: int) -> tuple[int, int]:
-        """The draft length with the best expected rate; 0 when plain autoregression has it."""
+        """As far as `deeper` will go; or length 0, where plain autoregression is the faster."""
         self._began, self._batch = time.perf_counter(), batch
+        self._level, self._reached = 0, 1.0
         if batch not in self._tables:
             nodes = np.arange(1, 2 + self.shape.beam_width * self.shape.beam_length)
-            self._tables[batch], self._drifts[batch] = self.costs(batch * nodes), [1.0, 1.0]
-        self._length = self._choose(min(longest, self.shape.beam_length))
-        return self.shape.beam_width, self._length
+            self._tables[batch], self._drifts[batch] = self.costs(batch * nodes), Drifts()
+        self._limit = min(longest, self.shape.beam_length)
+        return self.shape.beam_width, self._limit if self._limit > 0 and self._speculates() else 0
 
-    def _choose(self, limit: int) -> int:
-        if limit < 1:
-            return 0
-        table, (plain, drafted) = self._tables[self._batch], self._drifts[self._batch]
-        lengths = np.arange(limit + 1)
-        drafts = np.ceil(self._nodes_per_level * lengths).astype(np.int64)  # nodes without the root
-        seconds = drafted * (table[drafts] + lengths * self.costs.draft_level)
-        seconds[0] = plain * table[0]
-        tokens = np.ones(limit + 1)
-        tokens[1:] += np.cumsum(self._reach[:limit])
-        best = int(np.argmax(tokens / seconds))
-        if best == 0:
-            self._plain_steps += 1
-            probe = min(PROBE_LENGTH, limit)
-            if self._plain_steps * PROBE_COST * seconds[0] < seconds[probe] - seconds[0]:
-                return 0
-            best = probe
-        else:
-            self._draft_steps += 1
-            if self._draft_steps % COMPARE == 0:
-                return 0
-            if self._draft_steps % LOOK_FURTHER == 0:
-                best = limit
+    def _speculates(self) -> bool:
+        tokens, levels, nodes = self._mean
+        plain = self._drifts[self._batch].plain * self._verifying(1)
+        drafted = self._speculating * self._verifying(nodes) + levels * self._draft_level
+        self._rate = max(tokens / drafted, 1 / plain)
+        if tokens * plain >= drafted:
+            self._draft_steps, self._plain_steps = self._draft_steps + 1, 0
+            return self._draft_steps % COMPARE != 0
+        self._plain_steps += 1
+        if self._plain_steps * PROBE_COST * plain < drafted - plain:
+            return False
         self._plain_steps = 0
-        return best
+        return True
+
+    @property
+    def _draft_level(self) -> float:
+        """Seconds of drafting one level."""
+        return self._drifts[self._batch].drafting * self.costs.draft_level
+
+    @property
+    def _speculating(self) -> float:
+        """How much longer verifying a tree takes than expected."""
+        return self._drifts[self._batch].tree
+
+    def _verifying(self, nodes: float) -> float:
+        """Expected seconds of verifying so many nodes per row, a broken number of them included."""
+        table = self._tables[self._batch]
+        low = min(int(nodes), len(table) - 1)
+        return float(table[low - 1] + (nodes - low) * (table[low] - table[low - 1])) if low else float(table[0])
+
+    def deeper(self, log_probs: Tensor) -> bool:  # (B, W)
+        """Whether one more level is expected to yield more than decoding does on average in the time that it takes.
+
+        Where looking at the beams would mean waiting for an accelerator: whether lately about as many were accepted.
+        """
+        self._level += 1
+        if log_probs.device.type != "cpu":
+            return bool(self._level < self._mean[0])
+        before, self._reached = self._reached, float(self.calibration(log_probs.numpy()).sum(1).mean())
+        gain = self._reached * min(self._reached / max(before, 1e-9), 1.0)  # the next level falls off as this one did
+        _, levels, nodes = self._mean
+        breadth = (nodes - 1) / levels
+        first = 1 + self._level * breadth
+        more = self._verifying(first + breadth) - self._verifying(first)
+        return gain > self._rate * (self._draft_level + self._speculating * more)
 
     def budget(self, beams: Beams) -> int:
         """The number of nodes with the best expected rate, at least one draft token."""
         _, length, width = beams.tokens.shape
-        log_probs = beams.log_probs.flatten(1).double().cpu().numpy()  # (B, L W)
-        gains = -np.sort(-self.calibration(log_probs), axis=1).mean(0)
+        log_probs = beams.log_probs.flatten(1).cpu().numpy()  # (B, L W); the draft is there by now
+        drafting = time.perf_counter() - self._began
+        self._drifts[self._batch].of_drafting(drafting / (length * self.costs.draft_level))
+        gains = np.sort(self.calibration(log_probs), axis=1)[:, ::-1].mean(0)
         most = length * width if self.shape.max_tree_nodes is None else self.shape.max_tree_nodes - 1
-        seconds = self._tables[self._batch][1 : most + 1] + length * self.costs.draft_level
+        seconds = drafting + self._speculating * self._tables[self._batch][1 : most + 1]
+        self._began += drafting
         return int(np.argmax((1 + np.cumsum(gains[:most])) / seconds[: len(gains)])) + 2
 
     def observe(self, tree: DraftTree, step: Step) -> None:
         """Learn the step's cost and what was accepted."""
         batch, nodes = tree.tokens.shape
-        expected = float(self._tables[batch][nodes - 1]) + self._length * self.costs.draft_level
-        self._time_step((time.perf_counter() - self._began) / expected)
-        if self._length == 0:
+        levels = tree.max_depth
+        ratio = (time.perf_counter() - self._began) / float(self._tables[batch][nodes - 1])
+        self._drifts[batch].of_verifying(ratio, is_plain=levels == 0)
+        if levels == 0:
             return
-        depths = np.arange(1, self._length + 1)
-        reached = (np.asarray(step.n_accepted)[:, None] >= depths).mean(0)
-        self._reach_seen[: self._length] += 1
-        weight = np.maximum(1 / (self._reach_seen[: self._length] + 1), MEMORY)
-        self._reach[: self._length] += weight * (reached - self._reach[: self._length])
-        self._nodes_per_level += weight[0] * ((nodes - 1) / self._length - self._nodes_per_level)
+        if self._level < self._limit or self._limit == self.shape.beam_length:  # not cut short by the reply's end
+            self._seen += 1
+            new = np.array([sum(step.n_accepted) / batch + 1, levels, nodes])
+            self._mean += max(1 / (self._seen + 1), MEMORY) * (new - self._mean)
         accepted = np.zeros((batch, nodes), dtype=bool)
         np.put_along_axis(accepted, np.asarray(step.path), values=True, axis=1)
-        self.calibration.update(tree.log_probs[:, 1:].double().cpu().numpy(), accepted[:, 1:])
-
-    def _time_step(self, ratio: float) -> None:
-        """Learn how much longer this kind of step takes than expected; what changes is the machine, so for both."""
-        drifts, kind = self._drifts[self._batch], int(self._length > 0)
-        before = drifts[kind]
-        after = before + MEMORY * (min(max(ratio, before / 2), before * 2) - before)
-        drifts[1 - kind] *= after / before
-        drifts[kind] = after
+        self.calibration.update(tree.log_probs[:, 1:].cpu().numpy(), accepted[:, 1:])
 
 
 def measure_costs(
@@ -203,7 +246,7 @@ def measure_costs(
     most_rows: int = 64,
     repeats: int = 5,
 ) -> Costs:
-    """Time real steps behind texts of ``context`` tokens, up to ``most_rows`` nodes each: medians of ``repeats``."""
+    """Time real steps behind texts of ``context`` tokens, up to ``most_rows`` nodes each: the least of ``repeats``."""
     device = verifier.device
     text = torch.zeros(batch, max(context, 1), dtype=torch.int64, device=device)
     session, read = verifier.open(text, None, text.shape[1] + most_rows)
@@ -219,17 +262,20 @@ def measure_costs(
         draft(hidden, root, width, levels).log_probs.tolist()
 
     rows = [count for count in MEASURED_ROWS if count <= most_rows]
-    verify = [median_seconds(partial(step, count), repeats) for count in rows]
-    deeper = median_seconds(partial(drafting, 4), repeats) - median_seconds(partial(drafting, 2), repeats)
-    return Costs(tuple(batch * count for count in rows), tuple(verify), max(deeper / 2, 1e-6))
+    seconds = least_seconds([*(partial(step, count) for count in rows), partial(drafting, USUAL_LENGTH)], repeats)
+    verify = isotonic(np.array(seconds[:-1]), np.ones(len(rows)))  # more nodes never take less, whatever the noise says
+    return Costs(tuple(batch * count for count in rows), tuple(verify.tolist()), seconds[-1] / USUAL_LENGTH)
 
 
-def median_seconds(work: Callable[[], None], repeats: int) -> float:
-    """The median time of ``repeats`` calls, after one to warm up."""
-    work()
-    taken = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - began)
-    return float(np.median(taken))
+def least_seconds(works: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+    """The least time that each work took in ``repeats`` rounds over all of them, after one to warm up.
+
+    The least, because what else runs on a machine only ever adds to it, and costs are compared with each other.
+    """
+    taken = np.full((repeats + 1, len(works)), np.inf)
+    for turn in range(repeats + 1):
+        for number, work in enumerate(works):
+            began = time.perf_counter()
+            work()
+            taken[turn, number] = time.perf_counter() - began
+    return taken[1:].min(0).tolist()

@@ -35,6 +35,8 @@ def swapped(forwards: Forwards) -> Iterator[None]:
 class PackedLinears:
     """The linear layers of a model with their weights packed; `applied` makes the model use them.
 
+    A layer whose forward reads a part of its weight, and no bias, says so by its ``forward_weight``.
+
     Costs one more copy of those weights. Only weights that are float32 and on the CPU are packed;
     elsewhere this does nothing. ``rows``: for how many rows at a time the packed weights are used.
     """
@@ -44,7 +46,8 @@ class PackedLinears:
         self._layers = [
             module
             for module in model.modules()
-            if isinstance(module, nn.Linear | Conv1D) and type(module) in (nn.Linear, Conv1D)
+            if isinstance(module, nn.Linear | Conv1D)
+            and (type(module) in (nn.Linear, Conv1D) or hasattr(module, "forward_weight"))
         ]
         self._packed: dict[nn.Module, tuple[tuple[int, int, float, float], Tensor]] = {}
 
@@ -66,8 +69,8 @@ class PackedLinears:
         state, packed = self._packed.get(layer, (None, layer.weight))
         now = _state(layer.weight)
         if state != now:  # packed before the weights were changed
-            weight = layer.weight.detach()
-            weight = weight.t().contiguous() if isinstance(layer, Conv1D) else weight
+            weight = getattr(layer, "forward_weight", layer.weight).detach()
+            weight = (weight.t() if isinstance(layer, Conv1D) else weight).contiguous()
             packed = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
             self._packed[layer] = (now, packed)
         return packed
@@ -90,7 +93,7 @@ def _packable(weight: Tensor) -> bool:
 
 
 def _few_row_forward(layer: nn.Linear | Conv1D, packed: Tensor, few: range) -> Callable[[Tensor], Tensor]:
-    default, bias = layer.forward, layer.bias
+    default, bias = layer.forward, None if hasattr(layer, "forward_weight") else layer.bias
     multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(x: Tensor) -> Tensor:

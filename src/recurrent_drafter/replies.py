@@ -13,7 +13,7 @@ from torch.nn import functional
 from recurrent_drafter.accept import follow_tree
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.decode import BeamDrafter, Draft, FixedPace, decode
+from recurrent_drafter.decode import BeamDrafter, FixedPace, decode
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.losses import IGNORED, cross_entropy, depth_weights
 from recurrent_drafter.metrics import Walk, visited, walk
@@ -146,7 +146,7 @@ def _future(tokens: Tensor, count: int) -> Tensor:  # (R,) -> (R, count), IGNORE
     return padded.unfold(0, count, 1)[1:]
 
 
-def _n_accepted(draft: Draft, shape: DraftShape, hidden: Tensor, root: Tensor, future: Tensor) -> Tensor:  # (n,)
+def _n_accepted(draft: BeamDrafter, shape: DraftShape, hidden: Tensor, root: Tensor, future: Tensor) -> Tensor:  # (n,)
     """How many draft tokens each root would have had accepted, given the tokens (n, L + 1) that follow it."""
     beams = draft(hidden, root, shape.beam_width, shape.beam_length)
     tree = prefix_tree(root, beams, shape.nodes)

@@ -18,7 +18,7 @@ from transformers.generation.streamers import BaseStreamer
 from recurrent_drafter.config import DraftShape, RecurrentDraftingConfig
 from recurrent_drafter.decode import BeamDrafter, Draft, FixedPace, Pace, decode
 from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.pace import AutoPace, Costs, measure_costs
+from recurrent_drafter.pace import LONGEST, AutoPace, Costs, measure_costs
 from recurrent_drafter.packing import PackedLinears, swapped
 from recurrent_drafter.sampler import REFUSED, Sampler
 from recurrent_drafter.stop import Stop, as_tuple
@@ -309,7 +309,7 @@ class RecurrentDraftingSpeculator:
                 self.costs = measure_costs(
                     self.verifier, self._draft, saved.beam_width, context, most_rows=most, repeats=3
                 )
-            self._paces[temperature] = AutoPace(self.costs, DraftShape(saved.beam_width, saved.beam_length))
+            self._paces[temperature] = AutoPace(self.costs, DraftShape(saved.beam_width, LONGEST))
         return self._paces[temperature]
 
 

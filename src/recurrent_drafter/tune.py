@@ -27,7 +27,7 @@ from recurrent_drafter.decode import BeamDrafter, Draft, Pace, decode
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.hardware import hardware
 from recurrent_drafter.metrics import Walk, median_interval, walk
-from recurrent_drafter.pace import Costs, measure_costs, median_seconds
+from recurrent_drafter.pace import Costs, least_seconds, measure_costs
 from recurrent_drafter.replies import HeldOutReplies
 from recurrent_drafter.sampler import Sampler
 from recurrent_drafter.stop import Stop
@@ -128,7 +128,7 @@ def measure_batch_costs(
     widths: Sequence[int],
     lengths: Sequence[int],
 ) -> BatchCosts:
-    """Time steps and drafts of ``batch`` rows behind ``context`` tokens; medians."""
+    """Time steps and drafts of ``batch`` rows behind ``context`` tokens."""
     hidden = torch.zeros(batch, verifier.hidden_size, dtype=verifier.model.dtype, device=verifier.device)
     root = torch.zeros(batch, dtype=torch.int64, device=verifier.device)
     most = min(MOST_NODES, 1 + max(widths) * max(lengths))
@@ -142,7 +142,7 @@ def measure_batch_costs(
     with torch.inference_mode():
         costs = measure_costs(verifier, draft, widths[0], context, batch=batch, most_rows=most)
         for width in widths:
-            seconds = [median_seconds(partial(drafted, width, length), repeats=5) for length in lengths]
+            seconds = least_seconds([partial(drafted, width, length) for length in lengths], repeats=5)
             line = np.polynomial.Polynomial.fit(lengths, seconds, deg=min(1, len(lengths) - 1))  # every level is alike
             drafting |= {(width, length): max(float(line(length)), 1e-6) for length in lengths}
     return BatchCosts(batch, costs, drafting)

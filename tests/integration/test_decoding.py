@@ -30,7 +30,7 @@ NAMES = ["gpt2", "llama", "qwen2"]
 def beams_from_text(texts: torch.Tensor, at, shift: int):
     """A stand-in for beam search: its beams are the texts (B, S) from the places (row, column) ``at()``, shifted."""
 
-    def draft(drafter, hidden, root, width, length):
+    def draft(drafter, hidden, root, width, length, deeper):
         rows, places = torch.tensor(at()).T
         ahead = (places[:, None] + torch.arange(length)).clamp(max=texts.shape[1] - 1)
         known = (texts[rows].gather(1, ahead) + shift) % VOCABULARY

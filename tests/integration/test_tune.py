@@ -14,7 +14,7 @@ import recurrent_drafter.cli.tune as command
 import recurrent_drafter.speculator as speculator_module
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
 from recurrent_drafter.decode import BeamDrafter
-from recurrent_drafter.pace import Costs
+from recurrent_drafter.pace import LONGEST, Costs
 from recurrent_drafter.replies import HeldOutReplies, greedy_replies
 from recurrent_drafter.tune import (
     FILE,
@@ -93,7 +93,7 @@ def test_a_tuning_that_holds_is_used_without_measuring(tmp_path, monkeypatch):
     assert torch.equal(generate(model, ids, mask, custom_generate=speculator), generate(model, ids, mask))
     assert speculator.costs == tuning.costs
     (pace,) = speculator._paces.values()
-    assert pace.shape == DraftShape(3, 2)
+    assert pace.shape == DraftShape(3, LONGEST)
 
 
 @pytest.mark.parametrize("changed", [{"dtype": "bfloat16"}, {"hardware": {"device": "abacus"}}, {"verifier": {}}])

@@ -104,7 +104,7 @@ def test_oracle_overwrites_slot_0_and_leaves_no_other_one_right():
 
 
 def test_oracle_log_probabilities_are_honest():
-    ladder = oracle(0.6)._log_probs(3, 2).exp()
+    ladder = oracle(0.6).log_probs(3, 2).exp()
     assert ladder[:, 0].tolist() == pytest.approx([0.6, 0.36, 0.216])
     assert ladder[:, 1].tolist() == pytest.approx([0.04, 0.024, 0.0144])  # 0.4 over the ten other tokens
 

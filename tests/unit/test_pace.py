@@ -26,18 +26,17 @@ class Machine:
         monkeypatch.setattr(pace_module.time, "perf_counter", lambda: self.now)
 
     def run(self, pace, rate, steps, batch=1, claimed=None):
-        """Total tokens, seconds, and the lengths planned."""
+        """Total tokens, seconds, and the lengths drafted."""
         tokens, began, lengths = 0, self.now, []
         root = torch.zeros(batch, dtype=torch.int64)
         for _ in range(steps):
             width, length = pace.plan(batch, 100)
-            lengths.append(length)
             tree = root_tree(root)
             if length:
                 tree = self.draft(pace, root, width, length, claimed or max(rate, 1e-3))
+            lengths.append(tree.max_depth)
             nodes = tree.tokens.shape[1]
             self.now += self.slowdown * float(self.costs(np.array([batch * nodes]))[0])
-            self.now += self.slowdown * length * self.costs.draft_level
             accepted = [self.accepted(rate, tree, length, row) for row in range(batch)]
             longest = max(accepted) + 1
             path = [self.chain(tree, row)[:longest] for row in range(batch)]
@@ -50,6 +49,11 @@ class Machine:
         batch = len(root)
         scores = torch.full((batch, length, width), -20.0)
         scores[:, :, 0] = torch.arange(1, length + 1) * float(np.log(claimed))
+        for drafted in range(1, length + 1):
+            self.now += self.slowdown * self.costs.draft_level
+            if drafted < length and not pace.deeper(scores[:, drafted - 1]):
+                length, scores = drafted, scores[:, :drafted]
+                break
         beams = Beams(torch.ones(batch, length, width).long(), torch.zeros(batch, length, width).long(), scores)
         return prefix_tree(root, beams, pace.budget(beams))
 
@@ -90,9 +94,10 @@ def test_budget_is_the_best_of_all_even_where_costs_jump(seed, monkeypatch):
     generator = np.random.default_rng(seed)
     rows = tuple(range(1, 22))
     verify = tuple(np.maximum.accumulate(10 + generator.exponential(1.5, 21) * (generator.random(21) < 0.3) * 5))
-    Machine(CHEAP, monkeypatch)
+    machine = Machine(CHEAP, monkeypatch)
     pace = AutoPace(Costs(rows, verify, 0.3), DraftShape(4, 5))
     length = pace.plan(1, 5)[1] or 5
+    machine.now += 0.3 * length
     scores = torch.from_numpy(-np.sort(generator.exponential(2.0, (1, length * 4)), axis=1)).float()
     beams = Beams(torch.zeros(1, length, 4).long(), torch.zeros(1, length, 4).long(), scores.view(1, length, 4))
     gains = np.sort(pace.calibration(scores.double().numpy())[0])[::-1]

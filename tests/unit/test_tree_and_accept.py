@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recurrent_drafter.accept import follow_tree
-from recurrent_drafter.beam import Beams, beam_search
+from recurrent_drafter.beam import Beams, DraftStep, beam_search
 from recurrent_drafter.tree import DraftTree, prefix_tree, root_tree
 
 RED, PLANET, DOT, AND, WITH, IN = range(6)
@@ -47,13 +47,22 @@ def test_pruning_drops_the_least_probable_and_renumbers():
     assert tree.depths.tolist() == [[0, 1, 1, 2]]
 
 
+def stationary(table: torch.Tensor, root: torch.Tensor) -> DraftStep:
+    """A drafter whose law P(next | token) is a table's."""
+
+    def step(tokens, state):
+        tokens = root[:, None] if tokens is None else tokens
+        return table[tokens], torch.zeros(*tokens.shape, 1)
+
+    return step
+
+
 def random_beams(seed: int, batch: int, vocabulary: int, width: int, length: int) -> tuple[torch.Tensor, Beams]:
     """Beams of a random stationary law P(next | token)."""
     generator = torch.Generator().manual_seed(seed)
     table = torch.randn(vocabulary, vocabulary, generator=generator).log_softmax(-1)
     root = torch.randint(vocabulary, (batch,), generator=generator)
-    step = lambda tokens, state: (table[tokens], torch.zeros(*tokens.shape, 1))  # noqa: E731
-    return root, beam_search(step, root, torch.arange(vocabulary), width, length)
+    return root, beam_search(stationary(table, root), torch.arange(vocabulary), width, length)
 
 
 @settings(max_examples=40, deadline=None)
@@ -89,8 +98,7 @@ def test_beam_search_is_exhaustive_search_when_wide_enough():
     vocabulary, length = 4, 3
     generator = torch.Generator().manual_seed(3)
     table = torch.randn(vocabulary, vocabulary, generator=generator).log_softmax(-1)
-    step = lambda tokens, state: (table[tokens], torch.zeros(*tokens.shape, 1))  # noqa: E731
-    beams = beam_search(step, torch.tensor([2]), torch.arange(vocabulary), 4, 1)
+    beams = beam_search(stationary(table, torch.tensor([2])), torch.arange(vocabulary), 4, 1)
     every = {}
     for text in itertools.product(range(vocabulary), repeat=length):
         every[text] = sum(table[a, b].item() for a, b in zip((2, *text[:-1]), text, strict=True))
@@ -98,8 +106,7 @@ def test_beam_search_is_exhaustive_search_when_wide_enough():
     assert sorted(beams.tokens[0, 0].tolist()) == [0, 1, 2, 3]
     # A width of V^(L-1) can lose nothing; D must be at least W, so the last level's width is reached through draft ids.
     wide = torch.randn(16, 16, generator=generator).log_softmax(-1)
-    step = lambda tokens, state: (wide[tokens], torch.zeros(*tokens.shape, 1))  # noqa: E731
-    beams = beam_search(step, torch.tensor([5]), torch.arange(16), 16, 2)
+    beams = beam_search(stationary(wide, torch.tensor([5])), torch.arange(16), 16, 2)
     scores = {(a, b): (wide[5, a] + wide[a, b]).item() for a in range(16) for b in range(16)}
     expected = sorted(scores, key=scores.get, reverse=True)[:16]
     assert [tuple(path) for path in beams.paths[0].tolist()] == expected

@@ -19,6 +19,7 @@ from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.bench.workload import demo_prompts, model_of_shape, oracle_for, random_prompts
 from recurrent_drafter.config import DraftShape
+from recurrent_drafter.pace import LONGEST
 from recurrent_drafter.replies import Reply
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.verifier import Verifier, load_verifier
@@ -115,7 +116,7 @@ def limits(
     assert drafter is not None
     expected: dict[int, Expected] = {}
     arms = {shape_name(shape): (shape, [shape.beam_length]) for shape in shapes}
-    arms[AUTO] = (saved, list(range(1, saved.beam_length + 1)))
+    arms[AUTO] = (DraftShape(saved.beam_width, LONGEST), list(range(1, LONGEST + 1)))
     for name, (shape, lengths) in arms.items():
         width = shape.beam_width
         if width not in expected:

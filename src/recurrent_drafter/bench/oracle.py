@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recurrent_drafter.beam import Beams
+from recurrent_drafter.beam import Beams, Deeper
 from recurrent_drafter.config import RecurrentDraftingConfig
 from recurrent_drafter.decode import Draft
 from recurrent_drafter.drafter import RecurrentDrafter
@@ -68,10 +68,11 @@ class OracleDrafter(RecurrentDrafter):
         wrong = (truth + 1) % self.config.vocab_size
         tokens = torch.where(beams.tokens == truth[:, :, None], wrong[:, :, None], beams.tokens)
         tokens[:, :, 0] = torch.where(self._hits[rows, places], truth, wrong)
-        log_probs = self._log_probs(length, width).to(device).expand_as(beams.log_probs)
+        log_probs = self.log_probs(length, width).to(device).expand_as(beams.log_probs)
         return Beams(tokens, torch.zeros_like(beams.parents), log_probs)
 
-    def _log_probs(self, length: int, width: int) -> Tensor:  # (L, W)
+    def log_probs(self, length: int, width: int) -> Tensor:  # (L, W)
+        """What it claims of each level's beams."""
         others = max(self.config.draft_vocab_size - 1, 1)
         right = min(max(self.hit_rate, 1 / (others + 1)), 1 - 1 / (others + 1))  # 0 and 1 have no finite logarithm
         level = torch.arange(length)[:, None]
@@ -87,7 +88,16 @@ class OracleSpeculator(RecurrentDraftingSpeculator):
         search = super()._drafting(drafter, verifier)
         if not isinstance(drafter, OracleDrafter):
             return search
-        return lambda hidden, root, width, length: drafter.overwrite(search(hidden, root, width, length))
+
+        def draft(hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
+            claims = iter(drafter.log_probs(length, width).to(hidden.device))
+
+            def claimed(log_probs: Tensor) -> bool:
+                return deeper is None or deeper(next(claims).expand_as(log_probs))
+
+            return drafter.overwrite(search(hidden, root, width, length, claimed))
+
+        return draft
 
     def _steps(self, model: Any, config: Any, stop: Stop, sampler: Any, arguments: Any) -> Iterator[list[list[int]]]:
         if isinstance(self.drafter, OracleDrafter):

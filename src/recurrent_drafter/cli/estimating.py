@@ -73,7 +73,7 @@ def report_gain(costs: Costs, args: TrainingArguments) -> None:
     plain = costs.verify[0]
     relative = ", ".join(f"{n}: {t / plain:.2f}" for n, t in zip(costs.rows, costs.verify, strict=True))
     print(f"a plain step takes {plain * 1e3:.1f} ms; verifying n tokens, in plain steps: {relative}; "
-          f"drafting one token deeper: {costs.draft_level / plain:.2f}")  # fmt: skip
+          f"drafting, per token: {costs.draft_level / plain:.2f}")  # fmt: skip
     lengths = range(1, args.depths + 1)
     print("break-even tokens per step, by draft length: "
           + ", ".join(f"{n}: {break_even(costs, DraftShape(1, n)):.2f}" for n in lengths))  # fmt: skip

@@ -26,7 +26,7 @@ from recurrent_drafter.cli.verify import explain
 from recurrent_drafter.config import DraftShape, PromptOptions, SpeculatorOptions, TuneOptions
 from recurrent_drafter.decode import BeamDrafter, FixedPace, Pace
 from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.pace import AutoPace, Costs
+from recurrent_drafter.pace import LONGEST, AutoPace, Costs
 from recurrent_drafter.packing import PackedLinears
 from recurrent_drafter.replies import HeldOutReplies, greedy_replies, left_padded
 from recurrent_drafter.report.heatmap import MISSING, can_draw, draw_speed_maps
@@ -194,7 +194,7 @@ def check(
     top = best[0].shape
     paces: dict[str, Pace] = {ALONE: FixedPace(None)}
     paces |= {label(found.shape): FixedPace(found.shape) for found in best}
-    paces[AUTO] = AutoPace(single.of_width(top.beam_width), DraftShape(top.beam_width, top.beam_length))
+    paces[AUTO] = AutoPace(single.of_width(top.beam_width), DraftShape(top.beam_width, LONGEST))
     groups = [bench.prompts[start : start + batch] for start in range(0, len(bench.prompts), batch)]
     batches = [left_padded(group, bench.verifier.device) for group in groups]
     draft = BeamDrafter(bench.drafter, bench.verifier)
