@@ -69,6 +69,10 @@ class RecurrentDraftingSpeculator:
         self._draft: Draft | None = None
         self._paces: dict[float, AutoPace] = {}  # by temperature, for acceptance depends on it
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: the drafter and what was measured. It attaches to the model that it is used with."""
+        return {**vars(self), "_verifier": None, "_packed": [], "_draft": None, "_paces": {}}
+
     @classmethod
     def from_pretrained(
         cls,
@@ -241,6 +245,7 @@ class RecurrentDraftingSpeculator:
         self, method: Any, input_ids: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
     ) -> Any:
         """Let transformers prepare inputs, processors and criteria, and call ``method`` with them."""
+        check_ids(input_ids, attention_mask)
         tokenizer, stop_strings = options.pop("tokenizer", None), options.pop("stop_strings", None)
         if stop_strings is not None:
             if tokenizer is None:
@@ -335,6 +340,15 @@ def check_pair(config: RecurrentDraftingConfig, verifier: Verifier) -> None:
                 f"the drafter is for a verifier of {name} {own:,}{made_for}, and this verifier's {name} is {found:,}: "
                 "use the drafter with the model that it was trained for, or train one for this model"
             )
+
+
+def check_ids(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise ValueError for prompts that are not integers (B, S), or a mask of another shape."""
+    kind = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
+    if input_ids.dim() != 2 or input_ids.is_floating_point():
+        raise ValueError(f"input_ids are {kind}: expected integers of shape (batch, length)")
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask is of shape {tuple(attention_mask.shape)}, and input_ids are {kind}")
 
 
 def check_prompt(stop: Stop, context_length: int | None) -> None:

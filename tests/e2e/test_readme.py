@@ -6,8 +6,10 @@ import shlex
 import pytest
 from running import ROOT
 
+from recurrent_drafter import __version__
 from recurrent_drafter.cli import bench, demo, generate, train, tune, verify
 from recurrent_drafter.cli.errors import parse
+from recurrent_drafter.cli.main import main
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 OPTIONS = {module.__name__.rpartition(".")[2]: module.OPTIONS for module in (bench, demo, generate, tune, verify)}
@@ -41,3 +43,8 @@ def test_a_command_parses(command, capsys):
         assert train.main([*flags, "--demo"]) == 0, capsys.readouterr().err
     else:
         parse(flags, "", *OPTIONS[name])
+
+
+def test_the_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"recurrent-drafter {__version__}\n"

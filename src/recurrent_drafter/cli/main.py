@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import recurrent_drafter
 from recurrent_drafter.cli.later import not_yet
 
 COMMANDS = {
@@ -31,6 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"usage: recurrent-drafter COMMAND [flags]\n\n{listing}\n\n`recurrent-drafter COMMAND --help`: its flags."
         )
+        return 0
+    if name == "--version":
+        print(f"recurrent-drafter {recurrent_drafter.__version__}")
         return 0
     print(f"error: unknown command {name!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
     return 2
