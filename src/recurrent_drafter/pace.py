@@ -163,8 +163,8 @@ class AutoPace:
 
     def _speculates(self) -> bool:
         tokens, levels, nodes = self._mean
-        plain = self._drifts[self._batch].plain * self._verifying(1)
-        drafted = self._speculating * self._verifying(nodes) + levels * self._draft_level
+        plain = self._drift.plain * self._verifying(1)
+        drafted = self._drift.tree * self._verifying(nodes) + levels * self._draft_level
         self._rate = max(tokens / drafted, 1 / plain)
         if tokens * plain >= drafted:
             self._draft_steps, self._plain_steps = self._draft_steps + 1, 0
@@ -176,14 +176,13 @@ class AutoPace:
         return True
 
     @property
-    def _draft_level(self) -> float:
-        """Seconds of drafting one level."""
-        return self._drifts[self._batch].drafting * self.costs.draft_level
+    def _drift(self) -> Drifts:
+        return self._drifts[self._batch]
 
     @property
-    def _speculating(self) -> float:
-        """How much longer verifying a tree takes than expected."""
-        return self._drifts[self._batch].tree
+    def _draft_level(self) -> float:
+        """Seconds of drafting one level."""
+        return self._drift.drafting * self.costs.draft_level
 
     def _verifying(self, nodes: float) -> float:
         """Expected seconds of verifying so many nodes per row, a broken number of them included."""
@@ -205,17 +204,17 @@ class AutoPace:
         breadth = (nodes - 1) / levels
         first = 1 + self._level * breadth
         more = self._verifying(first + breadth) - self._verifying(first)
-        return gain > self._rate * (self._draft_level + self._speculating * more)
+        return gain > self._rate * (self._draft_level + self._drift.tree * more)
 
     def budget(self, beams: Beams) -> int:
         """The number of nodes with the best expected rate, at least one draft token."""
         _, length, width = beams.tokens.shape
         log_probs = beams.log_probs.flatten(1).cpu().numpy()  # (B, L W); the draft is there by now
         drafting = time.perf_counter() - self._began
-        self._drifts[self._batch].of_drafting(drafting / (length * self.costs.draft_level))
+        self._drift.of_drafting(drafting / (length * self.costs.draft_level))
         gains = np.sort(self.calibration(log_probs), axis=1)[:, ::-1].mean(0)
         most = length * width if self.shape.max_tree_nodes is None else self.shape.max_tree_nodes - 1
-        seconds = drafting + self._speculating * self._tables[self._batch][1 : most + 1]
+        seconds = drafting + self._drift.tree * self._tables[self._batch][1 : most + 1]
         self._began += drafting
         return int(np.argmax((1 + np.cumsum(gains[:most])) / seconds[: len(gains)])) + 2
 
@@ -224,10 +223,10 @@ class AutoPace:
         batch, nodes = tree.tokens.shape
         levels = tree.max_depth
         ratio = (time.perf_counter() - self._began) / float(self._tables[batch][nodes - 1])
-        self._drifts[batch].of_verifying(ratio, is_plain=levels == 0)
+        self._drift.of_verifying(ratio, is_plain=levels == 0)
         if levels == 0:
             return
-        if self._level < self._limit or self._limit == self.shape.beam_length:  # not cut short by the reply's end
+        if levels < self._limit or self._limit == self.shape.beam_length:  # not cut short by the reply's end
             self._seen += 1
             new = np.array([sum(step.n_accepted) / batch + 1, levels, nodes])
             self._mean += max(1 / (self._seen + 1), MEMORY) * (new - self._mean)
