@@ -1,5 +1,6 @@
 """A drafter at work behind transformers' own ``generate`` (layer 3)."""
 
+import copy
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,9 +70,11 @@ class RecurrentDraftingSpeculator:
         self._draft: Draft | None = None
         self._paces: dict[float, AutoPace] = {}  # by temperature, for acceptance depends on it
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a copy takes along: the drafter and what was measured. It attaches to the model that it is used with."""
-        return {**vars(self), "_verifier": None, "_packed": [], "_draft": None, "_paces": {}}
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RecurrentDraftingSpeculator":
+        """The drafter and what was measured; the copy attaches to the model that it is used with."""
+        twin = type(self)(copy.deepcopy(self.drafter, memo), self.shape)
+        twin.costs, twin.tuning, twin._tuned_shape = self.costs, self.tuning, self._tuned_shape
+        return twin
 
     @classmethod
     def from_pretrained(
