@@ -12,7 +12,7 @@ from rich.progress import Progress
 from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.bench.arms import AUTO, shape_name, standard_arms, variant
+from recurrent_drafter.bench.arms import AUTO, LOOKUP_TOKENS, lookup_fits, shape_name, standard_arms, variant
 from recurrent_drafter.bench.compare import Arm, Batch, Decoding, batches_of, compare
 from recurrent_drafter.bench.measure import run_records
 from recurrent_drafter.bench.memory import memory_of
@@ -88,9 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     batches = batches_of(prompts, options.batch_size, model.device)
     end_ids = as_tuple(model.generation_config.eos_token_id) if options.reply else ()
     decoding = Decoding(options.new_tokens, end_ids, options.temperature, options.seed)
-    arms = standard_arms(
-        speculator, decoding, [fixed], lookup=options.batch_size == 1, assistant=assistant_for(options, model)
-    )
+    lookup = lookup_fits(speculator.verifier, batches, options.new_tokens)
+    arms = standard_arms(speculator, decoding, [fixed], lookup=lookup, assistant=assistant_for(options, model))
     console = Console()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"{len(batches)} batches, {len(arms)} arms", total=len(batches))
@@ -98,6 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(arm_table(results, decoding, model, options.batch_size))
     if options.batch_size > 1:
         console.print("HF prompt lookup and assisted generation take one prompt at a time: left out.")
+    elif not lookup:
+        console.print(f"HF prompt lookup needs room for {LOOKUP_TOKENS} tokens more in the context: left out.")
     if options.profile:
         show_inside(console, speculator, fixed, arms, batches, options.new_tokens)
     if options.output_file is not None:
