@@ -9,7 +9,7 @@ import torch
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from recurrent_drafter.arguments import TrainingArguments
+from recurrent_drafter.arguments import BEST, TrainingArguments
 from recurrent_drafter.cli.callbacks import ShowProgress, StopWhenInterrupted, progress_bar
 from recurrent_drafter.cli.output import save_drafter
 from recurrent_drafter.cli.targets import Targets, exit_dim, global_batch
@@ -133,11 +133,16 @@ def fit(trainer: GroupedTrainer, args: TrainingArguments, record: RunRecord, sec
 
 
 def finish(trainer: GroupedTrainer, pair: Pair, args: TrainingArguments, record: RunRecord, started: float) -> None:
-    """Evaluate the weights exactly as they are saved, save them, and say what they are worth here."""
+    """Evaluate the weights exactly as they are saved, save them, and say what they are worth here.
+
+    Trackers are told unless training evaluated at its last step: two figures of one step would be one too many.
+    """
     with torch.no_grad():
         for parameter in trainer.drafter.parameters():
             parameter.copy_(parameter.bfloat16())
-    metrics, drafter = trainer.evaluate(), trainer._whole_drafter()
+    metrics, drafter = trainer.figures(), trainer._whole_drafter()
+    if not any(BEST in entry and entry["step"] == trainer.state.global_step for entry in trainer.state.log_history):
+        trainer.log(dict(metrics))
     if not trainer.is_world_process_zero():
         return
     output = Path(str(args.output_dir))
