@@ -88,7 +88,8 @@ class WholeCheckpoints(Trainer):
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which load on all processes together
-            broadcast(self.model.state_dict())  # the file lies where the main process can read it, if nowhere else
+            # The file lies where the main process can read it, if nowhere else.
+            broadcast(self.model.state_dict())  # type: ignore[union-attr]
 
     def advice(self) -> str:
         """What is left of a training that went wrong, and what may help."""

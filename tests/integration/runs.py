@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from recurrent_drafter.verifier import Verifier
 CONTEXT = multiprocessing.get_context("forkserver")  # which has paid for the imports
 CONTEXT.set_forkserver_preload(["recurrent_drafter.train", "recurrent_drafter.target_shards"])
 KILLED = -signal.SIGKILL
+REFUSED = 2
 
 
 def die(*_, **__):
@@ -77,6 +79,7 @@ def train(
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
     verifier = Verifier(tiny_model("llama"))
     replies = greedy_replies(verifier, [prompts(1, seed)[0][0] for seed in range(2)], 16, ())
+    on_cpu = options.pop("on_cpu", False)
     defaults = {
         "max_steps": 8, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "logging_steps": 1,
         "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "report_to": "none", "remove_unused_columns": False,
@@ -84,19 +87,23 @@ def train(
         "metric_for_best_model": "eval_tokens_per_step", "greater_is_better": True,
     }  # fmt: skip
     arguments = TrainingArguments(output_dir=str(folder), **{**defaults, **options})
-    if arguments.fsdp:  # accelerate (1.14) shards where it sees several GPUs; the rest of the way knows none
+    if arguments.fsdp and not on_cpu:  # accelerate (1.14) shards where it takes processes to have GPUs
         arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
-    trainer = (DieWhileSaving if while_saving else DrafterTrainer)(
-        random_drafter(emb_norm=True),
-        arguments,
-        verifier=verifier,
-        train_examples=[with_text_targets(example, 4, ()) for example in texts(12)],
-        held_out=HeldOutReplies(verifier, replies),
-        shape=DraftShape(2, 4),
-        callbacks=[] if behind is None else [DieBehind(behind)],
-    )
     newest = last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    try:
+        trainer = (DieWhileSaving if while_saving else DrafterTrainer)(
+            random_drafter(emb_norm=True),
+            arguments,
+            verifier=verifier,
+            train_examples=[with_text_targets(example, 4, ()) for example in texts(12)],
+            held_out=HeldOutReplies(verifier, replies),
+            shape=DraftShape(2, 4),
+            callbacks=[] if behind is None else [DieBehind(behind)],
+        )
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except ValueError as error:
+        (folder / f"refused-{arguments.process_index}").write_text(str(error))
+        sys.exit(REFUSED)
     save_file(whole(trainer.drafter.state_dict()), folder / f"final-{arguments.process_index}.safetensors")
     if trainer.is_world_process_zero():
         (folder / "history.json").write_text(json.dumps(trainer.state.log_history))

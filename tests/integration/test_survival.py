@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from models import tiny_model
-from runs import KILLED, run_distillation, run_shards, run_training, texts
+from runs import KILLED, REFUSED, run_distillation, run_shards, run_training, texts
 from safetensors.torch import load_file
 
 from recurrent_drafter import RecurrentDrafter
@@ -81,12 +81,30 @@ def test_processes_that_shard_train_as_one_and_leave_plain_checkpoints(one, tmp_
 
 @pytest.mark.parametrize("fsdp", ["", "full_shard"])
 def test_all_processes_end_with_the_best_checkpoint(fsdp, tmp_path):
-    wild = {"learning_rate": 0.3, "load_best_model_at_end": True}
+    wild = {"learning_rate": 0.3, "load_best_model_at_end": True, "greater_is_better": False}  # so never the last
     assert run_training(tmp_path, processes=2, fsdp=fsdp, **wild) == [0, 0]
     best = Path((tmp_path / "best").read_text())
     assert best.parent == tmp_path and best.name != "checkpoint-8"
     kept = load_file(best / "model.safetensors")
     assert same(final(tmp_path, 0), kept) and same(final(tmp_path, 1), kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"fsdp": True, "on_cpu": True}, "--fsdp shards a drafter on accelerators"),
+        ({"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, "is sharded by FSDP version 2"),
+    ],
+)
+def test_sharding_that_would_not_be_done_or_would_not_leave_plain_checkpoints(options, why, tmp_path):
+    assert run_training(tmp_path, processes=2, **options) == [REFUSED, REFUSED]
+    assert all(why in (tmp_path / f"refused-{process}").read_text() for process in range(2))
+
+
+def test_a_checkpoint_is_resumed_sharded_only_if_it_was_begun_so(tmp_path):
+    assert run_training(tmp_path, max_steps=2) == [0]
+    assert run_training(tmp_path, processes=2, fsdp=True) == [REFUSED, REFUSED]
+    assert "checkpoint-2 was saved without --fsdp" in (tmp_path / "refused-0").read_text()
 
 
 def test_a_sharded_drafter_has_the_whole_ones_loss_and_gradient(tmp_path):

@@ -179,14 +179,13 @@ def measure(drafter: RecurrentDrafter, pair: Pair) -> Costs:
         return measure_costs(verifier, draft, shape.beam_width, max(context, 1), most_rows=16)
 
 
-def facts(args: TrainingArguments, report: Any) -> dict[str, Any]:
+def facts(args: TrainingArguments) -> dict[str, Any]:
     """What ``run.json`` and the trackers are told besides the trainer's own arguments."""
     options = {name: value for name, value in args.to_dict().items() if not name.startswith("_")}
     return {
         "verifier": args.llm_name_or_path,
         "method": args.method,
         "seed": args.seed,
-        "data": {**report.__dict__} if hasattr(report, "__dict__") else {},
         "settings_hash": hash_of(options),
         "options": options,
     }
