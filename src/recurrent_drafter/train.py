@@ -4,6 +4,7 @@ The methods differ in how targets are made (`make_examples`), not in the trainer
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -41,8 +42,9 @@ class DrafterTrainer(WholeCheckpoints):
     """HF Trainer with the drafter as its model.
 
     Several processes (``torchrun``, ``accelerate launch``) train as one does on their joint batches: a step's loss is
-    the mean over all of its targets, however they are spread. Every process holds the whole verifier; FSDP shards the
-    drafter, not the verifier (version 2 and full state dicts only, transformers' defaults).
+    the mean over all of its targets, however they are spread. FSDP (version 2 with full state dicts, transformers'
+    defaults) shards the drafter and, while it trains, the verifier's layers; a teacher, which each process asks as
+    often as its own roots need, stays whole.
 
     Args:
         verifier: frozen, outside the checkpoint.
@@ -97,6 +99,12 @@ class DrafterTrainer(WholeCheckpoints):
         distillation = Distillation(kd_temperature, kd_alpha) if method == "knowledge_distillation" else None
         self.objective: Objective = Objective(verifier, model.draft_ids.clone(), gamma, distillation)
         self._targets = torch.zeros(2, dtype=torch.int64, device=verifier.device)  # and those in D, since the last log
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """As Trainer does, on a verifier that is sharded where the drafter is."""
+        shared = self.is_fsdp_enabled and self.objective.distillation is None
+        with self.verifier.sharded() if shared else nullcontext():
+            return super().train(*args, **options)
 
     def _check_sharding(self) -> None:
         if self.args.fsdp and not self.is_fsdp_enabled:  # accelerate would train unsharded and say nothing

@@ -47,6 +47,16 @@ class DieBehind(TrainerCallback):
             die()
 
 
+class Shared(TrainerCallback):
+    """Notes which of a verifier's parameters are sharded at a step."""
+
+    def __init__(self, verifier):
+        self.verifier, self.names = verifier, set()
+
+    def on_step_begin(self, args, state, control, **_):
+        self.names = {name for name, p in self.verifier.model.named_parameters() if isinstance(p, DTensor)}
+
+
 class DieWhileSaving(DrafterTrainer):
     """Dies when half of the checkpoint of step 4 is written."""
 
@@ -89,7 +99,7 @@ def train(
     arguments = TrainingArguments(output_dir=str(folder), **{**defaults, **options})
     if arguments.fsdp and not on_cpu:  # accelerate (1.14) shards where it takes processes to have GPUs
         arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
-    newest = last_checkpoint(folder)
+    newest, shared = last_checkpoint(folder), Shared(verifier)
     try:
         trainer = (DieWhileSaving if while_saving else DrafterTrainer)(
             random_drafter(emb_norm=True),
@@ -98,7 +108,7 @@ def train(
             train_examples=[with_text_targets(example, 4, ()) for example in texts(12)],
             held_out=HeldOutReplies(verifier, replies),
             shape=DraftShape(2, 4),
-            callbacks=[] if behind is None else [DieBehind(behind)],
+            callbacks=[shared] if behind is None else [DieBehind(behind)],
         )
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except ValueError as error:
@@ -108,6 +118,9 @@ def train(
     if trainer.is_world_process_zero():
         (folder / "history.json").write_text(json.dumps(trainer.state.log_history))
         (folder / "best").write_text(str(trainer.state.best_model_checkpoint))
+        (folder / "shared.json").write_text(json.dumps(sorted(shared.names)))
+        ids = prompts(1)[0]  # read by this process alone
+        assert torch.equal(verifier.hiddens(ids), Verifier(tiny_model("llama")).hiddens(ids))
 
 
 def whole(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -69,6 +69,8 @@ def test_processes_that_shard_train_as_one_and_leave_plain_checkpoints(one, tmp_
     assert run_training(tmp_path / "whole", processes=2, fsdp="full_shard") == [0, 0]
     assert losses(tmp_path / "whole") == pytest.approx(losses(one), rel=1e-4)
     close(final(tmp_path / "whole"), final(one))
+    layers = {name for name, _ in tiny_model("llama").named_parameters() if ".layers." in name}
+    assert set(json.loads((tmp_path / "whole/shared.json").read_text())) == layers
     drafter = RecurrentDrafter.from_pretrained(tmp_path / "whole/checkpoint-8")
     assert same(load_file(tmp_path / "whole/checkpoint-8/model.safetensors"), drafter.state_dict())
     assert same(drafter.state_dict(), final(tmp_path / "whole"))
