@@ -86,6 +86,14 @@ def test_evaluation_gives_the_figures_of_training_again(trained):
     assert "held-out prompts of " + QUESTIONS in out
 
 
+def test_a_checkpoint_of_another_run_is_refused(trained):
+    folder, _ = trained
+    command = [*SMALL, "--dataset_path", "few.jsonl", "--max_steps", "6", "--output_dir", "other"]  # all tokens count
+    line = refused([*command, "--resume_from_checkpoint", "out/checkpoint-2"], folder)
+    assert line.startswith("error: out/checkpoint-2 belongs to another run")
+    assert not list((folder / "other").glob("checkpoint-*"))
+
+
 def test_other_data_to_evaluate_on(tmp_path):
     command = [*SMALL, *conversations(tmp_path), "--eval_dataset_path", QUESTIONS, "--max_steps", "1"]
     command += ["--eval_strategy", "no", "--report_to", "tensorboard", "--output_dir", "out"]
