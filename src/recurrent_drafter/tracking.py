@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +15,8 @@ from transformers import TrainerCallback
 
 from recurrent_drafter.hardware import hardware
 
+RUN_RECORD = "run.json"
+
 
 class RunRecord(TrainerCallback):
     """``run.json`` in every checkpoint; tags of ours beside the user's own where the tracker has tags.
@@ -22,14 +24,21 @@ class RunRecord(TrainerCallback):
     Project, entity, tags and notes are the environment's (``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_TAGS``,
     ``WANDB_NOTES``), as are artifacts and gradients (``WANDB_LOG_MODEL``, ``WANDB_WATCH``): W&B and transformers read
     them. Options and architecture are logged as the trainer's arguments and the model's config.
+
+    Args:
+        argv: the command. tags: ours.
+        so_far: asked whenever something is written, for what changes meanwhile.
+        facts: what else there is to say.
     """
 
-    def __init__(self, argv: Sequence[str], tags: Sequence[str], **facts: Any) -> None:
-        self.argv, self.tags, self.facts = argv, tags, facts
+    def __init__(
+        self, argv: Sequence[str], tags: Sequence[str], so_far: Callable[[], dict[str, Any]] = dict, **facts: Any
+    ) -> None:
+        self.argv, self.tags, self.so_far, self.facts = argv, tags, so_far, facts
 
     def write(self, directory: Path, **more: Any) -> None:
         """Write it beside something else that is saved."""
-        write_run(directory, argv=self.argv, **self.facts, **more)
+        write_run(directory, argv=self.argv, **self.facts, **self.so_far(), **more)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Add to what the tracker's own callback, which came first, has begun."""
@@ -37,7 +46,8 @@ class RunRecord(TrainerCallback):
         if run is not None and state.is_world_process_zero:
             run.tags = tuple(dict.fromkeys((*(run.tags or ()), *self.tags)))
             run.config.update(
-                {name: fact for name, fact in self.facts.items() if name != "options"}, allow_val_change=True
+                {name: fact for name, fact in {**self.facts, **self.so_far()}.items() if name != "options"},
+                allow_val_change=True,
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -66,7 +76,7 @@ def closing_trackers() -> Iterator[None]:
 
 def write_run(directory: Path, *, argv: Sequence[str], **facts: Any) -> None:
     """Write ``run.json``: command, versions, commit and hardware, and whatever else is given."""
-    write_json(directory / "run.json", {**provenance(argv), **facts})
+    write_json(directory / RUN_RECORD, {**provenance(argv), **facts})
 
 
 def provenance(argv: Sequence[str], device: str | None = None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """First stage of a training: the verifier, and the text to train and to evaluate on."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from recurrent_drafter.data import (
 )
 from recurrent_drafter.replies import HeldOutReplies, greedy_replies
 from recurrent_drafter.stop import as_tuple
+from recurrent_drafter.tracking import RUN_RECORD
 from recurrent_drafter.verifier import Verifier, load_verifier
 
 HELD_OUT_PROMPT = 256  # tokens of a held-out prompt at most
@@ -36,10 +38,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Conversations (or texts) to train on, and the account of them."""
+    """Conversations (or texts) to train on, and the account of them: of a stream, of what has been read so far."""
 
     dialogues: Iterable[Dialogue]
-    report: LoadReport
+    account: Callable[[], LoadReport]
+
+    @property
+    def report(self) -> LoadReport:
+        """The account as it stands."""
+        return self.account()
 
 
 def open_pair(args: TrainingArguments) -> Pair:
@@ -75,14 +82,23 @@ def chat_template(given: str) -> str:
 def training_text(pair: Pair, args: TrainingArguments) -> TrainingText:
     """The conversations to train on; questions without answers get the verifier's own."""
     if args.streaming:
-        stream = DialogueStream(args.dataset_name, args.dataset_path, args.cache_dir)
-        return TrainingText(stream, stream.report)
+        earlier = read_before(args.resume_from_checkpoint)
+        stream = DialogueStream(args.dataset_name, args.dataset_path, args.cache_dir, earlier)
+        return TrainingText(stream, lambda: stream.report)
     loaded = load_dialogues(args.dataset_name, args.dataset_path, "train", cache_dir=args.cache_dir)
     print(f"training data: {loaded.report.source} ({loaded.report.schema} records): {loaded.report.summary()}")
     if any(dialogue.turns and not dialogue.has_reply for dialogue in loaded.dialogues):
         print(f"{loaded.report.source} has questions only: the verifier's own greedy replies are the answers")
-        return TrainingText(answered(loaded.dialogues, pair, args), loaded.report)
-    return TrainingText(loaded.dialogues, loaded.report)
+        return TrainingText(answered(loaded.dialogues, pair, args), lambda: loaded.report)
+    return TrainingText(loaded.dialogues, lambda: loaded.report)
+
+
+def read_before(checkpoint: str | None) -> LoadReport | None:
+    """The account of the data up to a checkpoint; None where there is none, or a kill came before its record."""
+    record = Path(checkpoint or "") / RUN_RECORD
+    if checkpoint is None or not record.is_file():
+        return None
+    return LoadReport(**json.loads(record.read_text())["data"])
 
 
 def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> list[Dialogue]:
