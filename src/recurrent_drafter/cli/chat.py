@@ -123,8 +123,10 @@ class Chat:
         return shown.text, interrupted
 
     def _show(self, piece: str, is_draft: bool) -> None:
-        self.console.print(Text(piece, DRAFTED if is_draft else ""), end="")
-        self.console.file.flush()
+        if is_draft:
+            self.console.print(Text(piece, DRAFTED), end="")
+        else:
+            print(piece, end="", flush=True)
 
     @property
     def _way(self) -> str:
@@ -161,7 +163,7 @@ class Chat:
         for way, tally in self.totals.items():
             acceptance = Acceptance.of(tally.drafts)
             accepted = f", {acceptance.rate:.0%} of drafted tokens accepted" if acceptance.drafted else ""
-            print(f"{way}: {tally.replies} replies, {tally}{accepted}")
+            print(f"{way}: {tally.replies} {'reply' if tally.replies == 1 else 'replies'}, {tally}{accepted}")
         if not self.totals:
             print("nothing has been said yet")
 

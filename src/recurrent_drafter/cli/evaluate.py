@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def run(
     console = Console()
     asked = task.evaluation
     run_name = asked.run_name or os.environ.get("WANDB_NAME") or task.name
-    told = {**settings, "speculator_path": task.which.speculator_path}
+    told = {**settings, **drafting_of(task, speculator)}
     with reporting_to(asked.services, run_name=run_name, project=asked.wandb_project, settings=told) as log:
         try:
             with progress_bar(console) as progress:
@@ -100,7 +100,7 @@ def run(
     show(console, evaluation)
     if asked.output_file is not None:
         made = provenance(task.argv, settings["device"])
-        write_json(Path(asked.output_file), {**made, **evaluation.as_record()})
+        write_json(Path(asked.output_file), {**made, **drafting_of(task, speculator), **evaluation.as_record()})
         console.print(f"every reply: {asked.output_file}", soft_wrap=True)
     if not evaluation.is_complete:
         return INTERRUPTED
@@ -157,6 +157,14 @@ def settings_of(
         "hardware": hardware["device"],
         "threads": hardware["threads"],
     }
+
+
+def drafting_of(task: Task, speculator: RecurrentDraftingSpeculator) -> dict[str, Any]:
+    """Which drafter, and how much it drafts: what an arm may have to itself."""
+    if speculator.drafter is None:
+        return {"drafter": None}
+    shape = "auto" if speculator.shape is None else asdict(speculator.shape)
+    return {"drafter": task.which.speculator_path or "demo", "draft_shape": shape}
 
 
 def progress_bar(console: Console) -> Progress:
