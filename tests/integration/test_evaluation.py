@@ -118,17 +118,16 @@ def test_a_token_that_differs_is_a_bug(tmp_path, capsys, monkeypatch):
 
     def wrong(replies, end_ids):
         found = real(replies, end_ids)
-        if wrong.calls in (3, 4):  # behind two to warm up
-            found[0][5] = 4000 + wrong.calls
+        if wrong.calls == 3:  # behind two to warm up, and the reference
+            found[0][5] = 4003
         wrong.calls += 1
         return found
 
     wrong.calls = 0
     monkeypatch.setattr(evaluation, "emitted", wrong)
     record = evaluate(tmp_path, "--compare", "--max_num_prompts", "1", code=1)
-    assert record["figures"]["bug"] == 1
-    second = answers(record, "speculative")["81", 2]
-    assert second["outcome"] in ("other prompt", "bug", "identical")
+    outcomes = {key: answer["outcome"] for key, answer in answers(record, "speculative").items()}
+    assert outcomes == {("81", 1): "bug", ("81", 2): "other prompt"} and record["figures"]["bug"] == 1
     out = capsys.readouterr().out
     assert "DIFFERS: speculative, question 81, turn 1: token 5, BUG" in out and "Identical output: NO" in out
 

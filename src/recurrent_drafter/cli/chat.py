@@ -97,7 +97,8 @@ class Chat:
             answer, _ = self.reply(asked)
         except ValueError as error:
             raise ValueError(f"{error} (/reset starts over)") from error
-        self.turns = [*asked, Turn("assistant", answer)]
+        if answer:
+            self.turns = [*asked, Turn("assistant", answer)]
 
     def reply(self, turns: Sequence[Turn]) -> tuple[str, bool]:
         """Stream one reply, then its figures. Returns its text, and whether Ctrl-C ended it."""
