@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from transformers import TrainerCallback
 
@@ -91,6 +92,8 @@ def reporting_to(
     """
     plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
     trackers = []
+    if services:
+        PartialState()  # without it accelerate's own log, which its trackers write to, raises an error
     with closing_trackers():
         for service in services:
             make: Any = LOGGER_TYPE_TO_CLASS[service]
