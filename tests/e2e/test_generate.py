@@ -13,6 +13,7 @@ from recurrent_drafter.cli import generate
 FIGURES = r"Generated (\d+) tokens in [\d.]+s \([\d.]+ tok/s, ([\d.]+) tokens/step\)"
 PROMPT = "I need a table for two in San Jose."
 DEMO = ["generate_speculator.py", "--base_model", "demo"]
+FIXED = ["--beam_width", "3", "--beam_length", "4"]
 
 
 def test_a_reply_with_and_without_drafter(tmp_path):
@@ -84,9 +85,10 @@ def test_what_comes_later_says_so(name, capsys):
 
 
 def test_accepted_drafts_are_coloured_and_nothing_else_changes(tmp_path):
-    plain = Command([*DEMO, "--prompt", PROMPT], tmp_path / "a").ended()
+    plain = Command([*DEMO, "--prompt", PROMPT, *FIXED], tmp_path / "a").ended()
     environment = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
-    shown = Command([*DEMO, "--prompt", PROMPT, "--show_drafts"], tmp_path / "b", environment=environment).ended()
+    command = [*DEMO, "--prompt", PROMPT, *FIXED, "--show_drafts"]
+    shown = Command(command, tmp_path / "b", environment=environment).ended()
     coloured = re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", shown.out, re.S)
     assert len("".join(coloured)) > 10
     assert strip(re.sub(r"\x1b\[[\d;]*m", "", shown.out)) == strip(plain.out)
@@ -95,7 +97,7 @@ def test_accepted_drafts_are_coloured_and_nothing_else_changes(tmp_path):
 def chat_about(lines, monkeypatch, capsys):
     """A chat in this process: what was printed behind each prompt for input, and the errors."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
-    assert generate.main(["--interactive", "--max_generation_length", "24", "--dtype", "float32"]) == 0
+    assert generate.main(["--interactive", "--max_generation_length", "24", "--dtype", "float32", *FIXED]) == 0
     shown = capsys.readouterr()
     return shown.out.split("You: ")[1:], shown.err.splitlines()
 

@@ -140,7 +140,7 @@ def test_a_prompt_compared(tmp_path, capsys):
     assert json.loads(file.read_text())["settings"]["questions"] == "--prompt"
 
 
-def test_accepted_drafts_are_counted_step_by_step():
+def test_accepted_drafts_are_counted_step_by_step(tokenizer):
     from transformers import AutoModelForCausalLM
 
     from recurrent_drafter import DraftShape
@@ -149,9 +149,9 @@ def test_accepted_drafts_are_counted_step_by_step():
     model = AutoModelForCausalLM.from_pretrained(demo_verifier_path(), dtype=torch.float32)
     shape = DraftShape(3, 4)
     speculator = RecurrentDraftingSpeculator.from_pretrained(demo_drafter_path(), verifier=model, shape=shape)
-    prompt = torch.tensor([[4, 50, 60, 70]])
+    prompt = encode_prompt([Turn("user", "I need a table for two in San Jose.")], tokenizer)[None]
     emitted = list(speculator.stream(prompt, max_new_tokens=40, do_sample=False, end_ids=[]))
     (drafts,) = speculator.stats.drafts
     assert len(drafts) == speculator.stats.steps == len(emitted) - 1
     assert [accepted + 1 for _, accepted in drafts[:-1]] == [len(tokens) for tokens in emitted[1:-1]]
-    assert all(drafted == 4 for drafted, _ in drafts[:-3]) and any(accepted for _, accepted in drafts)
+    assert all(drafted == 4 for drafted, _ in drafts[:-4]) and any(accepted for _, accepted in drafts)

@@ -192,4 +192,4 @@ def _number(kind: type, name: str, value: str) -> Any:
     try:
         return kind(value)
     except ValueError:
-        raise ValueError(f"{name} {value}: expected a number behind {name}") from None
+        raise ValueError(f"{f'{name} {value}'.strip()}: expected a number behind {name}") from None
