@@ -35,10 +35,14 @@ USUAL_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cac
 
 @dataclass(frozen=True)
 class DecodeStats:
-    """What a generation took: steps after prefill, and the tokens emitted in them, summed over the rows."""
+    """What a generation took: steps after prefill, and the tokens emitted in them, summed over the rows.
+
+    ``drafts`` has an entry for each row: of every step, how many tokens deep the draft was and how many were accepted.
+    """
 
     steps: int
     tokens: int
+    drafts: Sequence[Sequence[tuple[int, int]]] = ()
 
     @property
     def tokens_per_step(self) -> float:
@@ -280,7 +284,8 @@ class RecurrentDraftingSpeculator:
                 emitted = next(steps, None)
             if emitted is None:
                 return
-            self.stats = DecodeStats(sum(stop.steps), sum(map(len, stop.generated)) - len(stop.generated))
+            emitted_after_prefill = sum(map(len, stop.generated)) - len(stop.generated)
+            self.stats = DecodeStats(sum(stop.steps), emitted_after_prefill, stop.drafts)
             yield emitted
 
     def _check_drafter(self, verifier: Verifier, stop: Stop) -> None:

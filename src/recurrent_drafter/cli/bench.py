@@ -20,7 +20,8 @@ from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.bench.summary import memory_line, write_records
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.figures import arm_table, profile_table
-from recurrent_drafter.cli.generate import open_speculator
+from recurrent_drafter.cli.scores import join_files
+from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
@@ -59,6 +60,10 @@ class BenchOptions:
     device: str | None = field(default=None, metadata={"help": "default: cuda where there is one, otherwise cpu"})
     profile: bool = field(default=False, metadata={"help": "also show where a step's time and memory go"})
     output_file: str | None = field(default=None, metadata={"help": "every run as a JSON line"})
+    join: list[str] | None = field(
+        default=None,
+        metadata={"help": "nothing is run: the arms of several generate_speculator.py --output_file side by side"},
+    )
 
     def __post_init__(self) -> None:
         if self.new_tokens < 2:
@@ -67,6 +72,8 @@ class BenchOptions:
             raise ValueError(f"--batch_size is {self.batch_size}, expected 1 to --prompts, {self.prompts}")
         if self.temperature < 0:
             raise ValueError(f"--temperature is {self.temperature}, expected 0 (greedy) or more")
+        if self.join is not None and len(self.join) < 2:
+            raise ValueError(f"--join {self.join[0]}: expected two files, one of them of --autoregressive")
 
 
 OPTIONS = (BenchOptions,)
@@ -77,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare ways of decoding on your model and prompts: speed, and whether the output is the same."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     (options,) = parse(arguments, main.__doc__ or "", *OPTIONS)
+    if options.join is not None:
+        return join_files(options.join, Console())
     fixed = DraftShape(options.beam_width, options.beam_length)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()

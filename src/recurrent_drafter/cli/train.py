@@ -23,7 +23,7 @@ from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable, sa
 from recurrent_drafter.cli.speculator import open_drafter
 from recurrent_drafter.cli.targets import draft_vocabulary, make_targets
 from recurrent_drafter.cli.texts import Pair, held_out_replies, open_pair, training_text
-from recurrent_drafter.tracking import RunRecord, closing_trackers
+from recurrent_drafter.tracking import RunRecord, check_services, closing_trackers
 
 
 @reporting
@@ -131,13 +131,7 @@ def prepare(args: TrainingArguments) -> None:
 
     Raises ValueError or OSError now for what would otherwise end a training later.
     """
-    available = get_available_reporting_integrations()
-    for service in args.report_to or ():
-        if service not in available:
-            raise ValueError(
-                f"--report_to {service}: no such service is installed here (pip install {service}?); "
-                f"there is {', '.join([*available, 'none'])}"
-            )
+    check_services(args.report_to or (), get_available_reporting_integrations())
     args.remove_unused_columns = False
     args.disable_tqdm = True
     args.dataloader_pin_memory = torch.cuda.is_available()
