@@ -1,0 +1,115 @@
+"""``experiment_paper_reproduction.py`` and ``recurrent-drafter reproduce``: the paper's comparisons by one command."""
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from transformers.utils import logging as hf_logging
+
+from recurrent_drafter.cli import train
+from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
+from recurrent_drafter.cli.estimating import duration
+from recurrent_drafter.cli.output import make_writable
+from recurrent_drafter.data import load_dialogues
+from recurrent_drafter.report.reproduction import write_report
+from recurrent_drafter.reproduce.plan import ReproduceOptions, training_flags
+from recurrent_drafter.reproduce.results import Results, failure
+from recurrent_drafter.tracking import provenance
+
+OPTIONS = (ReproduceOptions,)
+REFUSED = 2
+
+
+@reporting
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train drafters by several methods, scopes, sets and seeds, compare them, run the paper's sweeps, and report."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    (options,) = parse(arguments, main.__doc__ or "", *OPTIONS)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    results = Results.of(options)
+    check(results)
+    print("\n".join(outline(results)))
+    if options.dry_run:
+        return 0
+    make_writable(results.folder)
+    results.claim()
+    results.retry()
+    command = ["python", "experiment_paper_reproduction.py", *arguments]
+    made = provenance(command)
+    code = run(results)
+    if code == REFUSED:
+        return REFUSED
+    for path in write_report(results, made):
+        print(path)
+    if code == 0 and (failed := [name for name in results.plan.names if results.failed(name)]):
+        print(f"{len(failed)} of {len(results.plan.names)} jobs have failed: {', '.join(failed)}", file=sys.stderr)
+        return 1
+    return code
+
+
+def check(results: Results) -> None:
+    """Raise now what would fail later: flags that do not fit a training, data that cannot be read."""
+    for cell in results.plan.cells:
+        train.options(training_flags(cell, results.options, results.path(cell.name)))
+    for source in results.options.training_sets:
+        load_dialogues(source.name, source.path, "train", limit=1)
+    for source in results.options.evaluation_sets:
+        load_dialogues(source.name, source.path, source.held_out_split(results.options.training_sets), limit=1)
+
+
+def outline(results: Results) -> list[str]:
+    """The plan and what it costs, in lines."""
+    options, plan = results.options, results.plan
+    sets = {kind: ", ".join(source.label for source in chosen)
+            for kind, chosen in (("train", options.training_sets), ("eval", options.evaluation_sets))}  # fmt: skip
+    lines = [
+        f"{len(plan.cells)} trainings of drafters for {options.llm_name_or_path}: {', '.join(options.methods)}; "
+        f"conversations {', '.join(options.scopes)}; on {sets['train']}; seeds {' '.join(map(str, options.given('seeds')))}",
+        f"each on at most {options.max_examples:,} conversations, evaluated along at most {options.eval_max_examples} "
+        f"replies of each of: {sets['eval']}; sweeps: {', '.join(plan.sweeps) or 'none'}",
+    ]
+    if options.dry_run:
+        lines += [f"  {name}" for name in plan.names]
+    stores = len({(cell.training_set, cell.scope) for cell in plan.cells if cell.method == "distilled"})
+    lines.append(f"cost: {cost(results)}; distilling {stores} times {options.max_examples:,} conversations at most")
+    return lines
+
+
+def cost(results: Results) -> str:
+    """What is left to do, in time where that is known."""
+    options, plan = results.options, results.plan
+    finished = {record["name"]: record["seconds"] for record in results.records if record["status"] == "finished"}
+    left = [cell.name for cell in plan.cells if cell.name not in finished]
+    done = f"{len(finished)} of {len(plan.names)} jobs are finished; "
+    trained = [finished[cell.name] for cell in plan.cells if cell.name in finished]
+    if trained:
+        mean = sum(trained) / len(trained)
+        return f"{done}{len(left)} trainings are left, {duration(len(left) * mean)} at {duration(mean)} each as so far"
+    if options.cell_seconds is None:
+        return f"{len(left)} trainings by epochs; train_speculator.py --estimate measures what one of them takes here"
+    return f"{len(left)} trainings of {options.cell_seconds:g} seconds: {duration(len(left) * options.cell_seconds)}"
+
+
+def run(results: Results) -> int:
+    """Do what has no outcome yet, in processes of their own; how it ended: 0 done, 2 nothing could begin, 130."""
+    launcher = shlex.split(results.options.launcher) or [sys.executable]
+    while results.pending:
+        results.at_work.unlink(missing_ok=True)
+        with subprocess.Popen([*launcher, "-m", "recurrent_drafter.cli.jobs", str(results.folder)]) as worker:
+            try:
+                code = worker.wait()
+            except KeyboardInterrupt:
+                worker.send_signal(signal.SIGINT)
+                code = worker.wait() and INTERRUPTED
+        if code == INTERRUPTED:
+            print("interrupted: run the same command again, it goes on behind the last finished job", file=sys.stderr)
+            return INTERRUPTED
+        if code != 0 and not results.at_work.exists():
+            return REFUSED  # the worker has said why
+        if code != 0 and results.record(died := results.at_work.read_text()) is None:
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            results.write(died, failure(f"the process that did it ended with {how}"))
+    return 0
