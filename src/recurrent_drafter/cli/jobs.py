@@ -92,7 +92,9 @@ class Workshop:
     def do(self, name: str) -> Record:
         """A job's outcome, with where it was made and how long it took."""
         begun = time.monotonic()
-        jobs: dict[str, Callable[[], Record]] = {cell.name: partial(self.train, cell) for cell in self.results.plan.cells}
+        jobs: dict[str, Callable[[], Record]] = {
+            cell.name: partial(self.train, cell) for cell in self.results.plan.cells
+        }
         sweeps = {"shapes": self.shapes, "tree": self.tree, "vocabulary": self.vocabulary}
         jobs |= {sweep: partial(self.sweep, sweeps[sweep]) for sweep in self.results.plan.sweeps}
         outcome = jobs[name]()
@@ -248,8 +250,8 @@ class Workshop:
             )
             costs = measure(smaller, self.pair)
             speed = predicted_speedup(costs, shape, sum(walks, Walk(0, 0)).tokens_per_step)
-            rows.append({"size": size, "coverage": coverage(examples, kept), "predicted_speedup": speed,
-                         "draft_level": costs.draft_level, "plain_step": costs.verify[0], **_counts(walks)})  # fmt: skip
+            cost = {"draft_level": costs.draft_level, "plain_step": costs.verify[0], "predicted_speedup": speed}
+            rows.append({"size": size, "coverage": coverage(examples, kept), **cost, **_counts(walks)})
         return {"rows": rows, **dataclasses.asdict(shape)}
 
 
@@ -258,4 +260,4 @@ def _counts(walks: Sequence[Walk]) -> Record:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

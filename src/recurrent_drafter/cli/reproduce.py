@@ -63,19 +63,20 @@ def check(results: Results) -> None:
 def outline(results: Results) -> list[str]:
     """The plan and what it costs, in lines."""
     options, plan = results.options, results.plan
-    sets = {kind: ", ".join(source.label for source in chosen)
-            for kind, chosen in (("train", options.training_sets), ("eval", options.evaluation_sets))}  # fmt: skip
-    lines = [
-        f"{len(plan.cells)} trainings of drafters for {options.llm_name_or_path}: {', '.join(options.methods)}; "
-        f"conversations {', '.join(options.scopes)}; on {sets['train']}; seeds {' '.join(map(str, options.given('seeds')))}",
-        f"each on at most {options.max_examples:,} conversations, evaluated along at most {options.eval_max_examples} "
-        f"replies of each of: {sets['eval']}; sweeps: {', '.join(plan.sweeps) or 'none'}",
+    trained, evaluated = (
+        ", ".join(source.label for source in sets) for sets in (options.training_sets, options.evaluation_sets)
+    )
+    seeds = " ".join(map(str, options.given("seeds")))
+    stores = {(cell.training_set, cell.scope) for cell in plan.cells if cell.method == "distilled"}
+    return [
+        f"{len(plan.cells)} trainings of drafters for {options.llm_name_or_path}: methods {' '.join(options.methods)}; scopes {' '.join(options.scopes)}; "
+        f"on {trained}; seeds {seeds}",
+        *(f"  {name}" for name in plan.names if options.dry_run),
+        f"each learns from {options.max_examples:,} conversations at most and is evaluated along "
+        f"{options.eval_max_examples} replies at most of each of: {evaluated}; sweeps: "
+        f"{', '.join(plan.sweeps) or 'none'}",
+        f"cost: {cost(results)}; besides, {len(stores)} x {options.max_examples:,} conversations at most are distilled",
     ]
-    if options.dry_run:
-        lines += [f"  {name}" for name in plan.names]
-    stores = len({(cell.training_set, cell.scope) for cell in plan.cells if cell.method == "distilled"})
-    lines.append(f"cost: {cost(results)}; distilling {stores} times {options.max_examples:,} conversations at most")
-    return lines
 
 
 def cost(results: Results) -> str:

@@ -126,9 +126,7 @@ def held_out_replies(pair: Pair, args: TrainingArguments) -> HeldOutReplies:
     )
 
 
-def replies_to(
-    pair: Pair, loaded: LoadedDialogues, most: int, new_tokens: int, end_ids: Sequence[int]
-) -> list[Reply]:
+def replies_to(pair: Pair, loaded: LoadedDialogues, most: int, new_tokens: int, end_ids: Sequence[int]) -> list[Reply]:
     """The verifier's greedy replies to prompts of these conversations, ``most`` of them or as many as there are."""
     context = pair.verifier.context_length
     longest = HELD_OUT_PROMPT if context is None else min(HELD_OUT_PROMPT, context - new_tokens)

@@ -46,6 +46,7 @@ WHOLE: dict[str, Any] = {
     "batch_size": [1, 2, 4, 8, 16],
     "sweep_prompts": 40,
 }
+LEAST = {"max_examples": 1, "eval_max_examples": 1, "eval_max_new_tokens": 2, "sweep_prompts": 1}
 
 
 def _option(text: str, default: Any = None) -> Any:
@@ -98,32 +99,33 @@ class ReproduceOptions:
         self._check()
 
     def _check(self) -> None:
-        for name in ("methods", "scopes", "seeds", "eval_widths", "widths", "lengths", "batch_size"):
-            values = getattr(self, name)
-            if not values or len(set(values)) < len(values):
-                raise ValueError(f"--{name} is {' '.join(map(str, values)) or 'empty'}: expected different values")
-        for name, known in (("methods", METHODS), ("scopes", SCOPES)):
-            for value in getattr(self, name):
-                if value not in known:
-                    raise ValueError(f"--{name} has {value!r} in it, expected {', '.join(known)}")
-        for name in ("eval_widths", "widths", "lengths", "batch_size"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"--{name} has {min(getattr(self, name))} in it, expected at least 1")
-        for name in ("max_examples", "eval_max_examples", "sweep_prompts", "eval_max_new_tokens"):
-            least = 2 if name == "eval_max_new_tokens" else 1
+        self._check_lists()
+        for name, least in LEAST.items():
             if getattr(self, name) < least:
                 raise ValueError(f"--{name} is {getattr(self, name)}, expected at least {least}")
-        if max(self.given("lengths")) > DEPTHS:
-            raise ValueError(f"--lengths has {max(self.given('lengths'))} in it, expected at most {DEPTHS}")
         if self.cell_seconds is not None and self.cell_seconds <= 0:
             raise ValueError(f"--cell_seconds is {self.cell_seconds:g}, expected more than 0")
         if self.cell_seconds is not None and self.launcher:
             raise ValueError("--cell_seconds is one process's clock: leave out --launcher, or train by epochs")
         for sets in (self.training_sets, self.evaluation_sets):
             labels = [source.label for source in sets]
-            for label in labels:
-                if labels.count(label) > 1:
-                    raise ValueError(f"two data sets are called {label}: give them once, or other file names")
+            if len(set(labels)) < len(labels):
+                raise ValueError(f"two data sets have one name ({', '.join(labels)}): give each once, or rename a file")
+
+    def _check_lists(self) -> None:
+        for name in ("methods", "scopes", "seeds", "eval_widths", "widths", "lengths", "batch_size"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name} is {' '.join(map(str, values)) or 'empty'}, expected different values")
+        for name, known in (("methods", METHODS), ("scopes", SCOPES)):
+            for value in getattr(self, name):
+                if value not in known:
+                    raise ValueError(f"--{name} has {value} in it, expected {', '.join(known)}")
+        for name in ("eval_widths", "widths", "lengths", "batch_size"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"--{name} has {min(getattr(self, name))} in it, expected at least 1")
+        if max(self.given("lengths")) > DEPTHS:
+            raise ValueError(f"--lengths has {max(self.given('lengths'))} in it, expected at most {DEPTHS}")
 
     def given(self, name: str) -> Any:
         """An option that is settled by now."""
