@@ -43,7 +43,7 @@ from recurrent_drafter.reproduce.results import Record, Results, failure
 from recurrent_drafter.reproduce.sweeps import tree_size, vocabulary_sizes, with_fewer_tokens
 from recurrent_drafter.rows import coverage, frequent_tokens
 from recurrent_drafter.speculator import load_drafter
-from recurrent_drafter.tracking import RunRecord, provenance
+from recurrent_drafter.tracking import RunRecord, closing_trackers, provenance
 from recurrent_drafter.tune import measure_acceptance
 
 ERROR = "error.txt"  # a failed job's traceback, in its folder
@@ -150,8 +150,9 @@ class Workshop:
         report = self.text(cell.training_set).report
         record = RunRecord(sys.argv, ("recurrent-drafter", "reproduce", cell.method), **facts(arguments, report))
         begun = time.monotonic()
-        if fit(trainer, arguments, record, self.options.cell_seconds):
-            raise KeyboardInterrupt
+        with closing_trackers():
+            if fit(trainer, arguments, record, self.options.cell_seconds):
+                raise KeyboardInterrupt
         seconds = time.monotonic() - begun
         save_trained(trainer, arguments, record)
         history = trainer.state.log_history

@@ -12,9 +12,9 @@ from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
 from recurrent_drafter.cli.estimating import duration
 from recurrent_drafter.cli.output import make_writable
-from recurrent_drafter.data import load_dialogues
+from recurrent_drafter.data import Split, load_dialogues
 from recurrent_drafter.report.reproduction import write_report
-from recurrent_drafter.reproduce.plan import ReproduceOptions, training_flags
+from recurrent_drafter.reproduce.plan import ReproduceOptions, Source, training_flags
 from recurrent_drafter.reproduce.results import Results, failure
 from recurrent_drafter.tracking import provenance
 
@@ -51,13 +51,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check(results: Results) -> None:
-    """Raise now what would fail later: flags that do not fit a training, data that cannot be read."""
+    """Raise now what would fail later: flags that do not fit a training, data that cannot be read.
+
+    Sets by name, which may have to be downloaded, are not looked at for a dry run.
+    """
+    options = results.options
     for cell in results.plan.cells:
-        train.options(training_flags(cell, results.options, results.path(cell.name)))
-    for source in results.options.training_sets:
-        load_dialogues(source.name, source.path, "train", limit=1)
-    for source in results.options.evaluation_sets:
-        load_dialogues(source.name, source.path, source.held_out_split(results.options.training_sets), limit=1)
+        train.options(training_flags(cell, options, results.path(cell.name)))
+    splits: list[tuple[Source, Split]] = [(source, "train") for source in options.training_sets]
+    splits += [(source, source.held_out_split(options.training_sets)) for source in options.evaluation_sets]
+    for source, split in splits:
+        if source.path or not options.dry_run:
+            load_dialogues(source.name, source.path, split, limit=1)
 
 
 def outline(results: Results) -> list[str]:
@@ -69,12 +74,12 @@ def outline(results: Results) -> list[str]:
     seeds = " ".join(map(str, options.given("seeds")))
     stores = {(cell.training_set, cell.scope) for cell in plan.cells if cell.method == "distilled"}
     return [
-        f"{len(plan.cells)} trainings of drafters for {options.llm_name_or_path}: methods {' '.join(options.methods)}; scopes {' '.join(options.scopes)}; "
-        f"on {trained}; seeds {seeds}",
+        f"{len(plan.cells)} trainings of drafters for {options.llm_name_or_path}: methods {' '.join(options.methods)}; "
+        f"scopes {' '.join(options.scopes)}; on {trained}; seeds {seeds}",
         *(f"  {name}" for name in plan.names if options.dry_run),
         f"each learns from {options.max_examples:,} conversations at most and is evaluated along "
-        f"{options.eval_max_examples} replies at most of each of: {evaluated}; sweeps: "
-        f"{', '.join(plan.sweeps) or 'none'}",
+        f"{options.eval_max_examples} replies at most of each of: {evaluated}",
+        f"sweeps with the last drafter: {', '.join(plan.sweeps) or 'none'}",
         f"cost: {cost(results)}; besides, {len(stores)} x {options.max_examples:,} conversations at most are distilled",
     ]
 

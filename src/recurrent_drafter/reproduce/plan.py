@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from recurrent_drafter.arguments import Method
 from recurrent_drafter.assets import sample_path
-from recurrent_drafter.data import HAVE_EVALUATION_SET, Split
+from recurrent_drafter.data import DATASET_NAMES, HAVE_EVALUATION_SET, Split
 
 Scope = Literal["full", "assistant"]
 
@@ -117,7 +117,8 @@ class ReproduceOptions:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} is {' '.join(map(str, values)) or 'empty'}, expected different values")
-        for name, known in (("methods", METHODS), ("scopes", SCOPES)):
+        choices = {"methods": METHODS, "scopes": SCOPES}
+        for name, known in (choices | dict.fromkeys(("dataset_name", "eval_dataset_name"), DATASET_NAMES)).items():
             for value in getattr(self, name):
                 if value not in known:
                     raise ValueError(f"--{name} has {value} in it, expected {', '.join(known)}")
