@@ -23,7 +23,7 @@ QUICK: dict[str, Any] = {
     "llm_name_or_path": "demo",
     "seeds": [0, 1],
     "cell_seconds": 90.0,
-    "max_examples": 400,
+    "max_examples": 300,
     "draft_vocab_size": "2048",
     "train_flags": "--learning_rate 2e-3 --adam_beta2 0.98 --logging_steps 10 --model_max_length 256",
     "eval_max_examples": 48,
