@@ -5,6 +5,7 @@ costs the job at hand; it is started again for the rest.
 """
 
 import dataclasses
+import io
 import os
 import shutil
 import sys
@@ -53,6 +54,8 @@ ERROR = "error.txt"  # a failed job's traceback, in its folder
 def main(argv: Sequence[str] | None = None) -> int:
     """Do the jobs of a reproduction's folder that have no outcome yet; 1 as soon as one of them fails."""
     (folder,) = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows what is going on
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     results = Results.from_folder(Path(folder))
@@ -64,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         workshop = Workshop(results)
         for name in pending:
-            print(f"\n[{1 + results.plan.names.index(name)} of {len(results.plan.names)}] {name}", flush=True)
+            print(f"\n[{1 + results.plan.names.index(name)} of {len(results.plan.names)}] {name}")
             results.at_work.write_text(name)
             try:
                 record = workshop.do(name)

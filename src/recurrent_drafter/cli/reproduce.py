@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hf_logging.disable_progress_bar()
     results = Results.of(options)
     check(results)
-    print("\n".join(outline(results)))
+    print("\n".join(outline(results)), flush=True)  # before other processes write
     if options.dry_run:
         return 0
     make_writable(results.folder)
