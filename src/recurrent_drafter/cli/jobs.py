@@ -87,7 +87,7 @@ class Workshop:
     def __init__(self, results: Results) -> None:
         self.results, self.options = results, results.options
         self.pair = open_pair(self.arguments(results.plan.showcase))
-        self.is_main = PartialState().is_main_process
+        self.state = PartialState()
         self.held_out = {source.label: self._held_out(source) for source in self.options.evaluation_sets}
         self.text = cache(self._text)
         self.targets = cache(self._targets)
@@ -118,7 +118,7 @@ class Workshop:
         options = self.options
         counts = options.given("eval_max_examples"), options.given("eval_max_new_tokens")
         replies = replies_to(self.pair, loaded, *counts, self.pair.end_ids)
-        if self.is_main:
+        if self.state.is_main_process:
             kept.parent.mkdir(exist_ok=True)
             save_replies(kept, replies)
         return HeldOutReplies(self.pair.verifier, replies)
@@ -143,10 +143,14 @@ class Workshop:
     def train(self, cell: Cell) -> Record:
         """Train a drafter from the beginning, and walk it along the held-out replies."""
         folder = self.results.path(cell.name)
-        shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt left
+        if self.state.is_main_process:
+            shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt left
+        self.state.wait_for_everyone()
         arguments = self.arguments(cell)
         train.prepare(arguments)
+        begun = time.monotonic()
         targets = self.targets(cell.training_set, cell.scope, cell.method == "distilled")
+        targets_seconds = time.monotonic() - begun
         first = next(iter(self.held_out.values()))
         drafter = new_drafter(self.pair, draft_vocabulary(self.pair, targets.sample, first, arguments), arguments)
         trainer = new_trainer(drafter, self.pair, targets, first, arguments)
@@ -164,11 +168,12 @@ class Workshop:
             **dataclasses.asdict(cell),
             "steps": trainer.state.global_step,
             "train_seconds": seconds,
+            "targets_seconds": targets_seconds,
             "texts": len(targets.sample),
             "roots": sum(len(example.positions) for example in targets.sample),
             "draft_vocab_size": len(drafter.draft_ids),
             "coverage": coverage(targets.sample, drafter.draft_ids.cpu()),
-            "evaluations": self.evaluate(folder) if self.is_main else [],
+            "evaluations": self.evaluate(folder) if self.state.is_main_process else [],
             "curve": [
                 {"step": entry["step"], "tokens_per_step": entry["eval_tokens_per_step"]}
                 for entry in history
@@ -195,7 +200,7 @@ class Workshop:
 
     def sweep(self, measured: Callable[[RecurrentDrafter], Record]) -> Record:
         """One sweep, with the last drafter of the grid and weights packed as they are while decoding."""
-        if not self.is_main:
+        if not self.state.is_main_process:
             return {}
         cell = self.results.plan.showcase
         if self.results.failed(cell.name):
@@ -223,7 +228,13 @@ class Workshop:
             kinds = [comparison.kind for comparison in found.differing]
             batches.append({**tune.as_record(found), "best": tune.label(found.best.shape), "bugs": kinds.count("BUG"),
                             "ties": len(kinds) - kinds.count("BUG")})  # fmt: skip
-        return {"prompts": len(prompts), "new_tokens": asked.new_tokens, "batches": batches}
+        whole = []  # trees of every shape, along the replies that trainings are evaluated on
+        for width in widths:
+            acceptance = measure_acceptance(held_out, drafter, width, max(tried.lengths))
+            for length in tried.lengths:
+                walks = acceptance.walks(length, 1 + width * length)
+                whole.append({"beam_width": width, "beam_length": length, **_counts(walks)})
+        return {"prompts": len(prompts), "new_tokens": asked.new_tokens, "whole": whole, "batches": batches}
 
     def tree(self, drafter: RecurrentDrafter) -> Record:
         """What merging the beams' prefixes saves: tokens to verify, and the time of verifying them."""

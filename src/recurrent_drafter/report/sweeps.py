@@ -1,7 +1,8 @@
 """Sections of a reproduction's report about the sweeps with one trained drafter (layer 4)."""
 
 from collections.abc import Iterator
-from typing import Any
+
+import numpy as np
 
 from recurrent_drafter.report import charts
 from recurrent_drafter.report.document import Block, Paragraph, Picture, Section, Table
@@ -47,6 +48,11 @@ def measured(entry: Record) -> str:
     return figure(Estimate(*entry["speedup"]))
 
 
+def walked_along(row: Record) -> Estimate:
+    """One drafter's tokens per step, with an interval over replies."""
+    return tokens_per_step(Walks(np.array([row["steps"]], float), np.array(row["tokens"], float)))
+
+
 def speed(shapes: Record) -> Iterator[Block]:
     """The fastest ways at batch 1, and everybody else's."""
     first = shapes["batches"][0]
@@ -72,40 +78,41 @@ def speed(shapes: Record) -> Iterator[Block]:
 
 def width_and_length(shapes: Record) -> Iterator[Block]:
     """Tokens per step and speed of every shape."""
-    if can_draw():
-        cells = {
-            f"batch {batch['batch_size']}": {
-                (cell["shape"]["beam_width"], cell["shape"]["beam_length"]): cell for cell in batch["predicted"]
-            }
-            for batch in shapes["batches"]
+    walked = {(row["beam_width"], row["beam_length"]): walked_along(row) for row in shapes["whole"]}
+    predicted = {
+        f"batch {batch['batch_size']}": {
+            (cell["shape"]["beam_width"], cell["shape"]["beam_length"]): cell for cell in batch["predicted"]
         }
-        for name, what, title in (
-            ("speed-by-shape", "speedup", "speed over autoregression (predicted)"),
-            ("tokens-by-shape", "tokens_per_step", "tokens per step"),
-        ):
-            grids = {batch: {at: cell[what] for at, cell in grid.items()} for batch, grid in cells.items()}
-            drawn = charts.svg(heat_maps(grids, "", title))
-            caption = (
-                f"{title.capitalize()} over beam width and length, at the number of tree nodes that is fastest there."
-            )
-            yield Picture(name, caption, drawn)
-    first = shapes["batches"][0]
+        for batch in shapes["batches"]
+    }
+    if can_draw():
+        tokens = {"whole tree": {at: estimate.value for at, estimate in walked.items()}}
+        drawn = charts.svg(heat_maps(tokens, "", "tokens per step"))
+        yield Picture("tokens-by-shape", "Tokens per step over beam width and length, whole tree.", drawn)
+        speeds = {name: {at: cell["speedup"] for at, cell in cells.items()} for name, cells in predicted.items()}
+        drawn = charts.svg(heat_maps(speeds, "", "speed over autoregression (predicted)"))
+        caption = "Predicted speed over beam width and length, at the number of tree nodes that is fastest there."
+        yield Picture("speed-by-shape", caption, drawn)
+    first = next(iter(predicted.values()))
     rows = [
         [
-            f"{cell['shape']['beam_width']} x {cell['shape']['beam_length']}",
+            f"{width} x {length}",
+            figure(walked[width, length]),
             str(cell["shape"]["max_tree_nodes"]),
             f"{cell['tokens_per_step']:.2f}",
             f"{cell['speedup']:.2f}",
         ]
-        for cell in sorted(first["predicted"], key=lambda cell: -cell["speedup"])
+        for (width, length), cell in sorted(first.items())
     ]
     yield Table(
-        "Every shape at batch 1, the fastest first. Tokens per step are those of decoding, found by walking along the "
-        "verifier's own replies; speed is predicted from measured times of verifying and drafting.",
-        ["beams x length", "tree nodes", "tokens per step", "predicted speed"],
+        "Every shape. Tokens per step with the whole tree, along the replies that trainings are evaluated on, with a "
+        "95 % interval over replies. Then what is fastest at batch 1: the number of tree nodes, its tokens per step "
+        "and its speed over autoregression, predicted from measured times of verifying and drafting, with replies as "
+        "in the table of speeds.",
+        ["beams x length", "tokens per step", "fastest nodes", "tokens per step then", "predicted speed"],
         rows,
     )
-    yield Paragraph(f"In the paper the best width depends on the hardware as much: {BEST_WIDTH} (S).")
+    yield Paragraph(f"In the paper, too, the best width depends on the hardware: {BEST_WIDTH} (S).")
 
 
 def batches(shapes: Record) -> Iterator[Block]:
@@ -115,11 +122,13 @@ def batches(shapes: Record) -> Iterator[Block]:
         for name, entry in batch["decoded"].items():
             if name in (AUTO, batch["best"]):
                 size = str(batch["batch_size"])
-                rows.append([size, name, f"{entry['tokens_per_step']:.2f}", measured(entry), identical(batch)])
+                runs = str(-(-shapes["prompts"] // batch["batch_size"]))
+                rows.append([size, runs, name, f"{entry['tokens_per_step']:.2f}", measured(entry), identical(batch)])
     yield Table(
         "Speed over autoregression at the same batch size: the fastest fixed shape, and drafts that follow cost "
-        f"(auto). {protocol(shapes).capitalize()}; median over batches with its 95 % interval.",
-        ["batch", "draft", "tokens per step", "speed", "output identical"],
+        f"(auto). {protocol(shapes).capitalize()}; median over batches with its 95 % interval, which a few batches "
+        "cannot give reliably.",
+        ["batch", "batches", "draft", "tokens per step", "speed", "output identical"],
         rows,
     )
     if can_draw() and len(shapes["batches"]) > 1:
@@ -164,7 +173,7 @@ def draft_vocabulary(vocabulary: Record) -> Iterator[Block]:
     """Ever fewer tokens that can be drafted."""
     rows, points = [], []
     for row in vocabulary["rows"]:
-        estimate = _estimate(row)
+        estimate = walked_along(row)
         share = row["draft_level"] / row["plain_step"]
         rows.append([f"{row['size']:,}", f"{row['coverage']:.1%}", figure(estimate), f"{share:.2f}",
                      f"{row['predicted_speedup']:.2f}"])  # fmt: skip
@@ -192,9 +201,3 @@ def draft_vocabulary(vocabulary: Record) -> Iterator[Block]:
         ["draft vocabulary", "accepted length", "speed"],
         [[f"{size}k", f"{length:.2f}", f"{times:.2f}"] for size, length, times in VOCABULARY],
     )
-
-
-def _estimate(row: dict[str, Any]) -> Estimate:
-    import numpy as np
-
-    return tokens_per_step(Walks(np.array([row["steps"]], float), np.array(row["tokens"], float)))
