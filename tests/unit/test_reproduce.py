@@ -136,12 +136,12 @@ def test_a_smaller_draft_vocabulary_is_a_part_of_the_larger():
 
 
 def training(method, seed, steps, **more):
+    walked = {"set": "demo", "beam_width": 3, "beam_length": 5, "nodes": 16, "steps": steps, "tokens": [12, 20, 16]}
     record = {
         "kind": "training", "status": "finished", "training_set": "demo", "scope": "assistant", "method": method,
-        "seed": seed, "rnn": True, "steps": 10, "train_seconds": 3.0, "targets_seconds": 1.0, "texts": 5, "roots": 50, "draft_vocab_size": 64,
-        "coverage": 0.9, "curve": [{"step": 5, "tokens_per_step": 1.5}], "seconds": 5.0, "made": provenance(["x"]),
-        "evaluations": [{"set": "demo", "beam_width": 3, "beam_length": 5, "nodes": 16, "steps": steps,
-                         "tokens": [12, 20, 16]}],
+        "seed": seed, "rnn": True, "steps": 10, "train_seconds": 3.0, "targets_seconds": 1.0, "seconds": 5.0,
+        "texts": 5, "roots": 50, "draft_vocab_size": 64, "coverage": 0.9, "made": provenance(["x"]),
+        "curve": [{"step": 5, "tokens_per_step": 1.5}], "evaluations": [walked],
     }  # fmt: skip
     return record | more
 

@@ -41,13 +41,13 @@ class Findings:
 
     @cached_property
     def trainings(self) -> dict[Arm, list[Record]]:
-        """The finished ones, by arm; the plan's order."""
+        """The finished ones, by arm, in the plan's order; those without recurrence come last."""
         arms: dict[Arm, list[Record]] = {}
         for record in self.records:
             if record.get("kind") == "training":
                 arm = Arm(*(record[name] for name in ("training_set", "scope", "method", "rnn")))
                 arms.setdefault(arm, []).append(record)
-        return arms
+        return dict(sorted(arms.items(), key=lambda item: not item[0].rnn))
 
     @property
     def places(self) -> list[Place]:
