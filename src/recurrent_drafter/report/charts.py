@@ -34,7 +34,8 @@ def intervals(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> bytes
         ticks.append(place + (len(group) - 1) / 2)
         for member, estimate in group.items():
             colour = COLOURS[members.index(member) % len(COLOURS)]
-            reach = [[estimate.value - estimate.low], [estimate.high - estimate.value]]
+            # An interval of percentiles need not hold the figure itself.
+            reach = [[max(estimate.value - estimate.low, 0)], [max(estimate.high - estimate.value, 0)]]
             named = any(member == text for text in axes.get_legend_handles_labels()[1])
             axes.errorbar(
                 estimate.value, place, xerr=reach, fmt="o", color=colour, capsize=2, label=None if named else member
