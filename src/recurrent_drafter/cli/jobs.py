@@ -60,13 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     hf_logging.disable_progress_bar()
     results = Results.from_folder(Path(folder))
     state = PartialState()
-    pending = results.pending
+    parent, pending = os.getppid(), results.pending
     state.wait_for_everyone()  # before one of several processes changes what is pending
     with ExitStack() as stack:
         if not state.is_main_process:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         workshop = Workshop(results)
         for name in pending:
+            if os.getppid() != parent:  # killed; somebody may have started it again
+                return 1
             print(f"\n[{1 + results.plan.names.index(name)} of {len(results.plan.names)}] {name}")
             results.at_work.write_text(name)
             try:

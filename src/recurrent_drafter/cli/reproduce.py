@@ -102,6 +102,7 @@ def cost(results: Results) -> str:
 def run(results: Results) -> int:
     """Do what has no outcome yet, in processes of their own; how it ended: 0 done, 2 nothing could begin, 130."""
     launcher = shlex.split(results.options.launcher) or [sys.executable]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and the worker with it
     while results.pending:
         results.at_work.unlink(missing_ok=True)
         with subprocess.Popen([*launcher, "-m", "recurrent_drafter.cli.jobs", str(results.folder)]) as worker:
