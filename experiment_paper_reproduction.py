@@ -1,8 +1,8 @@
-"""Reproduce the paper's comparisons of training methods, scopes and datasets."""
+"""Reproduce the paper's comparisons: `python experiment_paper_reproduction.py --quick`, or --help for every flag."""
 
 import sys
 
-from recurrent_drafter.cli.later import not_yet
+from recurrent_drafter.cli.reproduce import main
 
 if __name__ == "__main__":
-    sys.exit(not_yet("experiment_paper_reproduction.py"))
+    sys.exit(main())

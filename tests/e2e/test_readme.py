@@ -7,13 +7,14 @@ import pytest
 from running import ROOT
 
 from recurrent_drafter import __version__
-from recurrent_drafter.cli import bench, demo, generate, train, tune, verify
+from recurrent_drafter.cli import bench, demo, generate, reproduce, train, tune, verify
 from recurrent_drafter.cli.errors import parse
 from recurrent_drafter.cli.main import main
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-OPTIONS = {module.__name__.rpartition(".")[2]: module.OPTIONS for module in (bench, demo, generate, tune, verify)}
-OPTIONS["generate_speculator.py"] = generate.OPTIONS
+COMMANDS = (bench, demo, generate, reproduce, tune, verify)
+OPTIONS = {module.__name__.rpartition(".")[2]: module.OPTIONS for module in COMMANDS}
+OPTIONS |= {"generate_speculator.py": generate.OPTIONS, "experiment_paper_reproduction.py": reproduce.OPTIONS}
 
 
 def commands() -> list[str]:

@@ -133,7 +133,22 @@ def fit(trainer: GroupedTrainer, args: TrainingArguments, record: RunRecord, sec
 
 
 def finish(trainer: GroupedTrainer, pair: Pair, args: TrainingArguments, record: RunRecord, started: float) -> None:
-    """Evaluate the weights exactly as they are saved, save them, and say what they are worth here.
+    """Save what was learnt, and say what it is worth here."""
+    metrics, drafter = save_trained(trainer, args, record)
+    if not trainer.is_world_process_zero():
+        return
+    minutes = (time.monotonic() - started) / 60
+    tokens_per_step = metrics["eval_tokens_per_step"]
+    print(f"held-out tokens per step: {tokens_per_step:.2f}; {minutes:.1f} minutes; saved to {args.output_dir}")
+    report_speedup(drafter, pair, tokens_per_step)
+    print(f"try it: python generate_speculator.py --base_model {args.llm_name_or_path} "
+          f"--speculator_path {args.output_dir} --interactive")  # fmt: skip
+
+
+def save_trained(
+    trainer: GroupedTrainer, args: TrainingArguments, record: RunRecord
+) -> tuple[dict[str, float], RecurrentDrafter]:
+    """Evaluate the weights exactly as they are saved, and save them; the figures and the drafter.
 
     Trackers are told unless training evaluated at its last step: two figures of one step would be one too many.
     """
@@ -143,18 +158,12 @@ def finish(trainer: GroupedTrainer, pair: Pair, args: TrainingArguments, record:
     metrics, drafter = trainer.figures(), trainer._whole_drafter()
     if not any(BEST in entry and entry["step"] == trainer.state.global_step for entry in trainer.state.log_history):
         trainer.log(dict(metrics))
-    if not trainer.is_world_process_zero():
-        return
-    output = Path(str(args.output_dir))
     drafter = drafter.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
-    save_drafter(drafter, output)
-    record.write(output, metrics=metrics, history=trainer.state.log_history)
-    minutes = (time.monotonic() - started) / 60
-    tokens_per_step = metrics["eval_tokens_per_step"]
-    print(f"held-out tokens per step: {tokens_per_step:.2f}; {minutes:.1f} minutes; saved to {args.output_dir}")
-    report_speedup(drafter, pair, tokens_per_step)
-    print(f"try it: python generate_speculator.py --base_model {args.llm_name_or_path} "
-          f"--speculator_path {args.output_dir} --interactive")  # fmt: skip
+    if trainer.is_world_process_zero():
+        output = Path(str(args.output_dir))
+        save_drafter(drafter, output)
+        record.write(output, metrics=metrics, history=trainer.state.log_history)
+    return metrics, drafter
 
 
 def report_speedup(drafter: RecurrentDrafter, pair: Pair, tokens_per_step: float) -> None:

@@ -13,9 +13,10 @@ COMMANDS = {
     "bench": "compare ways of decoding on your model: speed, and whether the output is the same",
     "verify": "prove that speculation changes no token, on your own model and prompts",
     "tune": "find the shape of draft that pays on this machine, and save it beside the drafter",
+    "reproduce": "the paper's comparisons: a grid of trainings and sweeps, and a report",
     "demo": "train a drafter for the bundled model, then compare speed and output",
 }
-LATER = ("reproduce", "deploy", "serve", "convert")
+LATER = ("deploy", "serve", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,6 +11,7 @@ from recurrent_drafter.arguments import DataOptions, TrainingArguments
 from recurrent_drafter.data import (
     Dialogue,
     DialogueStream,
+    LoadedDialogues,
     LoadReport,
     RefusedError,
     Turn,
@@ -18,7 +19,7 @@ from recurrent_drafter.data import (
     load_dialogues,
     prompts_from_dialogues,
 )
-from recurrent_drafter.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.replies import HeldOutReplies, Reply, greedy_replies
 from recurrent_drafter.stop import as_tuple
 from recurrent_drafter.tracking import RUN_RECORD
 from recurrent_drafter.verifier import Verifier, load_verifier
@@ -135,10 +136,18 @@ def held_out_replies(pair: Pair, args: TrainingArguments) -> HeldOutReplies:
         name, path = args.dataset_name, args.dataset_path
     limit = STREAMED_PROMPTS * args.eval_max_examples if args.streaming else None
     loaded = load_dialogues(name, path, "eval", limit=limit, cache_dir=args.cache_dir)
+    end_ids = () if args.quick else pair.end_ids
+    return HeldOutReplies(
+        pair.verifier, replies_to(pair, loaded, args.eval_max_examples, args.eval_max_new_tokens, end_ids)
+    )
+
+
+def replies_to(pair: Pair, loaded: LoadedDialogues, most: int, new_tokens: int, end_ids: Sequence[int]) -> list[Reply]:
+    """The verifier's greedy replies to prompts of these conversations, ``most`` of them or as many as there are."""
     context = pair.verifier.context_length
-    longest = HELD_OUT_PROMPT if context is None else min(HELD_OUT_PROMPT, context - args.eval_max_new_tokens)
-    count = min(args.eval_max_examples, len({dialogue.digest() for dialogue in loaded.dialogues}))
+    longest = HELD_OUT_PROMPT if context is None else min(HELD_OUT_PROMPT, context - new_tokens)
+    count = min(most, len({dialogue.digest() for dialogue in loaded.dialogues}))
     prompts = prompts_from_dialogues(loaded.dialogues, pair.tokenizer, count=count, max_length=longest, fewest=1)
-    replies = greedy_replies(pair.verifier, prompts, args.eval_max_new_tokens, () if args.quick else pair.end_ids)
+    replies = greedy_replies(pair.verifier, prompts, new_tokens, end_ids)
     print(f"evaluation: the verifier's replies to {len(prompts)} held-out prompts of {loaded.report.source}")
-    return HeldOutReplies(pair.verifier, replies)
+    return replies

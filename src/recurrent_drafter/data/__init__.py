@@ -11,11 +11,19 @@ from recurrent_drafter.data.encode import (
     prompts_from_dialogues,
 )
 from recurrent_drafter.data.questions import Question, load_questions, spread
-from recurrent_drafter.data.sources import DATASET_NAMES, DialogueStream, LoadedDialogues, Split, load_dialogues
+from recurrent_drafter.data.sources import (
+    DATASET_NAMES,
+    HAVE_EVALUATION_SET,
+    DialogueStream,
+    LoadedDialogues,
+    Split,
+    load_dialogues,
+)
 from recurrent_drafter.data.template import VICUNA_TEMPLATE, RefusedError, chat_template_of, encode_prompt
 
 __all__ = [
     "DATASET_NAMES",
+    "HAVE_EVALUATION_SET",
     "VICUNA_TEMPLATE",
     "DataError",
     "Dialogue",

@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 Split = Literal["train", "eval", "all"]
 DATASET_NAMES = ("demo", "sharegpt", "alpaca", "mtbench", "wikitext")
+HAVE_EVALUATION_SET = ("demo", "alpaca", "wikitext")  # those with an evaluation set of their own
 
 _ONE_IN = 20  # share of a set without an evaluation split of its own that is held out
 
@@ -62,7 +63,7 @@ def _records(
         return read_records(sample), "demo", True
     if dataset_name in DATASET_NAMES:
         records = _hub_records(str(dataset_name), split, cache_dir, streaming)
-        return records, str(dataset_name), dataset_name in ("alpaca", "wikitext")
+        return records, str(dataset_name), dataset_name in HAVE_EVALUATION_SET
     names = ", ".join(DATASET_NAMES)
     raise DataError(f"unknown dataset {dataset_name!r}: the names are {names}; a local file goes by --dataset_path")
 

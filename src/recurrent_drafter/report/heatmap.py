@@ -1,10 +1,14 @@
-"""Speed over beam width and length, as a picture (layer 4; needs matplotlib, of the ``report`` extra)."""
+"""A figure over beam width and length, as a picture (layer 4; needs matplotlib, of the ``report`` extra)."""
 
 import importlib.util
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recurrent_drafter.tune import Grid
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MISSING = "no picture is drawn, because matplotlib is not installed: pip install 'recurrent-drafter[report]'"
 
@@ -15,7 +19,15 @@ def can_draw() -> bool:
 
 
 def draw_speed_maps(path: Path, grids: dict[str, Grid], title: str) -> None:
-    """One map for each title of ``grids``: beam width to the right, length upwards, speed-up in every cell."""
+    """Speed-up for each title of ``grids``, as a PNG file."""
+    unfinished = path.with_name(path.name + ".tmp")
+    figure = heat_maps(grids, title, "speed over autoregression (predicted)")
+    figure.savefig(unfinished, format="png", dpi=120)
+    os.replace(unfinished, path)
+
+
+def heat_maps(grids: dict[str, Grid], title: str, label: str) -> "Figure":
+    """One map for each title of ``grids``: beam width to the right, length upwards, the figure in every cell."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(1.5 + 4.2 * len(grids), 4.2), layout="constrained")
@@ -33,7 +45,5 @@ def draw_speed_maps(path: Path, grids: dict[str, Grid], title: str) -> None:
         axes.set(title=name, xlabel="beam width", ylabel="beam length")
         axes.set_xticks(range(len(widths)), map(str, widths))
         axes.set_yticks(range(len(lengths)), map(str, lengths))
-    figure.colorbar(image, ax=figure.axes, label="speed over autoregression (predicted)")
-    unfinished = path.with_name(path.name + ".tmp")
-    figure.savefig(unfinished, format="png", dpi=120)
-    os.replace(unfinished, path)
+    figure.colorbar(image, ax=figure.axes, label=label)
+    return figure

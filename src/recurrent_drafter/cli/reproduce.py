@@ -1,0 +1,122 @@
+"""``experiment_paper_reproduction.py`` and ``recurrent-drafter reproduce``: the paper's comparisons by one command."""
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from transformers.utils import logging as hf_logging
+
+from recurrent_drafter.cli import train
+from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
+from recurrent_drafter.cli.estimating import duration
+from recurrent_drafter.cli.output import make_writable
+from recurrent_drafter.data import Split, load_dialogues
+from recurrent_drafter.report.reproduction import write_report
+from recurrent_drafter.reproduce.plan import ReproduceOptions, Source, training_flags
+from recurrent_drafter.reproduce.results import Results, failure
+from recurrent_drafter.tracking import provenance
+
+OPTIONS = (ReproduceOptions,)
+REFUSED = 2
+
+
+@reporting
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train drafters by several methods, scopes, sets and seeds, compare them, run the paper's sweeps, and report."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    (options,) = parse(arguments, main.__doc__ or "", *OPTIONS)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    results = Results.of(options)
+    check(results)
+    print("\n".join(outline(results)), flush=True)  # before other processes write
+    if options.dry_run:
+        return 0
+    make_writable(results.folder)
+    results.claim()
+    results.retry()
+    command = ["python", "experiment_paper_reproduction.py", *arguments]
+    made = provenance(command)
+    code = run(results)
+    if code == REFUSED:
+        return REFUSED
+    for path in write_report(results, made):
+        print(path)
+    if code == 0 and (failed := [name for name in results.plan.names if results.failed(name)]):
+        print(f"{len(failed)} of {len(results.plan.names)} jobs have failed: {', '.join(failed)}", file=sys.stderr)
+        return 1
+    return code
+
+
+def check(results: Results) -> None:
+    """Raise now what would fail later: flags that do not fit a training, data that cannot be read.
+
+    Sets by name, which may have to be downloaded, are not looked at for a dry run.
+    """
+    options = results.options
+    for cell in results.plan.cells:
+        train.options(training_flags(cell, options, results.path(cell.name)))
+    splits: list[tuple[Source, Split]] = [(source, "train") for source in options.training_sets]
+    splits += [(source, source.held_out_split(options.training_sets)) for source in options.evaluation_sets]
+    for source, split in splits:
+        if source.path or not options.dry_run:
+            load_dialogues(source.name, source.path, split, limit=1)
+
+
+def outline(results: Results) -> list[str]:
+    """The plan and what it costs, in lines."""
+    options, plan = results.options, results.plan
+    trained, evaluated = (
+        ", ".join(source.label for source in sets) for sets in (options.training_sets, options.evaluation_sets)
+    )
+    seeds = " ".join(map(str, options.given("seeds")))
+    stores = {(cell.training_set, cell.scope) for cell in plan.cells if cell.method == "distilled"}
+    return [
+        f"{len(plan.cells)} trainings of drafters for {options.llm_name_or_path}: methods {' '.join(options.methods)}; "
+        f"scopes {' '.join(options.scopes)}; on {trained}; seeds {seeds}",
+        *(f"  {name}" for name in plan.names if options.dry_run),
+        f"each learns from {options.max_examples:,} conversations at most and is evaluated along "
+        f"{options.eval_max_examples} replies at most of each of: {evaluated}",
+        f"sweeps with the last drafter: {', '.join(plan.sweeps) or 'none'}",
+        f"cost: {cost(results)}; besides, {len(stores)} x {options.max_examples:,} conversations at most are distilled",
+    ]
+
+
+def cost(results: Results) -> str:
+    """What is left to do, in time where that is known."""
+    options, plan = results.options, results.plan
+    finished = {record["name"]: record["seconds"] for record in results.records if record["status"] == "finished"}
+    left = [cell.name for cell in plan.cells if cell.name not in finished]
+    done = f"{len(finished)} of {len(plan.names)} jobs are finished; "
+    trained = [finished[cell.name] for cell in plan.cells if cell.name in finished]
+    if trained:
+        mean = sum(trained) / len(trained)
+        return f"{done}{len(left)} trainings are left, {duration(len(left) * mean)} at {duration(mean)} each as so far"
+    if options.cell_seconds is None:
+        return f"{len(left)} trainings by epochs; train_speculator.py --estimate measures what one of them takes here"
+    return f"{len(left)} trainings of {options.cell_seconds:g} seconds: {duration(len(left) * options.cell_seconds)}"
+
+
+def run(results: Results) -> int:
+    """Do what has no outcome yet, in processes of their own; how it ended: 0 done, 2 nothing could begin, 130."""
+    launcher = shlex.split(results.options.launcher) or [sys.executable]
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and the worker with it
+    while results.pending:
+        results.at_work.unlink(missing_ok=True)
+        with subprocess.Popen([*launcher, "-m", "recurrent_drafter.cli.jobs", str(results.folder)]) as worker:
+            try:
+                code = worker.wait()
+            except KeyboardInterrupt:
+                worker.send_signal(signal.SIGINT)
+                code = worker.wait() and INTERRUPTED
+        if code == INTERRUPTED:
+            print("interrupted: run the same command again, it goes on behind the last finished job", file=sys.stderr)
+            return INTERRUPTED
+        if code != 0 and not results.at_work.exists():
+            return REFUSED  # the worker has said why
+        if code != 0 and results.record(died := results.at_work.read_text()) is None:
+            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            results.write(died, failure(f"the process that did it ended with {how}"))
+    return 0

@@ -1,0 +1,73 @@
+"""Drawings of a reproduction's findings, as SVG (layer 4; needs matplotlib, of the ``report`` extra)."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from recurrent_drafter.reproduce.statistics import Estimate
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLOURS = ("#4c6a92", "#d98f3e", "#3f8f6b", "#a2506b", "#7a6bb0", "#8a8f45")  # told apart in grey, too
+
+
+def svg(figure: "Figure") -> bytes:
+    """The drawing, with its words as words, the same bytes every time."""
+    import matplotlib
+
+    drawn = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "recurrent-drafter"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()
+
+
+def intervals(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> bytes:
+    """Points with their intervals: groups below each other, their members in colours."""
+    from matplotlib.figure import Figure
+
+    members = list(dict.fromkeys(member for group in groups.values() for member in group))
+    figure = Figure(figsize=(7.5, 1.2 + 0.24 * sum(len(group) + 1 for group in groups.values())), layout="constrained")
+    axes = figure.subplots()
+    place, ticks = 0.0, []
+    for group in groups.values():
+        ticks.append(place + (len(group) - 1) / 2)
+        for member, estimate in group.items():
+            colour = COLOURS[members.index(member) % len(COLOURS)]
+            # An interval of percentiles need not hold the figure itself.
+            reach = [[max(estimate.value - estimate.low, 0)], [max(estimate.high - estimate.value, 0)]]
+            named = any(member == text for text in axes.get_legend_handles_labels()[1])
+            axes.errorbar(
+                estimate.value, place, xerr=reach, fmt="o", color=colour, capsize=2, label=None if named else member
+            )
+            place += 1
+        place += 1
+    axes.set_yticks(ticks, list(groups))
+    axes.invert_yaxis()
+    axes.set_xlabel(label)
+    axes.grid(axis="x", linewidth=0.4)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    return svg(figure)
+
+
+def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, logarithmic: bool = False) -> bytes:
+    """Curves; names that are the same up to a ``#`` share a colour and one entry in the legend."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.5, 3.8), layout="constrained")
+    axes = figure.subplots()
+    kinds = list(dict.fromkeys(name.partition("#")[0] for name in series))
+    for name, points in series.items():
+        kind = name.partition("#")[0]
+        named = any(kind == text for text in axes.get_legend_handles_labels()[1])
+        xs, ys = zip(*points, strict=True)
+        colour = COLOURS[kinds.index(kind) % len(COLOURS)]
+        axes.plot(xs, ys, marker="o", markersize=3, linewidth=1.3, color=colour, label=None if named else kind)
+    if logarithmic:
+        axes.set_xscale("log", base=2)
+        ticks = sorted({x for points in series.values() for x, _ in points})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set(xlabel=x, ylabel=y)
+    axes.grid(linewidth=0.4)
+    axes.legend(frameon=False, fontsize=9)
+    return svg(figure)

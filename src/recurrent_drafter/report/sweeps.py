@@ -1,0 +1,203 @@
+"""Sections of a reproduction's report about the sweeps with one trained drafter (layer 4)."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from recurrent_drafter.report import charts
+from recurrent_drafter.report.document import Block, Paragraph, Picture, Section, Table
+from recurrent_drafter.report.heatmap import can_draw, heat_maps
+from recurrent_drafter.report.published import APPLE_MLX, BEST_WIDTH, MAIN, TREE_SAVES, VOCABULARY
+from recurrent_drafter.report.words import figure
+from recurrent_drafter.reproduce.findings import Findings
+from recurrent_drafter.reproduce.results import Record
+from recurrent_drafter.reproduce.statistics import Estimate, Walks, tokens_per_step
+
+AUTO = "auto"
+
+
+def sections(findings: Findings) -> Iterator[Section]:
+    """One for each sweep that has finished."""
+    if (shapes := findings.sweep("shapes")) is not None:
+        yield Section("Speed, beside published speeds", list(speed(shapes)))
+        yield Section("Beam width and length", list(width_and_length(shapes)))
+        yield Section("Batch size", list(batches(shapes)))
+    if (tree := findings.sweep("tree")) is not None:
+        yield Section("What the prefix tree saves", list(prefix_tree(tree)))
+    if (vocabulary := findings.sweep("vocabulary")) is not None:
+        yield Section("Size of the draft vocabulary", list(draft_vocabulary(vocabulary)))
+
+
+def protocol(shapes: Record) -> str:
+    """What a speed is nothing without."""
+    return (
+        f"greedy, {shapes['dtype']}, {shapes['prompts']} prompts, exactly {shapes['new_tokens']} new tokens each (end "
+        f"tokens ignored), prefill excluded, drafter {shapes['drafter']}"
+    )
+
+
+def identical(batch: Record) -> str:
+    """What became of the comparison with plain autoregression's output."""
+    if batch["bugs"]:
+        return f"NO: {batch['bugs']} replies differ"
+    return f"yes, but {batch['ties']} numeric ties" if batch["ties"] else "yes"
+
+
+def measured(entry: Record) -> str:
+    """A speed-up with its interval."""
+    return figure(Estimate(*entry["speedup"]))
+
+
+def walked_along(row: Record) -> Estimate:
+    """One drafter's tokens per step, with an interval over replies."""
+    return tokens_per_step(Walks(np.array([row["steps"]], float), np.array(row["tokens"], float)))
+
+
+def speed(shapes: Record) -> Iterator[Block]:
+    """The fastest ways at batch 1, and everybody else's."""
+    first = shapes["batches"][0]
+    own = [
+        [f"here: {name}", measured(entry), f"{entry['tokens_per_step']:.2f}", "this machine, see the end", "measured"]
+        for name, entry in first["decoded"].items()
+        if name in (AUTO, first["best"])
+    ]
+    published = [[x.what, f"{x.speedup:.2f}", f"{x.tokens_per_step:.2f}", x.where, x.grade] for x in MAIN]
+    yield Table(
+        f"Speed over plain autoregression in the same loop, and tokens per step. Here: batch 1, {protocol(shapes)}; "
+        "median over prompts with its 95 % interval. Published: grade P was read in the primary source, S in a "
+        "secondary one.",
+        ["what", "speed", "tokens per step", "where", "grade"],
+        own + published,
+    )
+    yield Paragraph(
+        f"Output identical to plain autoregression's: {identical(first)}. Other models, data and hardware stand "
+        "beside each other here: only the order of magnitude can be compared. On Apple's own laptops, its MLX code "
+        f"reports {APPLE_MLX} (P)."
+    )
+
+
+def width_and_length(shapes: Record) -> Iterator[Block]:
+    """Tokens per step and speed of every shape."""
+    walked = {(row["beam_width"], row["beam_length"]): walked_along(row) for row in shapes["whole"]}
+    predicted = {
+        f"batch {batch['batch_size']}": {
+            (cell["shape"]["beam_width"], cell["shape"]["beam_length"]): cell for cell in batch["predicted"]
+        }
+        for batch in shapes["batches"]
+    }
+    if can_draw():
+        tokens = {"whole tree": {at: estimate.value for at, estimate in walked.items()}}
+        drawn = charts.svg(heat_maps(tokens, "", "tokens per step"))
+        yield Picture("tokens-by-shape", "Tokens per step over beam width and length, whole tree.", drawn)
+        speeds = {name: {at: cell["speedup"] for at, cell in cells.items()} for name, cells in predicted.items()}
+        drawn = charts.svg(heat_maps(speeds, "", "speed over autoregression (predicted)"))
+        caption = "Predicted speed over beam width and length, at the number of tree nodes that is fastest there."
+        yield Picture("speed-by-shape", caption, drawn)
+    first = next(iter(predicted.values()))
+    rows = [
+        [
+            f"{width} x {length}",
+            figure(walked[width, length]),
+            str(cell["shape"]["max_tree_nodes"]),
+            f"{cell['tokens_per_step']:.2f}",
+            f"{cell['speedup']:.2f}",
+        ]
+        for (width, length), cell in sorted(first.items())
+    ]
+    yield Table(
+        "Every shape. Tokens per step with the whole tree, along the replies that trainings are evaluated on, with a "
+        "95 % interval over replies. Then what is fastest at batch 1: the number of tree nodes, its tokens per step "
+        "and its speed over autoregression, predicted from measured times of verifying and drafting, with replies as "
+        "in the table of speeds.",
+        ["beams x length", "tokens per step", "fastest nodes", "tokens per step then", "predicted speed"],
+        rows,
+    )
+    yield Paragraph(f"In the paper, too, the best width depends on the hardware: {BEST_WIDTH} (S).")
+
+
+def batches(shapes: Record) -> Iterator[Block]:
+    """Measured speed at every batch size."""
+    rows = []
+    for batch in shapes["batches"]:
+        for name, entry in batch["decoded"].items():
+            if name in (AUTO, batch["best"]):
+                size = str(batch["batch_size"])
+                runs = str(-(-shapes["prompts"] // batch["batch_size"]))
+                rows.append([size, runs, name, f"{entry['tokens_per_step']:.2f}", measured(entry), identical(batch)])
+    yield Table(
+        "Speed over autoregression at the same batch size: the fastest fixed shape, and drafts that follow cost "
+        f"(auto). {protocol(shapes).capitalize()}; median over batches with its 95 % interval, which a few batches "
+        "cannot give reliably.",
+        ["batch", "batches", "draft", "tokens per step", "speed", "output identical"],
+        rows,
+    )
+    if can_draw() and len(shapes["batches"]) > 1:
+        series = {
+            kind: [
+                (batch["batch_size"], batch["decoded"][batch["best"] if kind != AUTO else AUTO]["speedup"][0])
+                for batch in shapes["batches"]
+            ]
+            for kind in ("best fixed shape", AUTO)
+        }
+        drawn = charts.lines(series, "batch size", "speed over autoregression", logarithmic=True)
+        yield Picture("speed-by-batch", "Measured speed over autoregression by batch size.", drawn)
+    yield Paragraph(
+        "The more sequences are decoded together, the less of the hardware is idle, and the less drafting gains."
+    )
+
+
+def prefix_tree(tree: Record) -> Iterator[Block]:
+    """Tokens to verify with and without it."""
+    rows = [
+        [
+            f"{row['beam_width']} x {row['beam_length']}",
+            str(row["candidates"]),
+            f"{row['distinct']:.1f}",
+            f"{1 - row['distinct'] / row['candidates']:.0%}",
+            f"{row['seconds_apart'] / row['seconds_merged']:.2f}",
+        ]
+        for row in tree["rows"]
+    ]
+    low, high = TREE_SAVES
+    yield Table(
+        "Draft tokens that the verifier reads in a step when beams are verified one by one, and when prefixes that "
+        "they share are read once; and how many times as fast verifying is then. Mean over drafts at every token of "
+        "the held-out replies. Tokens per step are the same by construction: the same drafts are verified.",
+        ["beams x length", "one by one", "as a tree", "saved", "verifying, times as fast"],
+        rows,
+    )
+    yield Paragraph(f"The paper reports {low:.0%} to {high:.0%} fewer tokens to verify (S).")
+
+
+def draft_vocabulary(vocabulary: Record) -> Iterator[Block]:
+    """Ever fewer tokens that can be drafted."""
+    rows, points = [], []
+    for row in vocabulary["rows"]:
+        estimate = walked_along(row)
+        share = row["draft_level"] / row["plain_step"]
+        rows.append([f"{row['size']:,}", f"{row['coverage']:.1%}", figure(estimate), f"{share:.2f}",
+                     f"{row['predicted_speedup']:.2f}"])  # fmt: skip
+        points.append((row["size"], estimate.value, row["predicted_speedup"]))
+    shape = f"{vocabulary['beam_width']} x {vocabulary['beam_length']}, {vocabulary['max_tree_nodes']} nodes"
+    yield Table(
+        f"One drafter ({vocabulary['drafter']}) that may draft only its most frequent tokens, at {shape}: share of "
+        "the training targets covered; tokens per step with its 95 % interval over replies; drafting a token, in "
+        "plain steps of the verifier; predicted speed over autoregression, batch 1. The head is cut, not trained "
+        "again.",
+        ["draft vocabulary", "covers", "tokens per step", "cost of a draft token", "predicted speed"],
+        rows,
+    )
+    if can_draw() and len(points) > 1:
+        series = {
+            "tokens per step": [(size, tokens) for size, tokens, _ in points],
+            "predicted speed": [(size, speed) for size, _, speed in points],
+        }
+        drawn = charts.lines(series, "draft vocabulary", "tokens per step; times as fast", logarithmic=True)
+        yield Picture(
+            "draft-vocabulary", "Tokens per step and predicted speed by the size of the draft vocabulary.", drawn
+        )
+    yield Table(
+        "FR-Spec's figures for the same idea, Llama-3 8B (P).",
+        ["draft vocabulary", "accepted length", "speed"],
+        [[f"{size}k", f"{length:.2f}", f"{times:.2f}"] for size, length, times in VOCABULARY],
+    )

@@ -1,0 +1,242 @@
+"""What a reproduction runs: its options, the trainings of its grid, and the sweeps behind them (layer 4)."""
+
+import itertools
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from recurrent_drafter.arguments import Method
+from recurrent_drafter.assets import sample_path
+from recurrent_drafter.data import DATASET_NAMES, HAVE_EVALUATION_SET, Split
+
+Scope = Literal["full", "assistant"]
+
+METHODS: tuple[Method, ...] = ("ground_truth", "knowledge_distillation", "distilled")
+SCOPES: tuple[Scope, ...] = ("full", "assistant")
+DEPTHS = 5  # tokens ahead that every method learns: the paper's number of distilled tokens
+SWEEPS = ("shapes", "tree", "vocabulary")
+
+# Of `--quick`, and otherwise; an option that was given stays.
+QUICK: dict[str, Any] = {
+    "llm_name_or_path": "demo",
+    "seeds": [0, 1],
+    "cell_seconds": 90.0,
+    "max_examples": 300,
+    "draft_vocab_size": "2048",
+    "train_flags": "--learning_rate 2e-3 --adam_beta2 0.98 --logging_steps 10 --model_max_length 256",
+    "eval_max_examples": 48,
+    "eval_max_new_tokens": 64,
+    "widths": [1, 2, 3, 4, 8],
+    "lengths": [1, 2, 3, 4, 5],
+    "batch_size": [1, 2, 4],
+    "sweep_prompts": 12,
+}
+WHOLE: dict[str, Any] = {
+    "llm_name_or_path": "gpt2",
+    "seeds": [0, 1, 2],
+    "max_examples": 5000,
+    "draft_vocab_size": "all",
+    "train_flags": "",
+    "eval_max_examples": 80,
+    "eval_max_new_tokens": 128,
+    "widths": [1, 2, 3, 4, 6, 8, 16, 32, 64],
+    "lengths": [1, 2, 3, 4, 5],
+    "batch_size": [1, 2, 4, 8, 16],
+    "sweep_prompts": 40,
+}
+LEAST = {"max_examples": 1, "eval_max_examples": 1, "eval_max_new_tokens": 2, "sweep_prompts": 1}
+
+
+def _option(text: str, default: Any = None) -> Any:
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata={"help": text})
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class ReproduceOptions:
+    """Which trainings to compare, on what, and which sweeps to run with the last of them."""
+
+    llm_name_or_path: str | None = _option("verifier: a hub name, a directory, or 'demo'; default gpt2 (--quick: demo)")
+    dataset_name: list[str] = _option("training sets by name; default sharegpt and alpaca (--quick: demo)", [])
+    dataset_path: list[str] = _option("training sets from local files", [])
+    eval_dataset_name: list[str] = _option("evaluation sets by name; default the training sets and MT-Bench", [])
+    eval_dataset_path: list[str] = _option("evaluation sets from local files", [])
+    methods: list[str] = _option(f"what to learn from: {', '.join(METHODS)}", [*METHODS])
+    scopes: list[str] = _option("learn from whole conversations (full), from replies only (assistant)", [*SCOPES])
+    seeds: list[int] | None = _option("one training each; default 0 1 2 (--quick: 0 1)")
+    cell_seconds: float | None = _option("train by the clock, each so many seconds (--quick: 90); default by epochs")
+    max_examples: int | None = _option("conversations per training set, the same for every method; default 5000")
+    draft_vocab_size: str | None = _option("D of every drafter; default all (--quick: 2048)")
+    train_flags: str | None = _option("flags of train_speculator.py for every training, in one string")
+    launcher: str = _option("starts the process that trains, such as 'accelerate launch --num_processes 8'", "")
+    eval_max_examples: int | None = _option("held-out prompts per evaluation set; default 80 (--quick: 48)")
+    eval_max_new_tokens: int | None = _option("tokens of the verifier's reply at most; default 128 (--quick: 64)")
+    eval_widths: list[int] = _option("beam widths at which every drafter is evaluated", [3, 16])
+    widths: list[int] | None = _option("beam widths of the sweeps")
+    lengths: list[int] | None = _option("beam lengths of the sweeps, at most the 5 that are trained")
+    batch_size: list[int] | None = _option("batch sizes of the sweep; 1 is always among them")
+    sweep_prompts: int | None = _option("prompts that the sweeps decode; default 40 (--quick: 12)")
+    sweeps: bool = _option("run the sweeps with the last drafter, and the trainings without recurrence", True)
+    output_dir: str = _option("where trainings, results and report go", "./results/reproduction")
+    quick: bool = _option("a small grid, for two cores and 40 minutes", False)
+    dry_run: bool = _option("print the plan and what it costs, run nothing", False)
+
+    def __post_init__(self) -> None:
+        for name, value in (QUICK if self.quick else WHOLE).items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        if not self.dataset_name + self.dataset_path:
+            self.dataset_name = ["demo"] if self.quick else ["sharegpt", "alpaca"]
+        if not self.eval_dataset_name + self.eval_dataset_path:
+            self.eval_dataset_name, self.eval_dataset_path = [*self.dataset_name], [*self.dataset_path]
+            if self.quick:
+                self.eval_dataset_path.append(str(sample_path("mt_bench.jsonl")))
+            elif "mtbench" not in self.eval_dataset_name:
+                self.eval_dataset_name.append("mtbench")
+        self._check()
+
+    def _check(self) -> None:
+        self._check_lists()
+        for name, least in LEAST.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} is {getattr(self, name)}, expected at least {least}")
+        if self.cell_seconds is not None and self.cell_seconds <= 0:
+            raise ValueError(f"--cell_seconds is {self.cell_seconds:g}, expected more than 0")
+        if self.cell_seconds is not None and self.launcher:
+            raise ValueError("--cell_seconds is one process's clock: leave out --launcher, or train by epochs")
+        for sets in (self.training_sets, self.evaluation_sets):
+            labels = [source.label for source in sets]
+            if len(set(labels)) < len(labels):
+                raise ValueError(f"two data sets have one name ({', '.join(labels)}): give each once, or rename a file")
+
+    def _check_lists(self) -> None:
+        for name in ("methods", "scopes", "seeds", "eval_widths", "widths", "lengths", "batch_size"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name} is {' '.join(map(str, values)) or 'empty'}, expected different values")
+        choices = {"methods": METHODS, "scopes": SCOPES}
+        for name, known in (choices | dict.fromkeys(("dataset_name", "eval_dataset_name"), DATASET_NAMES)).items():
+            for value in getattr(self, name):
+                if value not in known:
+                    raise ValueError(f"--{name} has {value} in it, expected {', '.join(known)}")
+        for name in ("eval_widths", "widths", "lengths", "batch_size"):
+            if min(getattr(self, name)) < 1:
+                raise ValueError(f"--{name} has {min(getattr(self, name))} in it, expected at least 1")
+        if max(self.given("lengths")) > DEPTHS:
+            raise ValueError(f"--lengths has {max(self.given('lengths'))} in it, expected at most {DEPTHS}")
+
+    def given(self, name: str) -> Any:
+        """An option that is settled by now."""
+        value = getattr(self, name)
+        assert value is not None
+        return value
+
+    @property
+    def training_sets(self) -> list["Source"]:
+        """In the order of the report."""
+        return sources(self.dataset_name, self.dataset_path)
+
+    @property
+    def evaluation_sets(self) -> list["Source"]:
+        """In the order of the report."""
+        return sources(self.eval_dataset_name, self.eval_dataset_path)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set by name, or in a local file."""
+
+    name: str | None
+    path: str | None
+
+    @property
+    def label(self) -> str:
+        """What it is called in results."""
+        return self.name or Path(str(self.path)).name.split(".")[0]
+
+    def flags(self) -> list[str]:
+        """As ``train_speculator.py`` takes it."""
+        return ["--dataset_name", self.name] if self.name else ["--dataset_path", str(self.path)]
+
+    def held_out_split(self, training_sets: Sequence["Source"]) -> Split:
+        """Its part to evaluate on: all of it where nothing of it is trained on."""
+        return "eval" if self in training_sets or self.name in HAVE_EVALUATION_SET else "all"
+
+
+def sources(names: Sequence[str], paths: Sequence[str]) -> list[Source]:
+    """Named sets, then files."""
+    return [*(Source(name, None) for name in names), *(Source(None, path) for path in paths)]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training: what is learned, from which part of which set, from which seed, with or without recurrence."""
+
+    method: Method
+    scope: Scope
+    training_set: str
+    seed: int
+    rnn: bool = True
+
+    @property
+    def name(self) -> str:
+        """Its folder, and its name in results."""
+        return f"{self.training_set}-{self.scope}-{self.method}{'' if self.rnn else '-no_rnn'}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The trainings in their order, and which drafter the sweeps take."""
+
+    cells: tuple[Cell, ...]
+    showcase: Cell
+    sweeps: tuple[str, ...]
+
+    @property
+    def names(self) -> list[str]:
+        """Every job, in order."""
+        return [*(cell.name for cell in self.cells), *self.sweeps]
+
+
+def plan_of(options: ReproduceOptions) -> Plan:
+    """All trainings, methods next to each other, so that what is compared is measured at about the same time.
+
+    The last is of the paper's method where it is among those asked for: distilled targets, replies only, with
+    recurrence. Trainings without recurrence stand beside it.
+    """
+    methods = [method for method in METHODS if method in options.methods]
+    scopes = [scope for scope in SCOPES if scope in options.scopes]
+    labels = [source.label for source in options.training_sets][::-1]  # the first one last
+    cells = []
+    for seed, label, scope in itertools.product(options.given("seeds"), labels, scopes):
+        best = (label, scope) == (labels[-1], scopes[-1])
+        if best and options.sweeps:
+            cells.append(Cell(methods[-1], scope, label, seed, rnn=False))
+        cells += [Cell(method, scope, label, seed) for method in methods]
+    return Plan(tuple(cells), cells[-1], SWEEPS if options.sweeps else ())
+
+
+def training_flags(cell: Cell, options: ReproduceOptions, folder: Path) -> list[str]:
+    """A cell's training, as flags of ``train_speculator.py``; --train_flags come last, and so override the others.
+
+    Weights are kept and evaluated as training leaves them: no checkpoint is chosen by what is reported afterwards.
+    """
+    (source,) = (source for source in options.training_sets if source.label == cell.training_set)
+    flags = ["--llm_name_or_path", str(options.llm_name_or_path), *source.flags(), "--output_dir", str(folder)]
+    flags += ["--drafter_predict_n_tokens", str(DEPTHS), "--draft_vocab_size", str(options.draft_vocab_size)]
+    flags += ["--seed", str(cell.seed), "--save_strategy", "no", "--drafter_top_k", "1"]
+    # By the clock, training ends when the time is up, and the clock evaluates.
+    flags += ["--num_train_epochs", "1000"] if options.cell_seconds else ["--eval_strategy", "epoch"]
+    if cell.scope == "assistant":
+        flags.append("--train_on_assistant_only")
+    if cell.method == "distilled":
+        flags += ["--use_distilled_dataset", "--distill_num_future_tokens", str(DEPTHS)]
+        flags += ["--distill_max_examples", str(2**31)]  # the conversations are limited, alike for all methods
+    elif cell.method == "knowledge_distillation":
+        flags.append("--use_knowledge_distillation")
+    if not cell.rnn:
+        flags.append("--no_rnn")
+    return [*flags, *shlex.split(str(options.train_flags))]

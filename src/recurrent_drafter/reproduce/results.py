@@ -1,0 +1,119 @@
+"""The folder of a reproduction: what it was asked for, and one file for everything that is done (layer 4).
+
+``settings.json`` is written first. Each job's ``record.json`` appears whole, so a run that was killed at any moment
+goes on behind its last finished job. ``results.jsonl`` and the report are made of these files alone.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from recurrent_drafter.bench.summary import write_records
+from recurrent_drafter.hardware import hardware
+from recurrent_drafter.reproduce.plan import Plan, ReproduceOptions, Source, plan_of
+from recurrent_drafter.tracking import write_json
+
+SETTINGS, RECORD, RESULTS = "settings.json", "record.json", "results.jsonl"
+# Options that may change between two runs into one folder: they say which jobs there are, not what one of them yields.
+FREE = ("methods", "scopes", "seeds", "output_dir", "quick", "dry_run", "launcher")
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Results:
+    """A reproduction's folder and plan."""
+
+    options: ReproduceOptions
+    folder: Path
+    plan: Plan
+
+    @classmethod
+    def of(cls, options: ReproduceOptions) -> "Results":
+        """Of these options, whatever there is yet."""
+        return cls(options, Path(options.output_dir).expanduser(), plan_of(options))
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Results":
+        """As `claim` has written it."""
+        options = json.loads((folder / SETTINGS).read_text())["options"]
+        return cls.of(ReproduceOptions(**{**options, "output_dir": str(folder)}))
+
+    def claim(self) -> None:
+        """Make the folder this reproduction's. Raises ValueError where it holds results of other settings."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settled = json.loads(json.dumps(asdict(self.options)))
+        own = {name: value for name, value in settled.items() if name not in FREE} | self._conditions()
+        path = self.folder / SETTINGS
+        if path.exists():
+            theirs = json.loads(path.read_text())["fixed"]
+            differing = [name for name in own if theirs.get(name) != own[name]]
+            if differing:
+                raise ValueError(
+                    f"{self.folder} holds a reproduction with other settings ({', '.join(differing)}), and results are "
+                    "not mixed: give another --output_dir, or remove this one"
+                )
+        write_json(path, {"fixed": own, "options": settled})
+
+    def _conditions(self) -> Record:
+        """What else results depend on: the contents of local files and, by the clock, what computes."""
+        sets = {source: None for source in (*self.options.training_sets, *self.options.evaluation_sets)}
+        found: Record = {"files": {source.label: _hash(source) for source in sets if source.path}}
+        return found | ({"hardware": hardware()} if self.options.cell_seconds else {})
+
+    @property
+    def at_work(self) -> Path:
+        """A file that names the job begun last: the one that is to blame when its process dies."""
+        return self.folder / "at_work"
+
+    def path(self, name: str) -> Path:
+        """A job's own folder."""
+        return self.folder / "jobs" / name
+
+    def record(self, name: str) -> Record | None:
+        """What came of a job, if anything has yet."""
+        path = self.path(name) / RECORD
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def write(self, name: str, record: Record) -> None:
+        """Keep a job's outcome, and the file of all outcomes with it."""
+        self.path(name).mkdir(parents=True, exist_ok=True)
+        write_json(self.path(name) / RECORD, {"name": name, **record})
+        write_records(self.folder / RESULTS, self.records)
+
+    def retry(self) -> None:
+        """Forget failures, so that their jobs are pending again."""
+        for name in self.plan.names:
+            if self.failed(name):
+                (self.path(name) / RECORD).unlink()
+
+    def failed(self, name: str) -> bool:
+        """Whether a job has ended with an error."""
+        record = self.record(name)
+        return record is not None and record["status"] == "failed"
+
+    @property
+    def pending(self) -> list[str]:
+        """Jobs without an outcome."""
+        return [name for name in self.plan.names if self.record(name) is None]
+
+    @property
+    def records(self) -> list[Record]:
+        """Outcomes, in the plan's order."""
+        return [record for name in self.plan.names if (record := self.record(name)) is not None]
+
+
+def failure(reason: str) -> Record:
+    """The outcome of a job that has none."""
+    return {"status": "failed", "error": reason}
+
+
+def _hash(source: Source) -> str:
+    """Of a file's bytes. Raises OSError, in one line, where it cannot be read."""
+    try:
+        with Path(str(source.path)).expanduser().open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise OSError(f"{source.path} cannot be read ({error.strerror}): expected a data file") from error

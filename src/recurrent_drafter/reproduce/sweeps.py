@@ -1,0 +1,67 @@
+"""What the sweeps take apart: the prefix tree, and the size of the draft vocabulary (layer 4)."""
+
+import copy
+
+import torch
+from torch import Tensor
+
+from recurrent_drafter.beam import Beams
+from recurrent_drafter.decode import BeamDrafter
+from recurrent_drafter.drafter import RecurrentDrafter
+from recurrent_drafter.replies import HeldOutReplies
+
+SMALLEST_POWER = 7
+
+
+def distinct_prefixes(beams: Beams) -> Tensor:  # (B,)
+    """How many tokens the beams of full length hold when each prefix counts once; W L when it counts for every beam.
+
+    >>> planet, dot, and_, with_, in_ = range(5)                # planet and, planet with, dot in
+    >>> distinct_prefixes(Beams(
+    ...     tokens=torch.tensor([[[planet, dot, in_], [and_, with_, in_]]]),
+    ...     parents=torch.tensor([[[0, 0, 0], [0, 0, 1]]]),
+    ...     log_probs=torch.zeros(1, 2, 3))).tolist()
+    [5]
+    """
+    batch, length, width = beams.tokens.shape
+    alive = torch.ones(batch, width, dtype=torch.bool, device=beams.tokens.device)
+    counts = alive.sum(1)
+    for level in range(length - 1, 0, -1):
+        parents = beams.parents[:, level].masked_fill(~alive, width)  # a slot that no beam goes through
+        alive = torch.zeros(batch, width + 1, dtype=torch.bool, device=alive.device).scatter_(1, parents, True)
+        alive = alive[:, :width]
+        counts = counts + alive.sum(1)
+    return counts
+
+
+@torch.inference_mode()
+def tree_size(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> float:
+    """The mean of `distinct_prefixes` over drafts at every token of the replies."""
+    draft = BeamDrafter(drafter, held_out.verifier)
+    counts = [
+        distinct_prefixes(draft(hiddens.to(drafter.dtype), tokens.to(hiddens.device), width, length))
+        for tokens, hiddens in held_out.pairs()
+    ]
+    return float(torch.cat(counts).float().mean())
+
+
+def vocabulary_sizes(size: int) -> list[int]:
+    """Powers of two from 128 on that are below a drafter's own size, and that.
+
+    >>> vocabulary_sizes(700)
+    [128, 256, 512, 700]
+    """
+    return [*(2**power for power in range(SMALLEST_POWER, (size - 1).bit_length())), size]
+
+
+def with_fewer_tokens(drafter: RecurrentDrafter, kept: Tensor) -> RecurrentDrafter:  # (d,) of the verifier's ids
+    """The same drafter, able to draft only these of its tokens: rows of its head are left out, nothing is trained."""
+    rows = torch.isin(drafter.draft_ids, kept.to(drafter.draft_ids.device))
+    smaller = copy.deepcopy(drafter)
+    head = smaller.lm_head[-1]
+    assert isinstance(head, torch.nn.Linear)
+    head.weight = torch.nn.Parameter(head.weight[rows], requires_grad=False)
+    head.out_features = len(head.weight)
+    smaller.draft_ids = smaller.draft_ids[rows]
+    smaller.config.draft_vocab_size = len(smaller.draft_ids)
+    return smaller
