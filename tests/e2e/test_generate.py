@@ -68,7 +68,7 @@ def strip(shown: str) -> str:
     return re.sub(FIGURES, "", shown)
 
 
-@pytest.mark.parametrize("name", ["reproduce", "deploy", "serve", "convert"])
+@pytest.mark.parametrize("name", ["reproduce", "serve", "convert"])
 def test_what_comes_later_says_so(name, capsys):
     from recurrent_drafter.cli.main import main
 

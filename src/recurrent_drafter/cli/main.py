@@ -12,9 +12,10 @@ COMMANDS = {
     "bench": "compare ways of decoding on your model: speed, and whether the output is the same",
     "verify": "prove that speculation changes no token, on your own model and prompts",
     "tune": "find the shape of draft that pays on this machine, and save it beside the drafter",
+    "deploy": "publish a drafter on the Hugging Face Hub, with its card and its figures",
     "demo": "train a drafter for the bundled model, then compare speed and output",
 }
-LATER = ("reproduce", "deploy", "serve", "convert")
+LATER = ("reproduce", "serve", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
