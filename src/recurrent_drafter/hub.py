@@ -57,9 +57,12 @@ def check_repo_name(repo_id: str) -> None:
 def assemble(drafter: Path, folder: Path, repo_id: str, card: str) -> None:
     """Fill an empty folder with what is published: the drafter's own files as they are, its card, and the code.
 
-    Raises ValueError where one of the files holds an access token.
+    Raises ValueError, before anything is written, where one of the records holds an access token.
     """
     records = [drafter / name for name in RECORDS if (drafter / name).is_file()]
+    for record in records:
+        if ACCESS_TOKEN.search(record.read_bytes()):
+            raise ValueError(f"{record} holds what looks like an access token: take it out before publishing")
     weights = sorted(file for pattern in WEIGHTS for file in drafter.glob(pattern))
     for file in (drafter / "config.json", *weights, *records):
         shutil.copyfile(file, folder / file.name)
@@ -68,9 +71,6 @@ def assemble(drafter: Path, folder: Path, repo_id: str, card: str) -> None:
     code.mkdir()
     (code / "generate.py").write_text(GENERATE.format(repo_id=repo_id))
     (code / "requirements.txt").write_text(f"recurrent-drafter>={metadata.version('recurrent-drafter')}\n")
-    for file in folder.rglob("*"):
-        if file.suffix in (".json", ".md") and ACCESS_TOKEN.search(file.read_bytes()):
-            raise ValueError(f"{file.name} holds what looks like an access token: take it out before publishing")
 
 
 def publish(folder: Path, repo_id: str, *, token: str, private: bool, message: str) -> str:

@@ -126,7 +126,7 @@ def gather(drafter: Path, options: DeployOptions) -> Known:
     except ValueError as reason:
         if not options.unverified:
             raise ValueError(f"{reason}; --unverified publishes it all the same, and says so") from None
-        print(f"published as not verified: {reason}")
+        print(f"not verified: {reason}")
         verified = {}
     return Known(
         config=model.config,

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.cli import deploy, generate, train, verify
 from recurrent_drafter.cli.errors import parse, reporting
@@ -180,28 +181,33 @@ def full(argv: Sequence[str] | None = None) -> int:
     return check(argv, full.__doc__ or "", all_journeys)
 
 
-def one_journey(folder: Path, model: str) -> Iterator[Journey]:
+def one_journey(folder: Path, model: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Journey]:  # noqa: ARG001
     """The model, trained on the text itself."""
     yield Journey(model, model, folder / "one")
 
 
-def all_journeys(folder: Path, model: str) -> Iterator[Journey]:
+def all_journeys(folder: Path, model: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Journey]:
     """The model by every method, then small random models of other architectures with its tokenizer."""
     for number, (method, flags) in enumerate(METHODS.items()):
         yield Journey(f"{model}, {method}", model, folder / f"method-{number}", flags, publish=number == 0)
-    _, tokenizer = load_verifier(model)
     for name in ARCHITECTURES:
         random_model(name, tokenizer, folder / f"model-{name}")
         yield Journey(f"random {name}", str(folder / f"model-{name}"), folder / name)
 
 
-def check(argv: Sequence[str] | None, description: str, journeys: Callable[[Path, str], Iterator[Journey]]) -> int:
+Journeys = Callable[[Path, str, PreTrainedTokenizerBase], Iterator[Journey]]
+
+
+def check(argv: Sequence[str] | None, description: str, journeys: Journeys) -> int:
     """Go through the steps, a line for each: 0 if all pass, else 1."""
     (options,) = parse(sys.argv[1:] if argv is None else argv, description, *OPTIONS)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    _, tokenizer = load_verifier(options.base_model)  # one that cannot be loaded is no failed check
     begun, passed, failed = time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory() as temporary:
         write_conversations(Path(temporary) / "conversations.jsonl")
-        for journey in journeys(Path(temporary), options.base_model):
+        for journey in journeys(Path(temporary), options.base_model, tokenizer):
             for name, step in journey.steps():
                 started = time.monotonic()
                 try:
@@ -227,8 +233,8 @@ def write_conversations(path: Path) -> None:
 def random_model(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Save a small untrained model of another architecture."""
     torch.manual_seed(0)
-    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    settings: dict[str, Any] = {**ends, **ARCHITECTURES[name]}
-    config = CONFIG_MAPPING[name](vocab_size=len(tokenizer), max_position_embeddings=1024, **settings)
+    ends: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, **ARCHITECTURES[name]}
+    config = CONFIG_MAPPING[name](**{**ends, **sizes})
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
