@@ -37,7 +37,7 @@ def generate(model, **arguments):
     return generate_with_drafter(model, "{repo_id}", __file__, **arguments)
 '''
 # What people may pass on to the download of the drafter.
-DOWNLOAD = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+DOWNLOAD = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 ACCESS_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 

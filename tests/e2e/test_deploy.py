@@ -215,6 +215,8 @@ def test_from_a_local_folder(drafter, tmp_path):
     model, (ids, mask) = tiny_model("llama"), prompts(2)
     random_drafter().save_pretrained(tmp_path / "one")
     argv = ["--model_path", str(tmp_path / "one"), "--repo_name", NAME, "--dry_run", "--unverified"]
+    assert deploy.main([*argv, "--output_dir", str(tmp_path / "none")]) == 2  # a drafter of nobody knows what
+    argv += ["--base_model", "gpt2"]
     assert deploy.main([*argv, "--output_dir", str(tmp_path / "two")]) == 0
     options = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
     options |= {"custom_generate": str(tmp_path / "two"), "trust_remote_code": True}

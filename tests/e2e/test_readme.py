@@ -6,12 +6,18 @@ import shlex
 import pytest
 from running import ROOT
 
-from recurrent_drafter.cli import bench, demo, generate, train, tune, verify
+from recurrent_drafter.cli import bench, demo, deploy, endtoend, generate, show_scope, show_targets, train, tune, verify
 from recurrent_drafter.cli.errors import parse
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-OPTIONS = {module.__name__.rpartition(".")[2]: module.OPTIONS for module in (bench, demo, generate, tune, verify)}
+OPTIONS = {
+    module.__name__.rpartition(".")[2]: module.OPTIONS for module in (bench, demo, deploy, generate, tune, verify)
+}
 OPTIONS["generate_speculator.py"] = generate.OPTIONS
+OPTIONS["huggingface_deployment.py"] = deploy.OPTIONS
+OPTIONS["test_distilled_dataset.py"] = show_targets.OPTIONS
+OPTIONS["demonstrate_training_scope.py"] = show_scope.OPTIONS
+OPTIONS["test_simple_end_to_end.py"] = OPTIONS["test_end_to_end.py"] = endtoend.OPTIONS
 
 
 def commands() -> list[str]:

@@ -51,7 +51,8 @@ def test_counts_of_both_scopes(capsys):
 
 
 def test_colour_at_a_terminal(monkeypatch, capsys):
-    monkeypatch.setenv("FORCE_COLOR", "1")
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("NO_COLOR", "")):
+        monkeypatch.setenv(name, value)
     assert show_scope.main([]) == 0
     shown = capsys.readouterr().out
     assert "\x1b[1;32m" in shown and "[[" not in shown

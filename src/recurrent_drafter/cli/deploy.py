@@ -121,6 +121,11 @@ def gather(drafter: Path, options: DeployOptions) -> Known:
         model = load_drafter(drafter)
     except SafetensorError as error:
         raise OSError(f"the drafter at {drafter} is damaged ({error}): copy it again, or train it again") from error
+    base_model = options.base_model or model.config.verifier_name_or_path
+    if base_model is None:
+        raise ValueError(f"the drafter at {drafter} does not say which model it is for: give --base_model")
+    if base_model != "demo" and not is_hub_name(base_model):
+        print(f"the card names the verifier by a path, {base_model}: --base_model gives its name on the Hub")
     try:
         verified = read_verification(drafter)
     except ValueError as reason:
@@ -131,7 +136,7 @@ def gather(drafter: Path, options: DeployOptions) -> Known:
     return Known(
         config=model.config,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        base_model=options.base_model or str(model.config.verifier_name_or_path or "not recorded"),
+        base_model=base_model,
         license=options.license,
         run=read(drafter / "run.json"),
         verified=verified,

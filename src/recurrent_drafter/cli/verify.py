@@ -110,6 +110,7 @@ def keep(console: Console, folder: Path, record: dict[str, Any]) -> None:
     """Leave the result beside the drafter: what is published can then show that it was verified."""
     try:
         write_json(folder / FILE, record)
+        console.print(f"kept beside the drafter: {folder / FILE}")
     except OSError as error:  # the result holds all the same
         console.print(
             f"{folder / FILE} could not be written ({error.strerror}): the drafter does not count as verified"
