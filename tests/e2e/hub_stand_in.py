@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         if asked["organization"] != USER:
             return self.answer(403, {"error": "You don't have the rights to create a model under this namespace"})
         if name in self.hub.repositories:
-            return self.answer(409, {"error": "You already created this model repo"})
+            return self.answer(409, {"error": "You already created this model repo", "url": f"{self.hub.url}/{name}"})
         self.hub.repositories[name] = Repository(asked.get("visibility") == "private" or bool(asked.get("private")))
         return self.answer(200, {"url": f"{self.hub.url}/{name}"})
 

@@ -78,9 +78,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     (options,) = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
-    token = options.token or get_token()
-    if token is None and not options.dry_run:
-        raise ValueError("there is no access token: set HF_TOKEN, run `hf auth login`, or give --token")
     drafter = Path(options.model_path).expanduser()
     card = written_card(drafter, options)
     if options.dry_run:
@@ -88,11 +85,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         assemble(drafter, folder, options.repo_name, card)
         print(f"would upload {folder} to {options.repo_name}; nothing was uploaded")
         return 0
+    token = options.token or get_token()
+    if token is None:
+        raise ValueError("there is no access token: set HF_TOKEN, run `hf auth login`, or give --token")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         assemble(drafter, folder, options.repo_name, card)
         address = publish(
-            folder, options.repo_name, token=str(token), private=options.private, message=options.commit_message
+            folder, options.repo_name, token=token, private=options.private, message=options.commit_message
         )
     print(f"published: {address}")
     return 0
