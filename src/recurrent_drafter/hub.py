@@ -54,12 +54,14 @@ def check_repo_name(repo_id: str) -> None:
         raise ValueError(f"the repository {repo_id!r} has no owner: expected user/name or organization/name")
 
 
-def assemble(drafter: Path, folder: Path, repo_id: str, card: str) -> None:
+def assemble(drafter: Path, folder: Path, repo_id: str, card: str, *, verified: bool) -> None:
     """Fill an empty folder with what is published: the drafter's own files as they are, its card, and the code.
 
+    A record of a verification that does not count is left out.
     Raises ValueError, before anything is written, where one of the records holds an access token.
     """
-    records = [drafter / name for name in RECORDS if (drafter / name).is_file()]
+    names = [name for name in RECORDS if verified or name != VERIFICATION]
+    records = [drafter / name for name in names if (drafter / name).is_file()]
     for record in records:
         if ACCESS_TOKEN.search(record.read_bytes()):
             raise ValueError(f"{record} holds what looks like an access token: take it out before publishing")

@@ -71,9 +71,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 verifier, name = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(verifier, dtype="float32")
 tokenizer = AutoTokenizer.from_pretrained(verifier)
-inputs = tokenizer(["I need a table for two in San Jose."], return_tensors="pt")
-options = {"max_new_tokens": 40, "do_sample": False}
+asked = [{"role": "user", "content": "I need a table for two in San Jose."}]
+inputs = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+options = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": [-1], "pad_token_id": 0}
 own = model.generate(**inputs, **options)
+assert own.shape[1] == inputs["input_ids"].shape[1] + 40
 assert "recurrent_drafter" not in sys.modules
 drafted = {"custom_generate": name, "trust_remote_code": True}
 assert own.tolist() == model.generate(**inputs, **options, **drafted).tolist()
@@ -83,7 +85,7 @@ class Streamer:
 model.register_forward_hook(lambda *_: passes.append(1))
 again = model.generate(inputs["input_ids"], **options, **drafted, streamer=Streamer())
 assert own.tolist() == again.tolist() == [pieces]
-assert len(passes) < own.shape[1] - inputs["input_ids"].shape[1], passes
+assert len(passes) < 25, passes
 from recurrent_drafter import RecurrentDraftingSpeculator, hub
 assert hub.loaded.cache_info().hits == 1 and hub.loaded.cache_info().misses == 1
 drafter = RecurrentDraftingSpeculator.from_pretrained(name).drafter
@@ -156,7 +158,7 @@ def test_a_newer_drafter_takes_the_place_of_the_older(copied, online, capsys):
     assert "of other weights or another config" in capsys.readouterr().err and online.writes == 1
     assert publish(copied, "--unverified") == 0
     assert json.loads(held.files["config.json"])["beam_width"] == 2
-    assert "tuning.json" not in held.files and "verify.json" not in held.files
+    assert {"run.json"} == {name for name in held.files if name.endswith(".json")} - {"config.json"}
     assert "without a passed verification" in held.files["README.md"].decode()
 
 

@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,30 +80,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     drafter = Path(options.model_path).expanduser()
-    card = written_card(drafter, options)
+    known = gather(drafter, options)
+    fill = partial(
+        assemble,
+        drafter,
+        repo_id=options.repo_name,
+        card=written_card(drafter, known, options.repo_name),
+        verified=bool(known.verified),
+    )
     if options.dry_run:
         folder = new_folder(Path(options.output_dir or f"{options.repo_name.partition('/')[2]}-upload").expanduser())
-        assemble(drafter, folder, options.repo_name, card)
+        fill(folder)
         print(f"would upload {folder} to {options.repo_name}; nothing was uploaded")
         return 0
     token = options.token or get_token()
     if token is None:
         raise ValueError("there is no access token: set HF_TOKEN, run `hf auth login`, or give --token")
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        assemble(drafter, folder, options.repo_name, card)
+        fill(Path(temporary))
         address = publish(
-            folder, options.repo_name, token=token, private=options.private, message=options.commit_message
+            Path(temporary), options.repo_name, token=token, private=options.private, message=options.commit_message
         )
     print(f"published: {address}")
     return 0
 
 
-def written_card(drafter: Path, options: DeployOptions) -> str:
-    """The model card. Raises as `gather` does, and ValueError for records of another form than ours."""
-    known = gather(drafter, options)
+def written_card(drafter: Path, known: Known, repo_id: str) -> str:
+    """The model card. Raises ValueError for records of another form than ours."""
     try:
-        return model_card(options.repo_name, known)
+        return model_card(repo_id, known)
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ValueError(
             f"run.json, {TUNING} or {VERIFICATION} in {drafter}, or --bench_file, is not as this version writes it "
