@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from transformers import TrainerCallback
 from recurrent_drafter.hardware import hardware
 
 RUN_RECORD = "run.json"
+SECRET, STARS = re.compile(r"--(\w+[_-])?token"), "***"
 
 
 class RunRecord(TrainerCallback):
@@ -134,7 +136,7 @@ def write_run(directory: Path, *, argv: Sequence[str], **facts: Any) -> None:
 def provenance(argv: Sequence[str], device: str | None = None) -> dict[str, Any]:
     """By what command, of which version, on which hardware a result was made."""
     return {
-        "argv": list(argv),
+        "argv": without_tokens(argv),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": _commit(),
         "versions": {
@@ -142,6 +144,18 @@ def provenance(argv: Sequence[str], device: str | None = None) -> dict[str, Any]
         },
         "hardware": hardware(device),
     }
+
+
+def without_tokens(argv: Sequence[str]) -> list[str]:
+    """A command line whose access tokens (``--token``, ``--hub_token``) are starred."""
+    kept: list[str] = []
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        if kept and SECRET.fullmatch(kept[-1]):
+            kept.append(STARS)
+        else:
+            kept.append(flag + equals + STARS if equals and SECRET.fullmatch(flag) else word)
+    return kept
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -14,9 +14,10 @@ COMMANDS = {
     "verify": "prove that speculation changes no token, on your own model and prompts",
     "tune": "find the shape of draft that pays on this machine, and save it beside the drafter",
     "reproduce": "the paper's comparisons: a grid of trainings and sweeps, and a report",
+    "deploy": "publish a drafter on the Hugging Face Hub, with its card and its figures",
     "demo": "train a drafter for the bundled model, then compare speed and output",
 }
-LATER = ("deploy", "serve", "convert")
+LATER = ("serve", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

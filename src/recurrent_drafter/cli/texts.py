@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.arguments import DataOptions, TrainingArguments
 from recurrent_drafter.data import (
@@ -57,8 +57,7 @@ def open_pair(args: TrainingArguments) -> Pair:
     model, tokenizer = load_verifier(name, dtype=dtype, cache_dir=args.cache_dir)
     if args.chat_template is not None:
         tokenizer.chat_template = chat_template(args.chat_template)
-    ends = {*as_tuple(model.generation_config.eos_token_id), *as_tuple(tokenizer.eos_token_id)}
-    pair = Pair(Verifier(model), tokenizer, tuple(sorted(ends)))
+    pair = pair_of(model, tokenizer)
     context = pair.verifier.context_length
     beyond = args.distill_num_future_tokens - 1 if args.use_distilled_dataset else 0
     for flag, length, most in (
@@ -68,6 +67,12 @@ def open_pair(args: TrainingArguments) -> Pair:
         if most is not None and length > most:
             raise ValueError(f"--{flag} is {length}, expected at most {most}: {name} has a context of {context} tokens")
     return pair
+
+
+def pair_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
+    """A reply ends at what the model or the tokenizer calls an end."""
+    ends = {*as_tuple(model.generation_config.eos_token_id), *as_tuple(tokenizer.eos_token_id)}
+    return Pair(Verifier(model), tokenizer, tuple(sorted(ends)))
 
 
 def chat_template(given: str) -> str:
