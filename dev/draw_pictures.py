@@ -5,7 +5,9 @@ light and a dark value, paper included, so a picture is readable wherever it sta
 """
 
 import argparse
+import re
 from collections.abc import Callable
+from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -220,28 +222,27 @@ def as_svg(axes: Axes, title: str) -> str:
     buffer = StringIO()
     axes.figure.savefig(buffer, format="svg", facecolor=PAPER, metadata={"Date": None, "Creator": None, "Title": title})
     pyplot.close(axes.figure)
-    drawn = buffer.getvalue()
+    drawn = re.sub(r"font-family: [^;]*;", "font-family: system-ui, sans-serif;", buffer.getvalue())
     for name, (light, _) in COLOURS.items():
         drawn = drawn.replace(light, f"var(--{name}, {light})")
     light, dark = (" ".join(f"--{name}: {pair[side]};" for name, pair in COLOURS.items()) for side in (0, 1))
     style = f"<style>:root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}</style>"
-    head, first, rest = drawn.partition(" <defs>\n")
-    return f"{head} {style}\n{first}{rest}"
+    return re.sub(r"<svg [^>]*>", lambda opening: f"{opening.group()}\n {style}", drawn, count=1)
 
 
 def draw(folder: Path) -> None:
     """Write every picture."""
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "red", "font.family": ["sans-serif"]})
     tree = worked_tree()
     pictures = {
-        "beams-to-tree": (beams_to_tree(tree), "Three beams become one tree"),
-        "attention-mask": (attention_mask(tree), "Each node sees the verified text and its own ancestors"),
-        "one-step": (one_step(tree), "One step: draft, verify, accept"),
-        "alignment": (alignment(), "Which hidden state goes with which token"),
-        "time-of-a-step": (time_of_a_step(), "Where the time of a step goes"),
+        "beams-to-tree": (partial(beams_to_tree, tree), "Three beams become one tree"),
+        "attention-mask": (partial(attention_mask, tree), "Each node sees the verified text and its own ancestors"),
+        "one-step": (partial(one_step, tree), "One step: draft, verify, accept"),
+        "alignment": (alignment, "Which hidden state goes with which token"),
+        "time-of-a-step": (time_of_a_step, "Where the time of a step goes"),
     }
-    for name, (axes, title) in pictures.items():
-        (folder / f"{name}.svg").write_text(as_svg(axes, title))
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "red"}):  # text as text, the same every time
+        for name, (picture, title) in pictures.items():
+            (folder / f"{name}.svg").write_text(as_svg(picture(), title))
 
 
 if __name__ == "__main__":
