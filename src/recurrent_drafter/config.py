@@ -19,7 +19,7 @@ def _require(condition: bool, message: str) -> None:
 class RecurrentDraftingConfig(PreTrainedConfig):
     """Architecture of a recurrent drafter, and the verifier that it belongs to.
 
-    Args:
+    Attributes:
         hidden_size: H, width of the verifier's last hidden state and of its input embedding.
         vocab_size: V, the verifier's vocabulary.
         exit_dim: E, width of the draft head; 0 means H. At E = 2H there is no input projection.
