@@ -113,6 +113,22 @@ def test_ctrl_c_keeps_what_every_arm_has_answered(tmp_path, capsys, monkeypatch)
     assert "INTERRUPTED after 1 of 6 prompts" in capsys.readouterr().out
 
 
+def test_what_was_answered_before_a_failure_is_kept(tmp_path, monkeypatch):
+    real, calls = RecurrentDraftingSpeculator.generate, []
+
+    def generate_until(self, *arguments, **options):
+        calls.append(None)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(RecurrentDraftingSpeculator, "generate", generate_until)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        generate.main([*FEW, "--output_file", str(tmp_path / "r.json")])
+    record = json.loads((tmp_path / "r.json").read_text())
+    assert not record["complete"] and list(answers(record, "speculative")) == [("81", 1)]
+
+
 def test_a_token_that_differs_is_a_bug(tmp_path, capsys, monkeypatch):
     real = evaluation.emitted
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.bench.arms import without_drafter
-from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Asking, Interview
+from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Asking, Interview, Round
 from recurrent_drafter.bench.scores import ArmScores, Evaluation
 from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.scores import show
@@ -76,35 +76,46 @@ def run(
     arms = arms_of(task, speculator)
     asking = asking_of(task, speculator)
     settings = settings_of(task, asking, questions, speculator)
-    evaluation = Evaluation(
-        settings, sum(len(question.turns) for question in questions), {name: ArmScores(name) for name in arms}
-    )
-    console = Console()
-    asked = task.evaluation
+    drafting = drafting_of(task, speculator)
+    prompts = sum(len(question.turns) for question in questions)
+    evaluation = Evaluation(settings, prompts, {name: ArmScores(name) for name in arms})
+    rounds = Interview(arms, tokenizer, asking).ask(questions)
+    asked, console = task.evaluation, Console()
     run_name = asked.run_name or os.environ.get("WANDB_NAME") or task.name
-    told = {**settings, **drafting_of(task, speculator)}
-    with reporting_to(asked.services, run_name=run_name, project=asked.wandb_project, settings=told) as log:
+    with reporting_to(
+        asked.services, run_name=run_name, project=asked.wandb_project, settings={**settings, **drafting}
+    ) as log:
         try:
-            with progress_bar(console) as progress:
-                bar = progress.add_task("answering", total=evaluation.prompts, note="")
-                for done in Interview(arms, tokenizer, asking).ask(questions):
-                    evaluation.add(done)
-                    progress.update(bar, completed=evaluation.done, note=speeds(evaluation))
-                    if done.answered:
-                        log({f"so_far/{arm.name}_tokens_per_second": arm.rate for arm in evaluation.arms.values()},
-                            evaluation.done)  # fmt: skip
-                evaluation.is_complete = True
-        except KeyboardInterrupt:  # rounds are taken in whole, so that every arm has answered the same
-            console.print()
+            take_in(evaluation, rounds, console, log)
+        finally:  # whatever ended it, what has been answered is kept
+            if asked.output_file is not None:
+                made = provenance(task.argv, settings["device"])
+                write_json(Path(asked.output_file), {**made, **drafting, **evaluation.as_record()})
         log(evaluation.figures(), evaluation.done)
     show(console, evaluation)
     if asked.output_file is not None:
-        made = provenance(task.argv, settings["device"])
-        write_json(Path(asked.output_file), {**made, **drafting_of(task, speculator), **evaluation.as_record()})
         console.print(f"every reply: {asked.output_file}", soft_wrap=True)
     if not evaluation.is_complete:
         return INTERRUPTED
     return 1 if evaluation.bugs else 0
+
+
+def take_in(
+    evaluation: Evaluation, rounds: Iterator[Round], console: Console, log: Callable[[dict[str, float], int], None]
+) -> None:
+    """Add the rounds as they come, until they end or Ctrl-C does: each is taken in for all arms or not at all."""
+    try:
+        with progress_bar(console) as progress:
+            bar = progress.add_task("answering", total=evaluation.prompts, note="")
+            for done in rounds:
+                evaluation.add(done)
+                progress.update(bar, completed=evaluation.done, note=speeds(evaluation))
+                rates = {f"so_far/{arm.name}_tokens_per_second": arm.rate for arm in evaluation.arms.values()}
+                if done.answered:
+                    log(rates, evaluation.done)
+            evaluation.is_complete = True
+    except KeyboardInterrupt:
+        console.print()
 
 
 def arms_of(task: Task, speculator: RecurrentDraftingSpeculator) -> dict[str, RecurrentDraftingSpeculator]:
