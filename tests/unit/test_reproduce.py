@@ -13,7 +13,7 @@ from models import random_drafter, tiny_model
 
 from recurrent_drafter.beam import Beams
 from recurrent_drafter.cli import reproduce, train
-from recurrent_drafter.cli.errors import parse
+from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.data import TrainExample
 from recurrent_drafter.decode import BeamDrafter
 from recurrent_drafter.report.document import Document, Paragraph, Section, Table
@@ -223,13 +223,17 @@ def test_a_process_that_dies_costs_its_own_job(tmp_path):
     assert "SIGKILL" in results.record(results.plan.names[1])["error"]
 
 
-def test_a_process_that_cannot_begin_ends_the_command(tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("code", "said"), [(2, "error: no such model"), (1, "ended with exit code 1 before its first")]
+)
+def test_a_process_that_cannot_begin_ends_the_command(code, said, tmp_path, capfd):
     script = tmp_path / "worker.py"
-    script.write_text("import sys; sys.exit('error: no such model')")
+    script.write_text(f"import sys; print('error: no such model', file=sys.stderr); sys.exit({code})")
     results = launched_by(script, tmp_path / "out")
     results.folder.mkdir()
-    assert reproduce.run(results) == 2 and not results.records
-    assert "no such model" in capfd.readouterr().err
+    run = reporting(lambda _: reproduce.run(results))
+    assert run() == 2 and not results.records
+    assert said in capfd.readouterr().err.splitlines()[-1]
 
 
 class Page(HTMLParser):

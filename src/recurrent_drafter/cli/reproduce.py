@@ -114,9 +114,11 @@ def run(results: Results) -> int:
         if code == INTERRUPTED:
             print("interrupted: run the same command again, it goes on behind the last finished job", file=sys.stderr)
             return INTERRUPTED
-        if code != 0 and not results.at_work.exists():
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if code == REFUSED and not results.at_work.exists():
             return REFUSED  # the worker has said why
+        if code != 0 and not results.at_work.exists():
+            raise OSError(f"the process that trains ended with {how} before its first job (see above)")
         if code != 0 and results.record(died := results.at_work.read_text()) is None:
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             results.write(died, failure(f"the process that did it ended with {how}"))
     return 0

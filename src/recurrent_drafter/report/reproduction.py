@@ -139,7 +139,7 @@ def setting(results: Results, findings: Findings) -> Iterator[Block]:
         f"Every training had the same {options.cell_seconds:g} seconds (equal seconds, not equal steps: the number of "
         "steps stands in a table below; its evaluations count in, distilling does not)"
         if options.cell_seconds
-        else "Every training saw the same conversations for the same number of epochs (equal steps, not equal seconds)"
+        else "Every training took equally many steps or epochs over the same conversations, not equally many seconds"
     )
     yield Paragraph(
         f"Verifier: {options.llm_name_or_path}. {budget}. All learn to predict 5 tokens, start from the same weights "
