@@ -11,7 +11,7 @@ VENV := $(or $(VENV),$(shell $(PYTHON) -c "$(ACTIVE)" 2>/dev/null),.venv)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check format clean
+.PHONY: help demo test lint types check format docs clean
 
 help:  ## list these commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -38,8 +38,12 @@ format: $(VENV)/.installed-dev  ## rewrite files as lint wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The variable: Material for MkDocs says at every build until when it is maintained, which is known (May 2027).
+docs: $(VENV)/.installed-docs  ## build the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:  ## remove caches and build results; .venv and models stay
-	rm -rf build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests dev benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # Stamps in the environment: another install follows only when pyproject.toml changes. pip keeps a PyTorch in our range.
@@ -56,4 +60,8 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: pyproject.toml
 	$(call install,'.[dev]')
+	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-docs: pyproject.toml
+	$(call install,'.[docs]')
 	@touch $(VENV)/.installed $@

@@ -2,7 +2,7 @@
 
 import sys
 
-from recurrent_drafter.cli.later import not_yet
+from recurrent_drafter.cli.show_scope import main
 
 if __name__ == "__main__":
-    sys.exit(not_yet("demonstrate_training_scope.py"))
+    sys.exit(main())

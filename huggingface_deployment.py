@@ -1,8 +1,8 @@
-"""Publish a trained drafter on the Hugging Face Hub."""
+"""Publish a trained drafter on the Hugging Face Hub; --help lists every flag."""
 
 import sys
 
-from recurrent_drafter.cli.later import not_yet
+from recurrent_drafter.cli.deploy import main
 
 if __name__ == "__main__":
-    sys.exit(not_yet("huggingface_deployment.py"))
+    sys.exit(main())

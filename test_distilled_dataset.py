@@ -1,8 +1,8 @@
-"""Check the distilled targets of a model against its own generate, position by position."""
+"""Show a conversation's distilled targets, position by position, and check them against the model's own generate."""
 
 import sys
 
-from recurrent_drafter.cli.later import not_yet
+from recurrent_drafter.cli.show_targets import main
 
 if __name__ == "__main__":
-    sys.exit(not_yet("test_distilled_dataset.py"))
+    sys.exit(main())

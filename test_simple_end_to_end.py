@@ -1,8 +1,8 @@
-"""Run the short check of the whole path: train, save, load, generate, compare."""
+"""Check the whole path in under a minute: train, save, load, decode, verify, evaluate."""
 
 import sys
 
-from recurrent_drafter.cli.later import not_yet
+from recurrent_drafter.cli.endtoend import simple
 
 if __name__ == "__main__":
-    sys.exit(not_yet("test_simple_end_to_end.py"))
+    sys.exit(simple())

@@ -24,8 +24,9 @@ from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.tracking import provenance
 from recurrent_drafter.verifier import computes_in_bfloat16
 
-LEFT_OUT = """HF prompt lookup takes one prompt at a time, and needs text: left out at batch 2 and more and for random
-weights. HF assisted generation needs a smaller model of the same vocabulary: there is none here."""
+LEFT_OUT = """HF prompt lookup takes one prompt at a time, needs text, and room for its drafts in the context: left
+out at batch 2 and more, for random weights and at context 896. HF assisted generation needs a smaller model of the same
+vocabulary: there is none here."""
 SOAKED = """- soak: {tokens} tokens in {generations} generations, {step_ms:.2f} ms per step; from the second fifth to
   the last, time per step x {time_growth:.3f} and resident memory {memory_growth_mib:+.1f} MiB
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import transformers
+from transformers.integrations import is_deepspeed_available
 
 Method = Literal["ground_truth", "distilled", "knowledge_distillation"]
 
@@ -174,6 +175,8 @@ class TrainingArguments(RunOptions, DataOptions, DrafterOptions, MethodOptions, 
             raise ValueError(f"--kd_temperature is {self.kd_temperature}, expected more than 0")
         if not 0 <= self.kd_alpha <= 1:
             raise ValueError(f"--kd_alpha is {self.kd_alpha}, expected 0 to 1")
+        if self.deepspeed and not is_deepspeed_available():
+            raise ValueError("--deepspeed needs DeepSpeed, which is not installed here (pip install deepspeed)")
         size = str(self.draft_vocab_size)
         if size not in ("auto", "all") and not (size.isdecimal() and int(size) >= 1):
             raise ValueError(f"--draft_vocab_size is {size}, expected a number of at least 1, 'auto' or 'all'")

@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import broadcast
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 UNFINISHED = ".unfinished"
 RUN = "run_fingerprint.json"
 STATE = "trainer_state.json"
+SHARDED = "pytorch_model_fsdp.bin"  # what FSDP resumes from, beside the plain weights
 
 
 class WholeCheckpoints(Trainer):
@@ -18,7 +20,7 @@ class WholeCheckpoints(Trainer):
 
     Trainer (5.19) itself writes file by file into the final folder, where a kill leaves half a checkpoint, or half of
     an older one overwritten. Weights that are not numbers are never written. With a ``fingerprint``, a checkpoint of
-    another run is refused.
+    another run is refused. All processes end with the same weights, the best checkpoint's where that is asked for.
     """
 
     fingerprint: str | None = None
@@ -40,9 +42,16 @@ class WholeCheckpoints(Trainer):
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
+            best = folder / f"checkpoint-{self.state.best_global_step}"
+            if self.state.best_global_step == step or best.exists():  # every process must know which to end with
+                self.state.best_model_checkpoint = str(best)
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._put_in_place(folder, f"checkpoint-{step}")
+        except BaseException:
+            if self.args.should_save:  # half a checkpoint on a full disk is in the way
+                shutil.rmtree(self._staging, ignore_errors=True)
+            raise
         finally:
             self._staging = None
         if self.args.push_to_hub:
@@ -51,9 +60,6 @@ class WholeCheckpoints(Trainer):
 
     def _put_in_place(self, folder: Path, name: str) -> None:
         unfinished, final = folder / UNFINISHED / name, folder / name
-        best = folder / f"checkpoint-{self.state.best_global_step}"
-        if best == final or best.exists():
-            self.state.best_model_checkpoint = str(best)
         self.state.save_to_json(str(unfinished / STATE))
         (unfinished / RUN).write_text(json.dumps({"fingerprint": self.fingerprint}) + "\n")
         if final.exists():  # of an earlier life of this run
@@ -75,7 +81,15 @@ class WholeCheckpoints(Trainer):
                 f"{resume_from_checkpoint} belongs to another run (other data, verifier or settings): resume with what "
                 "it was begun with, or give another output folder"
             )
+        if self.is_fsdp_enabled and not (Path(resume_from_checkpoint) / SHARDED).is_file():
+            raise ValueError(f"{resume_from_checkpoint} was saved without --fsdp: resume it without, as it was begun")
         super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):  # which load on all processes together
+            # The file lies where the main process can read it, if nowhere else.
+            broadcast(self.model.state_dict())  # type: ignore[union-attr]
 
     def advice(self) -> str:
         """What is left of a training that went wrong, and what may help."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from huggingface_hub.dataclasses import strict
@@ -19,7 +19,7 @@ def _require(condition: bool, message: str) -> None:
 class RecurrentDraftingConfig(PreTrainedConfig):
     """Architecture of a recurrent drafter, and the verifier that it belongs to.
 
-    Args:
+    Attributes:
         hidden_size: H, width of the verifier's last hidden state and of its input embedding.
         vocab_size: V, the verifier's vocabulary.
         exit_dim: E, width of the draft head; 0 means H. At E = 2H there is no input projection.
@@ -116,13 +116,19 @@ class SpeculatorOptions:
             value = getattr(self, name)
             _require(value is None or value >= least, f"--{name} is {value}, expected at least {least}")
 
+    @property
+    def drafting(self) -> list[str]:
+        """The flags given that only matter with a drafter."""
+        names = ("speculator_path", "beam_width", "beam_length", "max_tree_nodes")
+        return [f"--{name}" for name in names if getattr(self, name) is not None]
+
 
 @dataclass(frozen=True)
 class SamplingOptions:
     """How the verifier draws its tokens. What is not given is the model's own setting, as in transformers."""
 
     greedy_search: bool = field(
-        default=False, metadata={"help": "always the most probable token, whatever --temperature says"}
+        default=False, metadata={"help": "always the most probable token; verify then leaves its sampled pass out"}
     )
     temperature: float | None = field(
         default=None, metadata={"help": "more than 0 samples, 0 is greedy: default 0 (verify: 0.8 in its sampled pass)"}
@@ -150,6 +156,10 @@ class SamplingOptions:
         for name, holds, expected in ranges:
             value = getattr(self, name)
             _require(value is None or holds(value), f"--{name} is {value}, expected {expected}")
+        _require(
+            not (self.greedy_search and self.temperature),
+            f"--greedy_search and --temperature {self.temperature} contradict each other: leave one out",
+        )
 
     def arguments(self, temperature: float = 0.0) -> dict[str, float | int | bool]:
         """Arguments of ``generate``, at ``temperature`` if none was given; the seed is not among them."""
@@ -162,7 +172,7 @@ class SamplingOptions:
             return {"do_sample": True, **given}
         warpers = [f"--{name}" for name in ("top_p", "top_k", "min_p") if name in given]
         _require(
-            not warpers or self.greedy_search,
+            not warpers,
             f"{' and '.join(warpers)} only matters when sampling: give a --temperature above 0, or leave it out",
         )
         kept = {name: given[name] for name in ("repetition_penalty",) if name in given}
@@ -175,8 +185,15 @@ class GenerateOptions:
 
     prompt: str | None = field(default=None, metadata={"help": "reply to this and stop"})
     interactive: bool = field(default=False, metadata={"help": "chat"})
+    eval_mt_bench: bool = field(
+        default=False, metadata={"help": "answer the questions of MT-Bench, both turns of each, and measure"}
+    )
     autoregressive: bool = field(default=False, metadata={"help": "no drafter: the verifier alone"})
+    compare: bool = field(
+        default=False, metadata={"help": "with --eval_mt_bench or --prompt: with the drafter and without, side by side"}
+    )
     max_generation_length: int = field(default=200, metadata={"help": "new tokens at most"})
+    show_drafts: bool = field(default=False, metadata={"help": "colour the tokens that were drafted and accepted"})
     profile: bool = field(default=False, metadata={"help": "show at the end where a step's time went"})
 
     def __post_init__(self) -> None:
@@ -189,7 +206,69 @@ class GenerateOptions:
             self.prompt is None or self.prompt.encode(errors="ignore").decode() == self.prompt,
             "--prompt holds bytes that are no text: expected UTF-8",
         )
-        _require((self.prompt is None) == self.interactive, "give either --prompt TEXT or --interactive")
+        _require(
+            [self.prompt is not None, self.interactive, self.eval_mt_bench].count(True) == 1,
+            "give one of --prompt TEXT, --interactive and --eval_mt_bench",
+        )
+        for name, other, excluded in (
+            ("compare", "interactive", self.compare and self.interactive),
+            ("compare", "autoregressive", self.compare and self.autoregressive),
+            ("compare", "profile", self.compare and self.profile),
+            ("show_drafts", "autoregressive", self.show_drafts and self.autoregressive),
+            ("show_drafts", "compare or --eval_mt_bench", self.show_drafts and self.is_evaluation),
+        ):
+            _require(not excluded, f"--{name} cannot be had with --{other}: leave one out")
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether replies are measured and counted, not shown."""
+        return self.eval_mt_bench or self.compare
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What ``--eval_mt_bench`` and ``--compare`` ask, and where their results go."""
+
+    dataset_path: str | None = field(
+        default=None, metadata={"help": "other questions, in FastChat's format (default: MT-Bench's 80, bundled)"}
+    )
+    max_num_prompts: int | None = field(
+        default=None, metadata={"help": "questions at most, evenly over the categories (default: all)"}
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "tokens of a prompt at most (default: what the context leaves)"}
+    )
+    batch_size: int = field(default=1, metadata={"help": "questions answered together"})
+    output_file: str | None = field(default=None, metadata={"help": "every reply and all figures, as JSON"})
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "wandb, tensorboard, ... (as many as wanted) or none"}
+    )
+    run_name: str | None = field(default=None, metadata={"help": "what trackers call this run"})
+    use_wandb: bool = field(default=False, metadata={"help": "short for --report_to wandb"})
+    wandb_project: str | None = field(
+        default=None, metadata={"help": "default: WANDB_PROJECT, otherwise 'recurrent-drafter'"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("max_num_prompts", "max_prompt_length", "batch_size"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{name} is {value}, expected at least 1")
+        _require(self.run_name is None or bool(self.services), "--run_name is for trackers: give --report_to too")
+        _require(
+            self.wandb_project is None or "wandb" in self.services, "--wandb_project is for W&B: give --use_wandb too"
+        )
+
+    @property
+    def services(self) -> list[str]:
+        """The trackers, each once."""
+        asked = [*self.report_to, *(["wandb"] if self.use_wandb else [])]
+        return [name for name in dict.fromkeys(asked) if name != "none"]
+
+    @property
+    def given(self) -> list[str]:
+        """Flags that are not at their defaults."""
+        plain = type(self)()
+        return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ def decode(
             tree = prefix_tree(root, beams, pace.budget(beams))
         verified = session.forward_tree(tree)
         accepted = follow_tree(tree, sampler.draws(tree, verified.logits))
-        step = Step.on_host(accepted, verified.logits, stop)  # the one synchronisation of a step
+        step = Step.on_host(accepted, verified.logits, stop, tree.max_depth)  # the one synchronisation of a step
         session.keep(accepted.path, step.n_accepted)
         root, hidden = accepted.bonus_token, hidden_after(accepted, verified.hiddens)
         pace.observe(tree, step)

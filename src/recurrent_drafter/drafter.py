@@ -93,6 +93,12 @@ class RecurrentDrafter(PreTrainedModel):
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
 
+    def get_input_embeddings(self) -> None:  # type: ignore[override]
+        """None: tokens enter as the verifier's embeddings. Accelerate asks when it shards."""
+
+    def get_output_embeddings(self) -> None:
+        """None: a head that `unroll` reads layer by layer must not be sharded apart from what reads it."""
+
     def context(self, hidden: Tensor) -> Tensor:  # (..., H) -> (..., E), or (..., H) at E = 2H
         """The hidden state's share of the head's input: the same for every depth and beam, so computed once."""
         return self.input_proj.of_hidden(hidden) if hasattr(self, "input_proj") else hidden

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +35,15 @@ def verifier_fingerprint(verifier: Verifier) -> str:
         config.pop(name, None)
     state = verifier.model.state_dict()
     return hash_of({"config": config, "names": list(state), "weights": hash_of_tensors(state.values())})
+
+
+def saved_fingerprint(folder: Path) -> str:
+    """Of what is saved of a drafter: its config and its weights, as the files are."""
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        digest.update(f"{file.name} {file.stat().st_size} ".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def run_fingerprint(verifier: str, examples: Sequence[RootExample], settings: Mapping[str, Any]) -> str:

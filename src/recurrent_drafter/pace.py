@@ -9,7 +9,7 @@ faster way, until a cheap probe says otherwise.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -32,6 +32,7 @@ MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 USUAL_LENGTH = 4  # of the draft that is timed
 LONGEST = 10  # tokens to draft at most, where each of them has to pay
 PROBE_COST = 0.02  # at most this share of plain steps' time goes into probes
+TRIALS = 4  # speculative steps before judging
 COMPARE = 64  # every so many speculative steps take a plain step, so that its time is known as well
 MEMORY = 0.05  # weight of the newest observation once there are many
 
@@ -106,23 +107,39 @@ def isotonic(hits: Floats, trials: Floats) -> Floats:
 
 
 @dataclass
-class Drifts:
-    """What steps take over what they were expected to: running averages."""
+class Experience:
+    """What steps with about so many rows are like: running averages.
+
+    ``plain``, ``tree`` and ``drafting``: how many times as long as expected plain steps, verifying trees and drafting
+    take. ``tokens`` (per row), ``levels`` and ``nodes`` (per row) are those of drafted steps, ``seen`` their number.
+    """
 
     plain: float = 1.0
     tree: float = 1.0
     drafting: float = 1.0
+    tokens: float = 2.0
+    levels: float = 2.0
+    nodes: float = 3.0
+    seen: int = 0
 
-    def of_verifying(self, ratio: float, *, is_plain: bool) -> None:
-        """A step of either kind; where it changes the other does too, for that is the machine."""
+    def verified(self, ratio: float, *, is_plain: bool) -> None:
+        """A step of either kind took so many times what was expected; both are corrected, for that is the machine."""
         before = self.plain if is_plain else self.tree
         change = _nearer(before, ratio) / before
         self.plain *= change
         self.tree *= change
 
-    def of_drafting(self, ratio: float) -> None:
-        """A draft."""
+    def drafted(self, ratio: float) -> None:
+        """A draft took so many times what was expected."""
         self.drafting = _nearer(self.drafting, ratio)
+
+    def accepted(self, tokens: float, levels: int, nodes: int) -> None:
+        """What a drafted step came to."""
+        self.seen += 1
+        weight = max(1 / (self.seen + 1), MEMORY)
+        self.tokens += weight * (tokens - self.tokens)
+        self.levels += weight * (levels - self.levels)
+        self.nodes += weight * (nodes - self.nodes)
 
 
 def _nearer(average: float, new: float) -> float:
@@ -141,10 +158,9 @@ class AutoPace:
     def __init__(self, costs: Costs, shape: DraftShape) -> None:
         self.costs, self.shape = costs, shape
         self.calibration = Calibration()
-        # What drafted steps are like: tokens emitted per row, levels drafted, nodes verified per row.
-        self._mean, self._seen = np.array([2.0, 2.0, 3.0]), 0
         self._tables: dict[int, Floats] = {}  # batch: [n - 1] is the expected time of verifying n nodes per row
-        self._drifts: dict[int, Drifts] = {}  # batch: how that turned out
+        self._experiences: dict[int, Experience] = {}  # by the batch's magnitude in powers of two
+        self._lately = Experience()
         self._plain_steps = self._draft_steps = 0
         self._batch = self._limit = self._level = 0
         self._reached = 1.0  # how often the newest level is expected to be accepted
@@ -157,16 +173,20 @@ class AutoPace:
         self._level, self._reached = 0, 1.0
         if batch not in self._tables:
             nodes = np.arange(1, 2 + self.shape.beam_width * self.shape.beam_length)
-            self._tables[batch], self._drifts[batch] = self.costs(batch * nodes), Drifts()
+            self._tables[batch] = self.costs(batch * nodes)
+        magnitude = batch.bit_length()  # rows leave one by one: what 15 have shown holds for 14
+        if magnitude not in self._experiences:
+            self._experiences[magnitude] = replace(self._lately, seen=0)
+        self._lately = self._experiences[magnitude]
         self._limit = min(longest, self.shape.beam_length)
         return self.shape.beam_width, self._limit if self._limit > 0 and self._speculates() else 0
 
     def _speculates(self) -> bool:
-        tokens, levels, nodes = self._mean
-        plain = self._drifts[self._batch].plain * self._verifying(1)
-        drafted = self._speculating * self._verifying(nodes) + levels * self._draft_level
-        self._rate = max(tokens / drafted, 1 / plain)
-        if tokens * plain >= drafted:
+        lately = self._lately
+        plain = lately.plain * self._verifying(1)
+        drafted = lately.tree * self._verifying(lately.nodes) + lately.levels * self._draft_level
+        self._rate = max(lately.tokens / drafted, 1 / plain)
+        if lately.seen < TRIALS or lately.tokens * plain >= drafted:
             self._draft_steps, self._plain_steps = self._draft_steps + 1, 0
             return self._draft_steps % COMPARE != 0
         self._plain_steps += 1
@@ -178,12 +198,7 @@ class AutoPace:
     @property
     def _draft_level(self) -> float:
         """Seconds of drafting one level."""
-        return self._drifts[self._batch].drafting * self.costs.draft_level
-
-    @property
-    def _speculating(self) -> float:
-        """How much longer verifying a tree takes than expected."""
-        return self._drifts[self._batch].tree
+        return self._lately.drafting * self.costs.draft_level
 
     def _verifying(self, nodes: float) -> float:
         """Expected seconds of verifying so many nodes per row, a broken number of them included."""
@@ -198,24 +213,23 @@ class AutoPace:
         """
         self._level += 1
         if log_probs.device.type != "cpu":
-            return bool(self._level < self._mean[0])
+            return self._level < self._lately.tokens
         before, self._reached = self._reached, float(self.calibration(log_probs.numpy()).sum(1).mean())
         gain = self._reached * min(self._reached / max(before, 1e-9), 1.0)  # the next level falls off as this one did
-        _, levels, nodes = self._mean
-        breadth = (nodes - 1) / levels
+        breadth = (self._lately.nodes - 1) / self._lately.levels
         first = 1 + self._level * breadth
         more = self._verifying(first + breadth) - self._verifying(first)
-        return gain > self._rate * (self._draft_level + self._speculating * more)
+        return gain > self._rate * (self._draft_level + self._lately.tree * more)
 
     def budget(self, beams: Beams) -> int:
         """The number of nodes with the best expected rate, at least one draft token."""
         _, length, width = beams.tokens.shape
         log_probs = beams.log_probs.flatten(1).cpu().numpy()  # (B, L W); the draft is there by now
         drafting = time.perf_counter() - self._began
-        self._drifts[self._batch].of_drafting(drafting / (length * self.costs.draft_level))
+        self._lately.drafted(drafting / (length * self.costs.draft_level))
         gains = np.sort(self.calibration(log_probs), axis=1)[:, ::-1].mean(0)
         most = length * width if self.shape.max_tree_nodes is None else self.shape.max_tree_nodes - 1
-        seconds = drafting + self._speculating * self._tables[self._batch][1 : most + 1]
+        seconds = drafting + self._lately.tree * self._tables[self._batch][1 : most + 1]
         self._began += drafting
         return int(np.argmax((1 + np.cumsum(gains[:most])) / seconds[: len(gains)])) + 2
 
@@ -224,13 +238,11 @@ class AutoPace:
         batch, nodes = tree.tokens.shape
         levels = tree.max_depth
         ratio = (time.perf_counter() - self._began) / float(self._tables[batch][nodes - 1])
-        self._drifts[batch].of_verifying(ratio, is_plain=levels == 0)
+        self._lately.verified(ratio, is_plain=levels == 0)
         if levels == 0:
             return
-        if self._level < self._limit or self._limit == self.shape.beam_length:  # not cut short by the reply's end
-            self._seen += 1
-            new = np.array([sum(step.n_accepted) / batch + 1, levels, nodes])
-            self._mean += max(1 / (self._seen + 1), MEMORY) * (new - self._mean)
+        if levels < self._limit or self._limit == self.shape.beam_length:  # not cut short by the reply's end
+            self._lately.accepted(sum(step.n_accepted) / batch + 1, levels, nodes)
         accepted = np.zeros((batch, nodes), dtype=bool)
         np.put_along_axis(accepted, np.asarray(step.path), values=True, axis=1)
         self.calibration.update(tree.log_probs[:, 1:].cpu().numpy(), accepted[:, 1:])

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
-from recurrent_drafter.accept import follow_tree
+from recurrent_drafter.accept import Accepted, follow_tree
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import TrainExample
 from recurrent_drafter.decode import BeamDrafter, FixedPace, decode
@@ -150,16 +150,16 @@ def _n_accepted(draft: BeamDrafter, shape: DraftShape, hidden: Tensor, root: Ten
     """How many draft tokens each root would have had accepted, given the tokens (n, L + 1) that follow it."""
     beams = draft(hidden, root, shape.beam_width, shape.beam_length)
     tree = prefix_tree(root, beams, shape.nodes)
-    return _followed(tree, future)
+    return _followed(tree, future).n_accepted
 
 
-def n_accepted_along(text: Tensor, tree: DraftTree) -> Tensor:  # (R,) -> (R,)
-    """How many draft tokens of row i of a tree, whose root is token i of the text, agree with what follows there."""
+def accepted_along(text: Tensor, tree: DraftTree) -> Accepted:  # (R,)
+    """What row i of a tree, whose root is token i of the text, has accepted where the text goes on as it does."""
     return _followed(tree, _future(text, tree.max_depth + 1))
 
 
-def _followed(tree: DraftTree, future: Tensor) -> Tensor:  # (n, L + 1) -> (n,)
-    return follow_tree(tree, lambda node: future.gather(1, tree.depths.gather(1, node[:, None]))[:, 0]).n_accepted
+def _followed(tree: DraftTree, future: Tensor) -> Accepted:  # (n, L + 1)
+    return follow_tree(tree, lambda node: future.gather(1, tree.depths.gather(1, node[:, None]))[:, 0])
 
 
 def walk_metrics(n_accepted: Sequence[list[int]], length: int) -> dict[str, float]:

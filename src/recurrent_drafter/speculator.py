@@ -1,5 +1,6 @@
 """A drafter at work behind transformers' own ``generate`` (layer 3)."""
 
+import copy
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -34,10 +35,14 @@ USUAL_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cac
 
 @dataclass(frozen=True)
 class DecodeStats:
-    """What a generation took: steps after prefill, and the tokens emitted in them, summed over the rows."""
+    """What a generation took: steps after prefill, and the tokens emitted in them, summed over the rows.
+
+    ``drafts`` has an entry for each row: of every step, how many tokens deep the draft was and how many were accepted.
+    """
 
     steps: int
     tokens: int
+    drafts: Sequence[Sequence[tuple[int, int]]] = ()
 
     @property
     def tokens_per_step(self) -> float:
@@ -68,6 +73,12 @@ class RecurrentDraftingSpeculator:
         self._packed: list[PackedLinears] = []
         self._draft: Draft | None = None
         self._paces: dict[float, AutoPace] = {}  # by temperature, for acceptance depends on it
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "RecurrentDraftingSpeculator":
+        """The drafter and what was measured; the copy attaches to the model that it is used with."""
+        twin = type(self)(copy.deepcopy(self.drafter, memo), self.shape)
+        twin.costs, twin.tuning, twin._tuned_shape = self.costs, self.tuning, self._tuned_shape
+        return twin
 
     @classmethod
     def from_pretrained(
@@ -241,6 +252,7 @@ class RecurrentDraftingSpeculator:
         self, method: Any, input_ids: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
     ) -> Any:
         """Let transformers prepare inputs, processors and criteria, and call ``method`` with them."""
+        check_ids(input_ids, attention_mask)
         tokenizer, stop_strings = options.pop("tokenizer", None), options.pop("stop_strings", None)
         if stop_strings is not None:
             if tokenizer is None:
@@ -272,7 +284,8 @@ class RecurrentDraftingSpeculator:
                 emitted = next(steps, None)
             if emitted is None:
                 return
-            self.stats = DecodeStats(sum(stop.steps), sum(map(len, stop.generated)) - len(stop.generated))
+            emitted_after_prefill = sum(map(len, stop.generated)) - len(stop.generated)
+            self.stats = DecodeStats(sum(stop.steps), emitted_after_prefill, stop.drafts)
             yield emitted
 
     def _check_drafter(self, verifier: Verifier, stop: Stop) -> None:
@@ -335,6 +348,15 @@ def check_pair(config: RecurrentDraftingConfig, verifier: Verifier) -> None:
                 f"the drafter is for a verifier of {name} {own:,}{made_for}, and this verifier's {name} is {found:,}: "
                 "use the drafter with the model that it was trained for, or train one for this model"
             )
+
+
+def check_ids(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise ValueError for prompts that are not integers (B, S), or a mask of another shape."""
+    kind = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
+    if input_ids.dim() != 2 or input_ids.is_floating_point():
+        raise ValueError(f"input_ids are {kind}: expected integers of shape (batch, length)")
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask is of shape {tuple(attention_mask.shape)}, and input_ids are {kind}")
 
 
 def check_prompt(stop: Stop, context_length: int | None) -> None:

@@ -18,14 +18,18 @@ from recurrent_drafter.accept import Accepted
 
 @dataclass(frozen=True)
 class Step:
-    """What a verification yielded, as Python numbers: ``tokens`` and the visited nodes (``path``), M for each row."""
+    """What a verification yielded, as Python numbers: ``tokens`` and the visited nodes (``path``), M for each row.
+
+    ``drafted`` is L, the length of the beams that were verified: 0 where nothing was drafted.
+    """
 
     n_accepted: list[int]
     tokens: list[list[int]]
     path: list[list[int]]
+    drafted: int = 0
 
     @classmethod
-    def on_host(cls, accepted: Accepted, logits: Tensor, stop: "Stop") -> "Step":
+    def on_host(cls, accepted: Accepted, logits: Tensor, stop: "Stop", drafted: int = 0) -> "Step":
         """All of it in one transfer; ValueError where the logit (B, N, V) of a token drawn is NaN."""
         rows = torch.arange(len(logits), device=logits.device)[:, None]
         invalid = logits[rows, accepted.path, accepted.tokens].isnan()
@@ -42,11 +46,15 @@ class Step:
             n_accepted=[values[0] for values in moved],
             tokens=[values[1 : 1 + columns] for values in moved],
             path=[values[1 + columns : 1 + 2 * columns] for values in moved],
+            drafted=drafted,
         )
 
 
 class Stop:
-    """The replies of a batch as they grow; which rows have ended, and how many verifications each row took.
+    """The replies of a batch as they grow; which rows have ended, and what became of each row's drafts.
+
+    ``drafts`` holds for every verification of a row, prefill's own aside, how many tokens deep its beams were and how
+    many draft tokens of them were emitted.
 
     Args:
         prompts: (B, S), pads included.
@@ -68,7 +76,7 @@ class Stop:
         self.end_ids = frozenset(end_ids)
         self.criteria = tuple(criteria)
         self.generated: list[list[int]] = [[] for _ in range(batch)]
-        self.steps = [-1] * batch  # prefill's own pass is not counted
+        self.drafts: list[list[tuple[int, int]]] = [[] for _ in range(batch)]
         self.rows = list(range(batch))  # those that have not ended; row i of the loop is row rows[i] of the batch
         self.stayed: list[int] | None = None  # which of the loop's rows the last step left, if it ended any
 
@@ -98,6 +106,11 @@ class Stop:
         return not self.rows
 
     @property
+    def steps(self) -> list[int]:
+        """Verifications that each row took."""
+        return list(map(len, self.drafts))
+
+    @property
     def remaining(self) -> int:
         """The most tokens that any unfinished row may still emit."""
         return self.max_new_tokens - min(len(self.generated[row]) for row in self.rows)
@@ -121,8 +134,10 @@ class Stop:
         emitted: list[list[int]] = [[] for _ in self.generated]
         stayed = []
         for index, row in enumerate(self.rows):
-            self.steps[row] += 1
+            begins = not self.generated[row]
             ended, emitted[row] = self._emit_row(index, step.tokens[index][: step.n_accepted[index] + 1])
+            if not begins:
+                self.drafts[row].append((step.drafted, min(step.n_accepted[index], len(emitted[row]))))
             if not ended:
                 stayed.append(index)
         self.stayed = stayed if len(stayed) < len(self.rows) else None

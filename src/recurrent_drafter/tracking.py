@@ -2,18 +2,24 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from transformers import TrainerCallback
 
 from recurrent_drafter.hardware import hardware
+
+RUN_RECORD = "run.json"
+SECRET, STARS = re.compile(r"--(\w+[_-])?token"), "***"
 
 
 class RunRecord(TrainerCallback):
@@ -22,14 +28,21 @@ class RunRecord(TrainerCallback):
     Project, entity, tags and notes are the environment's (``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_TAGS``,
     ``WANDB_NOTES``), as are artifacts and gradients (``WANDB_LOG_MODEL``, ``WANDB_WATCH``): W&B and transformers read
     them. Options and architecture are logged as the trainer's arguments and the model's config.
+
+    Args:
+        argv: the command. tags: ours.
+        so_far: asked whenever something is written, for what changes meanwhile.
+        facts: what else there is to say.
     """
 
-    def __init__(self, argv: Sequence[str], tags: Sequence[str], **facts: Any) -> None:
-        self.argv, self.tags, self.facts = argv, tags, facts
+    def __init__(
+        self, argv: Sequence[str], tags: Sequence[str], so_far: Callable[[], dict[str, Any]] = dict, **facts: Any
+    ) -> None:
+        self.argv, self.tags, self.so_far, self.facts = argv, tags, so_far, facts
 
     def write(self, directory: Path, **more: Any) -> None:
         """Write it beside something else that is saved."""
-        write_run(directory, argv=self.argv, **self.facts, **more)
+        write_run(directory, argv=self.argv, **self.facts, **self.so_far(), **more)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Add to what the tracker's own callback, which came first, has begun."""
@@ -37,7 +50,8 @@ class RunRecord(TrainerCallback):
         if run is not None and state.is_world_process_zero:
             run.tags = tuple(dict.fromkeys((*(run.tags or ()), *self.tags)))
             run.config.update(
-                {name: fact for name, fact in self.facts.items() if name != "options"}, allow_val_change=True
+                {name: fact for name, fact in {**self.facts, **self.so_far()}.items() if name != "options"},
+                allow_val_change=True,
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -64,15 +78,65 @@ def closing_trackers() -> Iterator[None]:
             wandb.finish(exit_code=code)  # type: ignore[union-attr]
 
 
+def check_services(asked: Sequence[str], available: Sequence[str]) -> None:
+    """Raise ValueError for a tracker that is not installed here."""
+    for service in asked:
+        if service not in available:
+            raise ValueError(
+                f"--report_to {service}: no such service is installed here (pip install {service}?); "
+                f"there is {', '.join([*available, 'none'])}"
+            )
+
+
+def evaluation_services() -> list[str]:
+    """Trackers that an evaluation can report to here: those of accelerate that are installed."""
+    return [str(getattr(service, "value", service)) for service in get_available_trackers()]
+
+
+@contextmanager
+def reporting_to(
+    services: Sequence[str], *, run_name: str, project: str | None, settings: dict[str, Any]
+) -> Iterator[Callable[[dict[str, float], int], None]]:
+    """Begin a run at each service, told the settings; gives a function that logs figures, at a step, to all of them.
+
+    ``project`` is W&B's, by default the environment's. TensorBoard's files go to ``runs/run_name``, or to
+    TENSORBOARD_LOGGING_DIR. Without services nothing happens.
+    """
+    plain = {name: value if isinstance(value, int | float | str) else str(value) for name, value in settings.items()}
+    trackers = []
+    if services:
+        PartialState()  # without it accelerate's own log, which its trackers write to, raises an error
+    with closing_trackers():
+        for service in services:
+            make: Any = LOGGER_TYPE_TO_CLASS[service]
+            if service == "wandb":
+                tracker = make(project or os.environ.get("WANDB_PROJECT", "recurrent-drafter"), name=run_name)
+            elif make.requires_logging_directory:
+                tracker = make(run_name, os.environ.get("TENSORBOARD_LOGGING_DIR", "runs"))
+            else:
+                tracker = make(run_name)
+            tracker.start()
+            tracker.store_init_configuration(plain)
+            trackers.append(tracker)
+
+        def log(figures: dict[str, float], step: int) -> None:
+            for tracker in trackers:
+                tracker.log(figures, step=step)
+
+        yield log
+        for tracker in trackers:
+            tracker.finish()
+
+
 def write_run(directory: Path, *, argv: Sequence[str], **facts: Any) -> None:
     """Write ``run.json``: command, versions, commit and hardware, and whatever else is given."""
-    write_json(directory / "run.json", {**provenance(argv), **facts})
+    write_json(directory / RUN_RECORD, {**provenance(argv), **facts})
 
 
 def provenance(argv: Sequence[str], device: str | None = None) -> dict[str, Any]:
     """By what command, of which version, on which hardware a result was made."""
     return {
-        "argv": list(argv),
+        "argv": without_tokens(argv),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": _commit(),
         "versions": {
@@ -80,6 +144,18 @@ def provenance(argv: Sequence[str], device: str | None = None) -> dict[str, Any]
         },
         "hardware": hardware(device),
     }
+
+
+def without_tokens(argv: Sequence[str]) -> list[str]:
+    """A command line whose access tokens (``--token``, ``--hub_token``) are starred."""
+    kept: list[str] = []
+    for word in argv:
+        flag, equals, _ = word.partition("=")
+        if kept and SECRET.fullmatch(kept[-1]):
+            kept.append(STARS)
+        else:
+            kept.append(flag + equals + STARS if equals and SECRET.fullmatch(flag) else word)
+    return kept
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ The methods differ in how targets are made (`make_examples`), not in the trainer
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -41,8 +42,9 @@ class DrafterTrainer(WholeCheckpoints):
     """HF Trainer with the drafter as its model.
 
     Several processes (``torchrun``, ``accelerate launch``) train as one does on their joint batches: a step's loss is
-    the mean over all of its targets, however they are spread. Every process holds the whole verifier; FSDP shards the
-    drafter, not the verifier.
+    the mean over all of its targets, however they are spread. FSDP (version 2 with full state dicts, transformers'
+    defaults) shards the drafter and, while it trains, the verifier's layers; a teacher, which each process asks as
+    often as its own roots need, stays whole.
 
     Args:
         verifier: frozen, outside the checkpoint.
@@ -89,6 +91,7 @@ class DrafterTrainer(WholeCheckpoints):
             data_collator=collate,
             callbacks=callbacks,
         )
+        self._check_sharding()
         self.drafter, self.verifier, self.held_out, self.shape = model, verifier, held_out, shape
         self.drafter_top_k, self.fingerprint, self.chunk = drafter_top_k, fingerprint, chunk
         verifier.model.requires_grad_(False)
@@ -96,6 +99,24 @@ class DrafterTrainer(WholeCheckpoints):
         distillation = Distillation(kd_temperature, kd_alpha) if method == "knowledge_distillation" else None
         self.objective: Objective = Objective(verifier, model.draft_ids.clone(), gamma, distillation)
         self._targets = torch.zeros(2, dtype=torch.int64, device=verifier.device)  # and those in D, since the last log
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        """As Trainer does, on a verifier that is sharded where the drafter is."""
+        shared = self.is_fsdp_enabled and self.objective.distillation is None
+        with self.verifier.sharded() if shared else nullcontext():
+            return super().train(*args, **options)
+
+    def _check_sharding(self) -> None:
+        if self.args.fsdp and not self.is_fsdp_enabled:  # accelerate would train unsharded and say nothing
+            raise ValueError("--fsdp shards a drafter on accelerators, and here is a CPU: leave it out")
+        if not self.is_fsdp_enabled:
+            return
+        plugin = self.accelerator.state.fsdp_plugin
+        if plugin.fsdp_version != 2 or "FULL_STATE_DICT" not in str(plugin.state_dict_type):
+            raise ValueError(
+                "a drafter is sharded by FSDP version 2 and saved whole: give --fsdp alone, or an --fsdp_config with "
+                "version 2 and state_dict_type FULL_STATE_DICT"
+            )
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Any:
         """Targets per depth of all batches and processes of a step, and those in D (2, K): what means are over."""
@@ -146,6 +167,13 @@ class DrafterTrainer(WholeCheckpoints):
 
         ``eval_tokens_per_step`` is what to choose the best checkpoint and to stop early by, greater being better.
         """
+        metrics = self.figures(metric_key_prefix)
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def figures(self, prefix: str = "eval") -> dict[str, float]:
+        """What `evaluate` reports, without telling the trackers; all processes take part and are given the same."""
         if self.held_out is None:
             raise ValueError("there are no held-out replies to evaluate on")
         drafter = self._whole_drafter()
@@ -156,10 +184,7 @@ class DrafterTrainer(WholeCheckpoints):
             drafter.train(training)
         if self.accelerator.num_processes > 1:  # all must come to the same decisions
             broadcast_object_list(measured)
-        metrics = {f"{metric_key_prefix}_{name}": value for name, value in measured[0].items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        return metrics
+        return {f"{prefix}_{name}": value for name, value in measured[0].items()}
 
     def _whole_drafter(self) -> RecurrentDrafter:
         """The drafter, put together on the main process where it is sharded."""

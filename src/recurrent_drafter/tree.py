@@ -47,19 +47,20 @@ def prefix_tree(root: Tensor, beams: Beams, max_nodes: int) -> DraftTree:
     tree of their prefixes; it holds every prefix of the final beams and the shorter beams that were outscored on the
     way. No node is more probable than its parent, so the best n are closed under ancestors (ties go to the earlier).
 
-    >>> import torch
-    >>> red, planet, dot, and_, with_, in_ = range(6)
-    >>> beams = Beams(
-    ...     tokens=torch.tensor([[[planet, dot, in_], [and_, with_, in_]]]),
-    ...     parents=torch.tensor([[[0, 0, 0], [0, 0, 1]]]),
-    ...     log_probs=torch.tensor([[[0.6, 0.3, 0.05], [0.3, 0.2, 0.1]]]).log())
-    >>> tree = prefix_tree(torch.tensor([red]), beams, max_nodes=6)
-    >>> tree.tokens.tolist()[0]        # red planet dot and with in
-    [0, 1, 2, 3, 4, 5]
-    >>> tree.parents.tolist()[0]
-    [0, 0, 0, 1, 1, 2]
-    >>> tree.ancestors.int().tolist()[0][4]     # red planet with
-    [1, 1, 0, 0, 1, 0]
+    Examples:
+        >>> import torch
+        >>> red, planet, dot, and_, with_, in_ = range(6)
+        >>> beams = Beams(
+        ...     tokens=torch.tensor([[[planet, dot, in_], [and_, with_, in_]]]),
+        ...     parents=torch.tensor([[[0, 0, 0], [0, 0, 1]]]),
+        ...     log_probs=torch.tensor([[[0.6, 0.3, 0.05], [0.3, 0.2, 0.1]]]).log())
+        >>> tree = prefix_tree(torch.tensor([red]), beams, max_nodes=6)
+        >>> tree.tokens.tolist()[0]        # red planet dot and with in
+        [0, 1, 2, 3, 4, 5]
+        >>> tree.parents.tolist()[0]
+        [0, 0, 0, 1, 1, 2]
+        >>> tree.ancestors.int().tolist()[0][4]     # red planet with
+        [1, 1, 0, 0, 1, 0]
     """
     batch, length, width = beams.tokens.shape
     device = root.device

@@ -21,17 +21,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from recurrent_drafter.accept import follow_tree
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.decode import BeamDrafter, Draft, Pace, decode
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.hardware import hardware
 from recurrent_drafter.metrics import Walk, median_interval, walk
 from recurrent_drafter.pace import Costs, least_seconds, measure_costs
-from recurrent_drafter.replies import HeldOutReplies
+from recurrent_drafter.replies import HeldOutReplies, accepted_along
 from recurrent_drafter.sampler import Sampler
 from recurrent_drafter.stop import Stop
-from recurrent_drafter.tree import DraftTree, prefix_tree
+from recurrent_drafter.tree import prefix_tree
 from recurrent_drafter.verifier import Verifier
 
 logger = logging.getLogger(__name__)
@@ -66,17 +65,12 @@ def measure_acceptance(held_out: HeldOutReplies, drafter: RecurrentDrafter, widt
     """Draft once at every token of the replies; shorter drafts are the beginnings of these."""
     draft = BeamDrafter(drafter, held_out.verifier)
     ranks = []
-
-    def along(tree: DraftTree, future: Tensor) -> Callable[[Tensor], Tensor]:  # (R, L + 1)
-        return lambda node: future.gather(1, tree.depths.gather(1, node[:, None]))[:, 0]
-
     with torch.inference_mode():
         for tokens, hiddens in held_out.pairs():
             root = tokens.to(hiddens.device)
             beams = draft(hiddens.to(drafter.dtype), root, width, length)
             tree = prefix_tree(root, beams, 1 + width * length)
-            future = torch.cat([root[1:], root.new_full((length + 1,), -1)]).unfold(0, length + 1, 1)
-            accepted = follow_tree(tree, along(tree, future))
+            accepted = accepted_along(root, tree)
             ranks.append(path_ranks(tree.log_probs, accepted.path, accepted.n_accepted, width).cpu())
     return Acceptance(ranks)
 

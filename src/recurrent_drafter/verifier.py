@@ -112,6 +112,26 @@ class Verifier:
             handle.remove()
         return output.logits.view(*hiddens.shape[:-1], -1)
 
+    @contextmanager
+    def sharded(self) -> Iterator[None]:
+        """Within it each process keeps a share of every layer, and a pass gathers one layer at a time.
+
+        So all processes have to run the same passes. Embeddings and head stay whole, as do layers of mixed or
+        quantised parameters. Behind it, unless it ends by an error, every process holds the whole model again.
+        """
+        from torch.distributed.fsdp import fully_shard  # imported here: not every build of torch has it
+
+        names = set(self.model._no_split_modules or ())
+        layers = [module for module in self.model.modules() if type(module).__name__ in names]
+        kinds = {parameter.dtype for layer in layers for parameter in layer.parameters()}
+        if len(kinds) != 1 or not kinds.pop().is_floating_point:
+            layers = []
+        shards = [fully_shard(layer, reshard_after_forward=True) for layer in layers]
+        yield  # an error may be this process's alone, and then nobody would gather with it
+        for shard in shards:
+            shard.set_reshard_after_forward(False)
+            shard.unshard()
+
     def as_bias(self, visible: Tensor) -> Tensor:
         """A boolean mask as an additive one in the model's dtype, which every attention implementation takes."""
         bias = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)

@@ -1,14 +1,17 @@
 """Is it a tie or a bug? Outputs compared, and their first divergence explained (layer 3)."""
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.generation.logits_process import LogitsProcessor
 
+from recurrent_drafter.fingerprint import saved_fingerprint
 from recurrent_drafter.packing import PackedLinears
 from recurrent_drafter.sampler import Sampler
 from recurrent_drafter.sampling import gumbel_noise
@@ -17,6 +20,7 @@ from recurrent_drafter.tree import DraftTree, root_tree
 from recurrent_drafter.verifier import Verifier
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
+FILE = "verify.json"  # the last verification of a drafter, beside it
 NOTHING = -1  # in the place of a token where a reply has ended
 
 
@@ -204,3 +208,25 @@ def until_end(reply: Sequence[int], end_ids: Sequence[int]) -> list[int]:
     """A reply up to its first end token, without the padding behind it."""
     ends = [place for place, token in enumerate(reply) if token in end_ids]
     return list(reply[: ends[0] + 1] if ends else reply)
+
+
+def read_verification(folder: Path) -> dict[str, Any]:
+    """What was left of the last verification of the drafter in a folder. Raises ValueError unless it was passed.
+
+    It counts only for the config and the weights that were verified.
+    """
+    again = f"run recurrent-drafter verify --base_model MODEL --speculator_path {folder}"
+    path = folder / FILE
+    if not path.is_file():
+        raise ValueError(f"the drafter at {folder} was never verified: {again}")
+    try:
+        record = json.loads(path.read_text())
+        of, bugs = record["drafter"], int(record["bugs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}): {again}") from None
+    if of != saved_fingerprint(folder):
+        raise ValueError(f"{path} is of other weights or another config than the drafter has now: {again}")
+    if bugs:
+        raise ValueError(f"the last verification of the drafter at {folder} found {bugs} bugs: {again}")
+    verified: dict[str, Any] = record
+    return verified

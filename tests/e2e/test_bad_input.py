@@ -13,6 +13,7 @@ from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
 
 DEMO = ["generate_speculator.py", "--base_model", "demo"]
 SAY = ["--prompt", "Hello"]
+EVALUATE = [*DEMO, "--eval_mt_bench"]
 TRAIN = ["train_speculator.py", "--llm_name_or_path", "demo"]
 COMPARE = ["recurrent-drafter", "demo", "--prompts", "1"]
 
@@ -47,6 +48,9 @@ def folder(tmp_path_factory):
     (folder / "broken.jsonl").write_text(f"{good}\n{good}\n{good[:30]}\n")
     (folder / "keyless.jsonl").write_text(f'{good}\n{{"question": "?"}}\n')
     (folder / "empty.jsonl").write_text("")
+    question = json.dumps({"question_id": 1, "category": "math", "turns": ["What is 1 + 1?"]})
+    (folder / "broken_questions.jsonl").write_text(f"{question}\n{question[:30]}\n")
+    (folder / "same_questions.jsonl").write_text(f"{question}\n{question}\n")
     return folder
 
 
@@ -66,8 +70,21 @@ CASES = {
     "cut model": (["generate_speculator.py", "--base_model", "./cut_model", "--autoregressive", *SAY], "./cut_model"),
     "empty prompt": ([*DEMO, "--prompt", ""], "--prompt is empty"),
     "blank prompt": ([*DEMO, "--prompt", " \n"], "--prompt is empty"),
-    "no prompt": (DEMO, "give either --prompt TEXT or --interactive"),
+    "no prompt": (DEMO, "give one of --prompt TEXT, --interactive and --eval_mt_bench"),
     "long prompt": ([*DEMO, "--prompt", "word " * 3000], "exceed the context of"),
+    "unreadable question": ([*EVALUATE, "--dataset_path", "broken_questions.jsonl"], "questions.jsonl:2: not JSON"),
+    "no question": ([*EVALUATE, "--dataset_path", "broken.jsonl"], "broken.jsonl:1: a sharegpt record, expected a"),
+    "a question twice": (
+        [*EVALUATE, "--dataset_path", "same_questions.jsonl"],
+        "questions.jsonl:2: question 1 is here",
+    ),
+    "results into nowhere": ([*EVALUATE, "--output_file", "nowhere/a.json"], "nowhere/a.json cannot be written"),
+    "results into a folder": ([*EVALUATE, "--output_file", "empty"], "empty is a folder"),
+    "two things at once": ([*EVALUATE, "--interactive"], "give one of --prompt TEXT, --interactive and"),
+    "a reply as long as the context": ([*EVALUATE, "--max_generation_length", "1024"], "less than the context of 1024"),
+    "one file to join": (["recurrent-drafter", "bench", "--join", "file"], "expected two files"),
+    "nothing to join": (["recurrent-drafter", "bench", "--join", "nowhere", "file"], "nowhere cannot be read"),
+    "no evaluation to join": (["recurrent-drafter", "bench", "--join", "file", "file"], "file holds no evaluation"),
     "no new tokens": ([*DEMO, *SAY, "--max_generation_length", "0"], "--max_generation_length is 0"),
     "no beams": ([*DEMO, *SAY, "--beam_width", "0"], "--beam_width is 0"),
     "no beam length": ([*DEMO, *SAY, "--beam_length", "0"], "--beam_length is 0"),

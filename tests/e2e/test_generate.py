@@ -1,5 +1,6 @@
 """Replies and chats at the command line."""
 
+import io
 import re
 import subprocess
 import sys
@@ -7,9 +8,12 @@ import sys
 import pytest
 from running import ROOT, Command, Terminal
 
-FIGURES = r"Generated (\d+) tokens in [\d.]+ s \([\d.]+ tok/s, ([\d.]+) tokens/step\)"
+from recurrent_drafter.cli import generate
+
+FIGURES = r"Generated (\d+) tokens in [\d.]+s \([\d.]+ tok/s, ([\d.]+) tokens/step\)"
 PROMPT = "I need a table for two in San Jose."
 DEMO = ["generate_speculator.py", "--base_model", "demo"]
+FIXED = ["--beam_width", "3", "--beam_length", "4"]
 
 
 def test_a_reply_with_and_without_drafter(tmp_path):
@@ -39,8 +43,8 @@ def test_a_chat(tmp_path):
     chat.expect("You: ")
     chat.type("/reset\n")
     chat.expect("You: ")
-    chat.type(f"{PROMPT}\n")
-    assert strip(chat.expect(FIGURES)) == strip(first)  # the history is forgotten
+    chat.type(3 * "\x1b[A" + "\n")  # up to the first line again
+    assert said(chat.expect(FIGURES)) == said(first) != ""  # the history is forgotten
     chat.expect("You: ")
     chat.type("\x03")
     chat.expect("/quit ends")
@@ -68,9 +72,54 @@ def strip(shown: str) -> str:
     return re.sub(FIGURES, "", shown)
 
 
-@pytest.mark.parametrize("name", ["deploy", "serve", "convert"])
+def said(shown: str) -> str:
+    return strip(shown).partition("Assistant: ")[2]
+
+
+@pytest.mark.parametrize("name", ["serve", "convert"])
 def test_what_comes_later_says_so(name, capsys):
     from recurrent_drafter.cli.main import main
 
     assert main([name]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_accepted_drafts_are_coloured_and_nothing_else_changes(tmp_path):
+    plain = Command([*DEMO, "--prompt", PROMPT, *FIXED], tmp_path / "a").ended()
+    environment = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
+    command = [*DEMO, "--prompt", PROMPT, *FIXED, "--show_drafts"]
+    shown = Command(command, tmp_path / "b", environment=environment).ended()
+    coloured = re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", shown.out, re.S)
+    assert len("".join(coloured)) > 10
+    assert strip(re.sub(r"\x1b\[[\d;]*m", "", shown.out)) == strip(plain.out)
+
+
+def chat_about(lines, monkeypatch, capsys):
+    """A chat in this process: what was printed behind each prompt for input, and the errors."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
+    assert generate.main(["--interactive", "--max_generation_length", "24", "--dtype", "float32", *FIXED]) == 0
+    shown = capsys.readouterr()
+    return shown.out.split("You: ")[1:], shown.err.splitlines()
+
+
+def test_commands_of_a_chat(monkeypatch, capsys):
+    lines = ["/stats", PROMPT, "/speculate off", "/reset", PROMPT, "/stats"]
+    lines += ["/temp 1.5", "/seed 3", "/reset", PROMPT, "/speculate on", "/reset", PROMPT, "/temp 0", "/reset", PROMPT]
+    shown, errors = chat_about([*lines, "/quit", "never read"], monkeypatch, capsys)
+    replies = {number: strip(text) for number, text in enumerate(shown) if lines[number : number + 1] == [PROMPT]}
+    first, alone, warm, warm_drafted, cold = replies.values()
+    assert first == alone == cold != warm == warm_drafted and not errors
+    assert "nothing has been said yet" in shown[0]
+    assert "1.00 tokens/step" in shown[4] and "1.00 tokens/step" not in shown[1]
+    with_drafts, without = shown[5].split("\n")[:2]
+    assert re.match(r"with drafts: 1 reply, \d+ tokens in .* tokens/step\), \d+% of drafted tokens", with_drafts)
+    assert re.match(r"without drafts: 1 reply, \d+ tokens in .* 1\.00 tokens/step\)$", without)
+
+
+def test_what_is_no_command_changes_nothing(monkeypatch, capsys):
+    lines = [PROMPT, "/temp -1", "/temp warm", "/seed", "/sped 3", "/speculate maybe", "/reset now", "/reset", PROMPT]
+    shown, errors = chat_about(lines, monkeypatch, capsys)
+    assert strip(shown[0]) == strip(shown[8])
+    assert [error[:7] for error in errors] == ["error: "] * 6
+    assert "expected 0 (greedy) or more" in errors[0] and "expected a number behind /temp" in errors[1]
+    assert all("there are /reset /stats" in error for error in errors[3:])

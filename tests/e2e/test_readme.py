@@ -6,13 +6,34 @@ import shlex
 import pytest
 from running import ROOT
 
-from recurrent_drafter.cli import bench, demo, generate, reproduce, train, tune, verify
+from recurrent_drafter import __version__
+from recurrent_drafter.cli import (
+    bench,
+    demo,
+    deploy,
+    endtoend,
+    generate,
+    reproduce,
+    show_scope,
+    show_targets,
+    train,
+    tune,
+    verify,
+)
 from recurrent_drafter.cli.errors import parse
+from recurrent_drafter.cli.main import main
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = (bench, demo, generate, reproduce, tune, verify)
-OPTIONS = {module.__name__.rpartition(".")[2]: module.OPTIONS for module in COMMANDS}
-OPTIONS |= {"generate_speculator.py": generate.OPTIONS, "experiment_paper_reproduction.py": reproduce.OPTIONS}
+COMMANDS = (bench, demo, deploy, generate, reproduce, tune, verify)
+OPTIONS = {module.__name__.rpartition(".")[2]: module.OPTIONS for module in COMMANDS} | {
+    "generate_speculator.py": generate.OPTIONS,
+    "experiment_paper_reproduction.py": reproduce.OPTIONS,
+    "huggingface_deployment.py": deploy.OPTIONS,
+    "test_distilled_dataset.py": show_targets.OPTIONS,
+    "demonstrate_training_scope.py": show_scope.OPTIONS,
+    "test_simple_end_to_end.py": endtoend.OPTIONS,
+    "test_end_to_end.py": endtoend.OPTIONS,
+}
 
 
 def commands() -> list[str]:
@@ -42,3 +63,8 @@ def test_a_command_parses(command, capsys):
         assert train.main([*flags, "--demo"]) == 0, capsys.readouterr().err
     else:
         parse(flags, "", *OPTIONS[name])
+
+
+def test_the_version_is_the_packages(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"recurrent-drafter {__version__}\n"

@@ -7,6 +7,7 @@ import re
 import pytest
 from running import Command
 from tracked import scalars, wandb_records
+from transformers.integrations import is_deepspeed_available
 
 from recurrent_drafter.assets import sample_path
 from recurrent_drafter.data.files import read_records
@@ -66,8 +67,9 @@ def test_tensorboard_has_the_figures(trained):
     folder, _ = trained
     found = scalars(folder / "out")
     assert len(found["train/loss"]) == 4 and len(found["train/learning_rate"]) == 4
-    figures = json.loads((folder / "out/run.json").read_text())["metrics"]
-    assert found["eval/tokens_per_step"][-1] == pytest.approx(figures["eval_tokens_per_step"])
+    history = json.loads((folder / "out/run.json").read_text())["history"]
+    evaluated = [entry["eval_tokens_per_step"] for entry in history if "eval_tokens_per_step" in entry]
+    assert found["eval/tokens_per_step"] == pytest.approx(evaluated) and len(evaluated) == 2  # no third one at the end
 
 
 def test_evaluation_gives_the_figures_of_training_again(trained):
@@ -84,9 +86,20 @@ def test_evaluation_gives_the_figures_of_training_again(trained):
     assert "held-out prompts of " + QUESTIONS in out
 
 
+def test_a_checkpoint_of_another_run_is_refused(trained):
+    folder, _ = trained
+    command = [*SMALL, "--dataset_path", "few.jsonl", "--max_steps", "6", "--output_dir", "other"]  # all tokens count
+    line = refused([*command, "--resume_from_checkpoint", "out/checkpoint-2"], folder)
+    assert line.startswith("error: out/checkpoint-2 belongs to another run")
+    assert not list((folder / "other").glob("checkpoint-*"))
+
+
 def test_other_data_to_evaluate_on(tmp_path):
     command = [*SMALL, *conversations(tmp_path), "--eval_dataset_path", QUESTIONS, "--max_steps", "1"]
-    assert "held-out prompts of " + QUESTIONS in done([*command, "--output_dir", "out"], tmp_path)
+    command += ["--eval_strategy", "no", "--report_to", "tensorboard", "--output_dir", "out"]
+    assert "held-out prompts of " + QUESTIONS in done(command, tmp_path)
+    figures = json.loads((tmp_path / "out/run.json").read_text())["metrics"]  # told once, though training told none
+    assert scalars(tmp_path / "out")["eval/tokens_per_step"] == pytest.approx([figures["eval_tokens_per_step"]])
 
 
 def test_several_trackers_at_once_and_the_environment_is_the_users(tmp_path):
@@ -119,6 +132,22 @@ def test_a_stream_trains_too_and_early_stopping_stops(tmp_path):
     command += ["--save_steps", "1", "--early_stopping_patience", "1", "--learning_rate", "0", "--output_dir", "out"]
     out = done([*command, "--use_knowledge_distillation"], tmp_path)
     assert "step 2: held-out" in out and "step 4: held-out" not in out
+
+
+def test_a_stream_goes_on_with_the_data_that_it_began_with_and_no_other(tmp_path):
+    data = conversations(tmp_path, 120)
+    command = [*SMALL, *data, "--streaming", "--shuffle_buffer", "20", "--save_steps", "6", "--output_dir", "out"]
+    done([*command, "--max_steps", "6"], tmp_path)
+    resume = ["--max_steps", "12", "--resume_from_checkpoint", "True"]
+    read = json.loads((tmp_path / "out/checkpoint-6/run.json").read_text())["data"]
+    assert 20 < read["kept"] < 120 and len(read["sha256"]) == 64
+    lines = (tmp_path / "few.jsonl").read_text().splitlines()
+    (tmp_path / "few.jsonl").write_text("\n".join([*lines[:25], *lines[60:]]))  # the first buffer is the same
+    assert "few.jsonl does not begin with the" in refused([*command, *resume], tmp_path)
+    (tmp_path / "few.jsonl").write_text("\n".join(lines))
+    done([*command, *resume], tmp_path)
+    more = json.loads((tmp_path / "out/checkpoint-12/run.json").read_text())["data"]
+    assert more["kept"] > read["kept"] and more["sha256"] != read["sha256"]
 
 
 def test_questions_are_answered_by_the_verifier_first(tmp_path):
@@ -155,6 +184,23 @@ def test_a_full_disk(tmp_path):
     command = [*SMALL, *conversations(tmp_path), "--max_steps", "2", "--save_steps", "1", "--output_dir", "out"]
     line = refused(command, tmp_path, environment={"FILE_LIMIT": "300000"})
     assert line.startswith("error: ") and "could not be written" in line and "make room" in line
+
+
+def test_a_full_disk_while_distilling(tmp_path):
+    command = [*SMALL, *conversations(tmp_path), "--max_steps", "2", "--use_distilled_dataset", "--output_dir", "out"]
+    line = refused(command, tmp_path, environment={"FILE_LIMIT": "20000"})
+    assert line.startswith("error: ") and "could not be written" in line and "make room" in line
+    (store,) = (tmp_path / "out").glob("distilled-*")
+    assert [path.name for path in store.iterdir()] == ["manifest.json"]  # no torn shard
+
+
+def test_sharding_that_is_not_to_be_had_here(tmp_path):
+    command = [*SMALL, *conversations(tmp_path), "--max_steps", "1", "--output_dir", "out"]
+    assert "Using fsdp only works in distributed training" in refused([*command, "--fsdp", "full_shard"], tmp_path)
+    (tmp_path / "zero.json").write_text("{}")
+    deepspeed = [*command, "--deepspeed", "zero.json"]
+    if not is_deepspeed_available():
+        assert "--deepspeed needs DeepSpeed, which is not installed here" in refused(deepspeed, tmp_path)
 
 
 def test_a_loss_that_is_not_a_number(tmp_path):

@@ -5,14 +5,18 @@ import multiprocessing
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from models import prompts, random_drafter, tiny_model
 from safetensors.torch import save_file
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments
 
 from recurrent_drafter import target_shards
@@ -27,6 +31,7 @@ from recurrent_drafter.verifier import Verifier
 CONTEXT = multiprocessing.get_context("forkserver")  # which has paid for the imports
 CONTEXT.set_forkserver_preload(["recurrent_drafter.train", "recurrent_drafter.target_shards"])
 KILLED = -signal.SIGKILL
+REFUSED = 2
 
 
 def die(*_, **__):
@@ -40,6 +45,16 @@ class DieBehind(TrainerCallback):
     def on_step_end(self, args, state, control, **_):
         if state.global_step == self.step:
             die()
+
+
+class Shared(TrainerCallback):
+    """Notes which of a verifier's parameters are sharded at a step."""
+
+    def __init__(self, verifier):
+        self.verifier, self.names = verifier, set()
+
+    def on_step_begin(self, args, state, control, **_):
+        self.names = {name for name, p in self.verifier.model.named_parameters() if isinstance(p, DTensor)}
 
 
 class DieWhileSaving(DrafterTrainer):
@@ -63,8 +78,10 @@ def texts(count, seed=0):
     return examples
 
 
-def train(folder: Path, batch: int, behind: int | None, while_saving: bool, world: tuple[int, int, int] | None):
-    """Train for eight steps from the last checkpoint; leave the weights and the losses."""
+def train(
+    folder: Path, behind: int | None, while_saving: bool, world: tuple[int, int, int] | None, options: dict[str, Any]
+):
+    """Train for eight steps from the last checkpoint; leave every process's weights, and the losses."""
     torch.set_num_threads(1)
     if world is not None:  # what torchrun sets
         rank, processes, port = world
@@ -72,34 +89,51 @@ def train(folder: Path, batch: int, behind: int | None, while_saving: bool, worl
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(processes)}
     verifier = Verifier(tiny_model("llama"))
     replies = greedy_replies(verifier, [prompts(1, seed)[0][0] for seed in range(2)], 16, ())
-    arguments = TrainingArguments(
-        output_dir=str(folder), max_steps=8, per_device_train_batch_size=batch, learning_rate=1e-2, logging_steps=1,
-        save_steps=2, eval_strategy="steps", eval_steps=2, report_to="none", remove_unused_columns=False,
-        disable_tqdm=True, use_cpu=True, load_best_model_at_end=False, metric_for_best_model="eval_tokens_per_step",
-        greater_is_better=True,
-    )  # fmt: skip
-    trainer = (DieWhileSaving if while_saving else DrafterTrainer)(
-        random_drafter(),
-        arguments,
-        verifier=verifier,
-        train_examples=[with_text_targets(example, 4, ()) for example in texts(12)],
-        held_out=HeldOutReplies(verifier, replies),
-        shape=DraftShape(2, 4),
-        callbacks=[] if behind is None else [DieBehind(behind)],
-    )
-    newest = last_checkpoint(folder)
-    trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    on_cpu = options.pop("on_cpu", False)
+    defaults = {
+        "max_steps": 8, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "logging_steps": 1,
+        "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2, "report_to": "none", "remove_unused_columns": False,
+        "disable_tqdm": True, "use_cpu": True, "load_best_model_at_end": False,
+        "metric_for_best_model": "eval_tokens_per_step", "greater_is_better": True,
+    }  # fmt: skip
+    arguments = TrainingArguments(output_dir=str(folder), **{**defaults, **options})
+    if arguments.fsdp and not on_cpu:  # accelerate (1.14) shards where it takes processes to have GPUs
+        arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    newest, shared = last_checkpoint(folder), Shared(verifier)
+    try:
+        trainer = (DieWhileSaving if while_saving else DrafterTrainer)(
+            random_drafter(emb_norm=True),
+            arguments,
+            verifier=verifier,
+            train_examples=[with_text_targets(example, 4, ()) for example in texts(12)],
+            held_out=HeldOutReplies(verifier, replies),
+            shape=DraftShape(2, 4),
+            callbacks=[shared] if behind is None else [DieBehind(behind)],
+        )
+        trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+    except ValueError as error:
+        (folder / f"refused-{arguments.process_index}").write_text(str(error))
+        sys.exit(REFUSED)
+    save_file(whole(trainer.drafter.state_dict()), folder / f"final-{arguments.process_index}.safetensors")
     if trainer.is_world_process_zero():
         (folder / "history.json").write_text(json.dumps(trainer.state.log_history))
-        save_file({k: v.contiguous() for k, v in trainer.drafter.state_dict().items()}, folder / "final.safetensors")
+        (folder / "best").write_text(str(trainer.state.best_model_checkpoint))
+        (folder / "shared.json").write_text(json.dumps(sorted(shared.names)))
+        ids = prompts(1)[0]  # read by this process alone
+        assert torch.equal(verifier.hiddens(ids), Verifier(tiny_model("llama")).hiddens(ids))
 
 
-def run_training(folder, *, batch=2, behind=None, while_saving=False, processes=1) -> list[int]:
-    """The exit codes of its processes."""
+def whole(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors put together where they are sharded."""
+    return {k: v.full_tensor() if isinstance(v, DTensor) else v.contiguous() for k, v in state.items()}
+
+
+def run_training(folder, *, behind=None, while_saving=False, processes=1, **options) -> list[int]:
+    """The exit codes of its processes; the options are `TrainingArguments`'."""
     folder.mkdir(exist_ok=True)
     port = free_port()
     worlds = [None] if processes == 1 else [(rank, processes, port) for rank in range(processes)]
-    return ended([CONTEXT.Process(target=train, args=(folder, batch, behind, while_saving, w)) for w in worlds])
+    return ended([CONTEXT.Process(target=train, args=(folder, behind, while_saving, w, options)) for w in worlds])
 
 
 def shard(folder: Path, rank: int, processes: int, port: int):

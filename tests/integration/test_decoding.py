@@ -1,5 +1,7 @@
 """Tiny random models of several architectures: the output must be the verifier's, whatever the drafter says."""
 
+import copy
+
 import pytest
 import torch
 from models import VOCABULARY, WIDTH, generate, prompts, random_drafter, tiny_model
@@ -346,3 +348,29 @@ def test_streamed_tokens_are_the_output():
     speculator.attach_verifier(model)
     streamed = [token for step in speculator.stream(ids, max_new_tokens=20, end_ids=()) for token in step]
     assert streamed == generate(model, ids, mask, new=20)[0, 12:].tolist()
+
+
+def test_a_copy_of_a_used_speculator_decodes_on_its_own():
+    model = tiny_model("llama")
+    ids, mask = prompts(1)
+    speculator = RecurrentDraftingSpeculator(random_drafter())
+    expected = generate(model, ids, mask, custom_generate=speculator)
+    twin = copy.deepcopy(speculator)
+    assert twin.drafter is not speculator.drafter
+    assert twin.costs == speculator.costs
+    assert torch.equal(generate(model, ids, mask, custom_generate=twin), expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "mask", "message"),
+    [
+        (torch.zeros(4, dtype=torch.long), None, r"shape \(4,\): expected integers of shape"),
+        (torch.zeros(1, 4), None, "float32 of shape"),
+        (torch.zeros(1, 4, dtype=torch.long), torch.ones(1, 3), r"attention_mask is of shape \(1, 3\)"),
+    ],
+)
+def test_malformed_prompts_are_named(ids, mask, message):
+    speculator = RecurrentDraftingSpeculator(random_drafter())
+    speculator.attach_verifier(tiny_model("llama"))
+    with pytest.raises(ValueError, match=message):
+        speculator.generate(ids, mask, max_new_tokens=4)

@@ -1,13 +1,15 @@
 """Killed at any moment and resumed; shared among processes: always the same weights, the same shards."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 from models import tiny_model
-from runs import KILLED, run_distillation, run_shards, run_training, texts
+from runs import KILLED, REFUSED, run_distillation, run_shards, run_training, texts
 from safetensors.torch import load_file
 
+from recurrent_drafter import RecurrentDrafter
 from recurrent_drafter.target_shards import MANIFEST, distilled_dataset
 from recurrent_drafter.train import last_checkpoint
 from recurrent_drafter.verifier import Verifier
@@ -25,25 +27,86 @@ def losses(folder):
     return [entry["loss"] for entry in json.loads((folder / "history.json").read_text()) if "loss" in entry]
 
 
+def final(folder, process=0):
+    return load_file(folder / f"final-{process}.safetensors")
+
+
+def same(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 @pytest.mark.parametrize("kill", [{"behind": 1}, {"behind": 5}, {"while_saving": True}])
 def test_a_killed_training_ends_with_the_same_weights(kill, whole, tmp_path):
     assert run_training(tmp_path, **kill) == [KILLED]
     newest = last_checkpoint(tmp_path)
     assert (newest and newest.name) == {1: None, 5: "checkpoint-4", None: "checkpoint-2"}[kill.get("behind")]
     assert run_training(tmp_path) == [0]
-    ours, theirs = (load_file(folder / "final.safetensors") for folder in (tmp_path, whole))
-    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert same(final(tmp_path), final(whole))
     assert losses(tmp_path) == losses(whole)
     assert {path.name for path in tmp_path.glob("*")} == {path.name for path in whole.glob("*")}  # nothing left over
 
 
-def test_two_processes_train_as_one_on_the_same_batches(tmp_path):
-    assert run_training(tmp_path / "one", batch=4) == [0]
-    assert run_training(tmp_path / "two", batch=2, processes=2) == [0, 0]
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    ours, theirs = (load_file(tmp_path / name / "final.safetensors") for name in ("one", "two"))
-    # Adam divides by the size of gradients, so that rounding of tiny ones shows.
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """A training by one process, in batches of four."""
+    folder = tmp_path_factory.mktemp("one")
+    assert run_training(folder, per_device_train_batch_size=4) == [0]
+    return folder
+
+
+def close(ours, theirs):
+    """Adam divides by the size of gradients, so that rounding of tiny ones shows."""
     torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=2e-4)
+
+
+def test_two_processes_train_as_one_on_the_same_batches(one, tmp_path):
+    assert run_training(tmp_path, processes=2) == [0, 0]
+    assert losses(tmp_path) == pytest.approx(losses(one), rel=1e-4)
+    close(final(tmp_path), final(one))
+
+
+def test_processes_that_shard_train_as_one_and_leave_plain_checkpoints(one, tmp_path):
+    assert run_training(tmp_path / "whole", processes=2, fsdp="full_shard") == [0, 0]
+    assert losses(tmp_path / "whole") == pytest.approx(losses(one), rel=1e-4)
+    close(final(tmp_path / "whole"), final(one))
+    layers = {name for name, _ in tiny_model("llama").named_parameters() if ".layers." in name}
+    assert set(json.loads((tmp_path / "whole/shared.json").read_text())) == layers
+    drafter = RecurrentDrafter.from_pretrained(tmp_path / "whole/checkpoint-8")
+    assert same(load_file(tmp_path / "whole/checkpoint-8/model.safetensors"), drafter.state_dict())
+    assert same(drafter.state_dict(), final(tmp_path / "whole"))
+
+    assert run_training(tmp_path / "killed", processes=2, fsdp="full_shard", behind=5) == [KILLED, KILLED]
+    assert run_training(tmp_path / "killed", processes=2, fsdp="full_shard") == [0, 0]
+    assert same(final(tmp_path / "killed"), final(tmp_path / "whole"))
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("fsdp", ["", "full_shard"])
+def test_all_processes_end_with_the_best_checkpoint(fsdp, tmp_path):
+    wild = {"learning_rate": 0.3, "load_best_model_at_end": True, "greater_is_better": False}  # so never the last
+    assert run_training(tmp_path, processes=2, fsdp=fsdp, **wild) == [0, 0]
+    best = Path((tmp_path / "best").read_text())
+    assert best.parent == tmp_path and best.name != "checkpoint-8"
+    kept = load_file(best / "model.safetensors")
+    assert same(final(tmp_path, 0), kept) and same(final(tmp_path, 1), kept)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"fsdp": True, "on_cpu": True}, "--fsdp shards a drafter on accelerators"),
+        ({"fsdp": True, "fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}, "is sharded by FSDP version 2"),
+    ],
+)
+def test_sharding_that_would_not_be_done_or_would_not_leave_plain_checkpoints(options, why, tmp_path):
+    assert run_training(tmp_path, processes=2, **options) == [REFUSED, REFUSED]
+    assert all(why in (tmp_path / f"refused-{process}").read_text() for process in range(2))
+
+
+def test_a_checkpoint_is_resumed_sharded_only_if_it_was_begun_so(tmp_path):
+    assert run_training(tmp_path, max_steps=2) == [0]
+    assert run_training(tmp_path, processes=2, fsdp=True) == [REFUSED, REFUSED]
+    assert "checkpoint-2 was saved without --fsdp" in (tmp_path / "refused-0").read_text()
 
 
 def test_a_sharded_drafter_has_the_whole_ones_loss_and_gradient(tmp_path):

@@ -1,5 +1,6 @@
 """Training on tiny verifiers: the methods, what evaluation reports, and what survives a kill."""
 
+import errno
 import json
 import math
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
+from recurrent_drafter.cli.output import saying_what_was_not_written
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import TrainExample
 from recurrent_drafter.fingerprint import run_fingerprint, verifier_fingerprint
@@ -254,6 +256,28 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     with pytest.raises(ValueError, match=r"weights are not numbers after step 4.*checkpoint-2"):
         trainer_of(verifier, tmp_path, drafter=drafter, trainer={"callbacks": [Late(drafter, 4)]}).train()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    verifier = Verifier(tiny_model("gpt2"))
+    trainer = trainer_of(verifier, tmp_path)
+    save = torch.save
+
+    def full(what, path):
+        if trainer.state.global_step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save(what, path)
+
+    monkeypatch.setattr(torch, "save", full)  # the optimizer's state, written behind the weights
+    with (
+        pytest.raises(OSError, match=r"could not be written .*No space left.*checkpoint-2 is whole"),
+        saying_what_was_not_written(tmp_path),
+    ):
+        trainer.train()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2"]  # and what was half written is gone
+    monkeypatch.undo()
+    trainer_of(verifier, tmp_path).train(str(last_checkpoint(tmp_path)))
+    assert last_checkpoint(tmp_path).name == "checkpoint-8"
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

@@ -72,6 +72,25 @@ def test_a_stream_is_what_loading_gives(tmp_path, tokenizer):
         list(DialogueStream(None, str(tmp_path / "none.jsonl")))
 
 
+def test_a_stream_knows_whether_it_begins_as_before(tmp_path):
+    records = [r for _, r in itertools.islice(read_records(sample_path("sgd_dev.sharegpt.jsonl.gz")), 60)]
+    path = write(tmp_path / "some.jsonl", records)
+    stream = DialogueStream(None, path)
+    assert sum(1 for _ in itertools.islice(stream, 30)) == 30
+    earlier = stream.report
+    list(stream)
+    assert earlier.kept == 30 and earlier.sha256 != stream.report.sha256
+    assert stream.report.sha256 == load_dialogues(None, path, "train").report.sha256
+
+    def read(some):
+        return sum(1 for _ in DialogueStream(None, write(tmp_path / "other.jsonl", some), earlier=earlier))
+
+    assert read(records) > read(records[:40]) > 30  # what follows may differ
+    for others in (records[1:], [*records[:20], *records[22:]], records[:20]):
+        with pytest.raises(DataError, match=r"other.jsonl does not begin with the 30 conversations"):
+            read(others)
+
+
 def test_a_stream_shuffles_within_its_buffer_and_reads_no_further():
     read = []
 

@@ -126,7 +126,7 @@ def test_stop_cuts_inside_an_accepted_path():
     stop = Stop(torch.zeros(2, 3, dtype=torch.int64), max_new_tokens=4, end_ids=[END])
 
     def emit(tokens, n_accepted):
-        return stop.emit(Step(n_accepted, tokens, path=[]))
+        return stop.emit(Step(n_accepted, tokens, path=[], drafted=4))
 
     assert emit([[1], [2]], [0, 0]) == [[1], [2]]
     assert stop.remaining == 3
@@ -135,3 +135,4 @@ def test_stop_cuts_inside_an_accepted_path():
     assert emit([[7, 8, 8]], [2]) == [[], [7]]  # row 1 is full
     assert stop.done
     assert stop.steps == [1, 2]
+    assert stop.drafts == [[(4, 2)], [(4, 1), (4, 1)]]  # accepted and emitted: what lies behind an end is not

@@ -11,7 +11,7 @@ from recurrent_drafter.config import SamplingOptions
     [
         ({}, {"do_sample": False}),
         ({"temperature": 0.0, "repetition_penalty": 1.2}, {"do_sample": False, "repetition_penalty": 1.2}),
-        ({"greedy_search": True, "temperature": 0.8, "top_p": 0.9}, {"do_sample": False}),
+        ({"greedy_search": True, "temperature": 0.0}, {"do_sample": False}),
         ({"temperature": 0.7}, {"do_sample": True, "temperature": 0.7}),
         (
             {"temperature": 1.0, "top_p": 0.9, "top_k": 0, "min_p": 0.1},
@@ -42,8 +42,21 @@ def test_a_command_may_sample_by_default():
         ("--seed -1", "--seed is -1"),
         ("--top_p 0.9", "--top_p only matters when sampling"),
         ("--temperature 0 --top_k 5 --min_p 0.1", "--top_k and --min_p only matters when sampling"),
+        ("--greedy_search --temperature 0.8", "--greedy_search and --temperature 0.8 contradict each other"),
+        ("--greedy_search --top_k 5", "--top_k only matters when sampling"),
         ("--beam_width 0", "--beam_width is 0, expected at least 1"),
         ("--autoregressive --speculator_path x", "drop --speculator_path"),
+        ("--autoregressive --beam_width 3 --beam_length 2", "drop --beam_width and --beam_length"),
+        ("--autoregressive --compare", "--compare cannot be had with --autoregressive"),
+        ("--interactive", "give one of --prompt TEXT, --interactive and --eval_mt_bench"),
+        ("--batch_size 2 --use_wandb", "--batch_size and --use_wandb only matters with --eval_mt_bench or --compare"),
+        ("--compare --batch_size 0", "--batch_size is 0, expected at least 1"),
+        ("--compare --max_num_prompts 3", "choose among questions"),
+        ("--compare --run_name a", "--run_name is for trackers"),
+        ("--compare --report_to tensorboard --wandb_project a", "--wandb_project is for W&B"),
+        ("--compare --report_to wnadb", "--report_to wnadb: no such service is installed"),
+        ("--compare --output_file ./nowhere/a.json", "nowhere/a.json cannot be written"),
+        ("--compare --show_drafts", "--show_drafts cannot be had with"),
     ],
 )
 def test_wrong_values_are_one_line(flags, message, monkeypatch, capsys):
@@ -61,4 +74,4 @@ def test_sampling_reaches_the_stream(capsys):
 
     warm = ("--temperature", "1.5", "--seed", "3")
     assert reply(*warm) == reply(*warm, "--autoregressive")
-    assert reply(*warm) != reply("--greedy_search", *warm) == reply()
+    assert reply(*warm) != reply("--greedy_search") == reply()

@@ -152,6 +152,19 @@ def test_a_machine_that_slows_down_is_not_speculation_that_stopped_paying(monkey
     assert sum(length == 0 for length in lengths) <= 6
 
 
+def test_what_one_row_does_says_nothing_about_sixteen(monkeypatch):
+    """Each generation begins with 16 rows, where short drafts pay, and ends with one, where long ones do."""
+    pace = AutoPace(DEAR, DraftShape(1, 6))
+    machine = Machine(DEAR, monkeypatch)
+    costs = Costs((1, 16, 32, 48, 96), (10.0, 10.0, 14.0, 24.0, 60.0), 0.5)
+    pace.costs = machine.costs = costs
+    for _ in range(4):
+        _, _, many = machine.run(pace, 0.8, 60, batch=16)
+        _, _, one = machine.run(pace, 0.8, 60, batch=1)
+    assert 0.8 <= np.mean(many) <= 2
+    assert np.mean(one) >= 4
+
+
 def test_a_drafter_that_boasts_is_soon_known(monkeypatch):
     pace = AutoPace(DEAR, DraftShape(2, 6))
     machine = Machine(DEAR, monkeypatch)

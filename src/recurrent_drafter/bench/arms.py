@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from recurrent_drafter.bench.compare import Arm, Batch, Decoding
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.verifier import Verifier
 
 NEVER = -1  # an end token that no vocabulary has: generation goes on
 LOOKUP_TOKENS = 10  # what transformers' documentation takes for prompt lookup
@@ -73,6 +74,13 @@ def shape_name(shape: DraftShape) -> str:
     """``fixed 10x4``, or ``fixed 3x6, 12 nodes``."""
     limit = "" if shape.max_tree_nodes is None else f", {shape.max_tree_nodes} nodes"
     return f"fixed {shape.beam_width}x{shape.beam_length}{limit}"
+
+
+def lookup_fits(verifier: Verifier, batches: Sequence[Batch], new_tokens: int) -> bool:
+    """Whether transformers (5.19) can look up: one prompt at a time, and drafts that may pass the reply's end."""
+    rows, longest = batches[0].input_ids.shape[0], max(batch.input_ids.shape[1] for batch in batches)
+    context = verifier.context_length
+    return rows == 1 and (context is None or longest + new_tokens + LOOKUP_TOKENS <= context)
 
 
 def standard_arms(

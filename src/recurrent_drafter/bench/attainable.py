@@ -19,7 +19,7 @@ from recurrent_drafter.decode import BeamDrafter
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.metrics import Walk, walk
 from recurrent_drafter.packing import PackedLinears
-from recurrent_drafter.replies import HeldOutReplies, Reply, n_accepted_along
+from recurrent_drafter.replies import HeldOutReplies, Reply, accepted_along
 from recurrent_drafter.tree import prefix_tree, root_tree
 from recurrent_drafter.verifier import Verifier
 
@@ -127,7 +127,7 @@ def expected_along(verifier: Verifier, drafter: RecurrentDrafter, replies: Seque
             accepted = []
             for reply, beams in zip(held.replies, drafts[length], strict=True):
                 root = reply.tokens.to(beams.tokens.device)
-                accepted.append(n_accepted_along(root, prefix_tree(root, beams, nodes)).tolist())
+                accepted.append(accepted_along(root, prefix_tree(root, beams, nodes)).n_accepted.tolist())
         return _tokens_per_step(accepted)
 
     return expected

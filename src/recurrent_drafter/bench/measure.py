@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.arms import AUTO, PLAIN, shape_name, standard_arms, variant
+from recurrent_drafter.bench.arms import AUTO, PLAIN, lookup_fits, shape_name, standard_arms, variant
 from recurrent_drafter.bench.attainable import Expected, attainable, expected_along, measure_curves
 from recurrent_drafter.bench.cells import DEMO, Cell
 from recurrent_drafter.bench.compare import ArmResult, Batch, Decoding, batches_of, compare
@@ -62,7 +62,8 @@ def measure(cell: Cell, effort: Effort, device: str, done: Callable[[], None] = 
     assert speculator.drafter is not None
     saved = speculator.drafter.config.draft_shape
     shapes = [FIXED, saved] if cell.hit_rate is None else [FIXED, *CHAINS]
-    arms = standard_arms(speculator, decoding, shapes, lookup=cell.batch == 1 and cell.hit_rate is None)
+    lookup = cell.hit_rate is None and lookup_fits(speculator.verifier, batches, effort.new_tokens)
+    arms = standard_arms(speculator, decoding, shapes, lookup=lookup)
     results = compare(arms, batches, speculator.verifier, decoding, done=done)
     for result in results:
         yield from run_records(result)

@@ -12,7 +12,7 @@ from rich.progress import Progress
 from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.bench.arms import AUTO, shape_name, standard_arms, variant
+from recurrent_drafter.bench.arms import AUTO, LOOKUP_TOKENS, lookup_fits, shape_name, standard_arms, variant
 from recurrent_drafter.bench.compare import Arm, Batch, Decoding, batches_of, compare
 from recurrent_drafter.bench.measure import run_records
 from recurrent_drafter.bench.memory import memory_of
@@ -20,7 +20,8 @@ from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.bench.summary import memory_line, write_records
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.figures import arm_table, profile_table
-from recurrent_drafter.cli.generate import open_speculator
+from recurrent_drafter.cli.scores import join_files
+from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
@@ -59,6 +60,10 @@ class BenchOptions:
     device: str | None = field(default=None, metadata={"help": "default: cuda where there is one, otherwise cpu"})
     profile: bool = field(default=False, metadata={"help": "also show where a step's time and memory go"})
     output_file: str | None = field(default=None, metadata={"help": "every run as a JSON line"})
+    join: list[str] | None = field(
+        default=None,
+        metadata={"help": "nothing is run: the arms of several generate_speculator.py --output_file side by side"},
+    )
 
     def __post_init__(self) -> None:
         if self.new_tokens < 2:
@@ -67,6 +72,8 @@ class BenchOptions:
             raise ValueError(f"--batch_size is {self.batch_size}, expected 1 to --prompts, {self.prompts}")
         if self.temperature < 0:
             raise ValueError(f"--temperature is {self.temperature}, expected 0 (greedy) or more")
+        if self.join is not None and len(self.join) < 2:
+            raise ValueError(f"--join {self.join[0]}: expected two files, one of them of --autoregressive")
 
 
 OPTIONS = (BenchOptions,)
@@ -77,6 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Compare ways of decoding on your model and prompts: speed, and whether the output is the same."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     (options,) = parse(arguments, main.__doc__ or "", *OPTIONS)
+    if options.join is not None:
+        return join_files(options.join, Console())
     fixed = DraftShape(options.beam_width, options.beam_length)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
@@ -88,9 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     batches = batches_of(prompts, options.batch_size, model.device)
     end_ids = as_tuple(model.generation_config.eos_token_id) if options.reply else ()
     decoding = Decoding(options.new_tokens, end_ids, options.temperature, options.seed)
-    arms = standard_arms(
-        speculator, decoding, [fixed], lookup=options.batch_size == 1, assistant=assistant_for(options, model)
-    )
+    lookup = lookup_fits(speculator.verifier, batches, options.new_tokens)
+    arms = standard_arms(speculator, decoding, [fixed], lookup=lookup, assistant=assistant_for(options, model))
     console = Console()
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task(f"{len(batches)} batches, {len(arms)} arms", total=len(batches))
@@ -98,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.print(arm_table(results, decoding, model, options.batch_size))
     if options.batch_size > 1:
         console.print("HF prompt lookup and assisted generation take one prompt at a time: left out.")
+    elif not lookup:
+        console.print(f"HF prompt lookup needs room for {LOOKUP_TOKENS} tokens more in the context: left out.")
     if options.profile:
         show_inside(console, speculator, fixed, arms, batches, options.new_tokens)
     if options.output_file is not None:

@@ -22,7 +22,8 @@ def parse(argv: Sequence[str] | None, description: str, *kinds: Any) -> tuple[An
         list(argv) if argv is not None else None, return_remaining_strings=True, look_for_args_file=False
     )
     if unknown:
-        raise ValueError(f"unknown argument {unknown[0]} (--help lists the flags)")
+        name = unknown[0].split("=")[0]  # what stands behind it may be a token
+        raise ValueError(f"unknown argument {name} (--help lists the flags)")
     return tuple(options)
 
 

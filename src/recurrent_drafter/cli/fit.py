@@ -9,7 +9,7 @@ import torch
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from recurrent_drafter.arguments import TrainingArguments
+from recurrent_drafter.arguments import BEST, TrainingArguments
 from recurrent_drafter.cli.callbacks import ShowProgress, StopWhenInterrupted, progress_bar
 from recurrent_drafter.cli.output import save_drafter
 from recurrent_drafter.cli.targets import Targets, exit_dim, global_batch
@@ -148,11 +148,16 @@ def finish(trainer: GroupedTrainer, pair: Pair, args: TrainingArguments, record:
 def save_trained(
     trainer: GroupedTrainer, args: TrainingArguments, record: RunRecord
 ) -> tuple[dict[str, float], RecurrentDrafter]:
-    """Evaluate the weights exactly as they are saved, and save them; the figures and the drafter."""
+    """Evaluate the weights exactly as they are saved, and save them; the figures and the drafter.
+
+    Trackers are told unless training evaluated at its last step: two figures of one step would be one too many.
+    """
     with torch.no_grad():
         for parameter in trainer.drafter.parameters():
             parameter.copy_(parameter.bfloat16())
-    metrics, drafter = trainer.evaluate(), trainer._whole_drafter()
+    metrics, drafter = trainer.figures(), trainer._whole_drafter()
+    if not any(BEST in entry and entry["step"] == trainer.state.global_step for entry in trainer.state.log_history):
+        trainer.log(dict(metrics))
     drafter = drafter.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
     if trainer.is_world_process_zero():
         output = Path(str(args.output_dir))
@@ -183,14 +188,13 @@ def measure(drafter: RecurrentDrafter, pair: Pair) -> Costs:
         return measure_costs(verifier, draft, shape.beam_width, max(context, 1), most_rows=16)
 
 
-def facts(args: TrainingArguments, report: Any) -> dict[str, Any]:
+def facts(args: TrainingArguments) -> dict[str, Any]:
     """What ``run.json`` and the trackers are told besides the trainer's own arguments."""
     options = {name: value for name, value in args.to_dict().items() if not name.startswith("_")}
     return {
         "verifier": args.llm_name_or_path,
         "method": args.method,
         "seed": args.seed,
-        "data": {**report.__dict__} if hasattr(report, "__dict__") else {},
         "settings_hash": hash_of(options),
         "options": options,
     }

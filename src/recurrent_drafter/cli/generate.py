@@ -1,44 +1,52 @@
-"""``generate_speculator.py`` and ``recurrent-drafter generate``."""
+"""``generate_speculator.py`` and ``recurrent-drafter generate``: a reply, a chat, or an evaluation."""
 
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import closing, nullcontext
-from typing import Any
+from contextlib import nullcontext
 
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.bench.profile import profiled
-from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
+from recurrent_drafter.cli import evaluate
+from recurrent_drafter.cli.chat import Chat
+from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.figures import profile_table
 from recurrent_drafter.cli.speculator import open_speculator
-from recurrent_drafter.config import DraftShape, GenerateOptions, SamplingOptions, SpeculatorOptions
-from recurrent_drafter.data import Turn, encode_prompt
+from recurrent_drafter.config import (
+    DraftShape,
+    EvaluationOptions,
+    GenerateOptions,
+    SamplingOptions,
+    SpeculatorOptions,
+)
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.verifier import load_verifier
 
-OPTIONS = SpeculatorOptions, SamplingOptions, GenerateOptions
+OPTIONS = SpeculatorOptions, SamplingOptions, GenerateOptions, EvaluationOptions
 
 
 @reporting
 def main(argv: Sequence[str] | None = None) -> int:
-    """Generate with a drafter, or by the verifier alone: one reply, or a chat."""
-    which, sampling, options = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
-    how = {**sampling.arguments(), "seed": sampling.seed, "max_new_tokens": options.max_generation_length}
-    if options.autoregressive and which.speculator_path:
-        raise ValueError("--autoregressive uses no drafter: drop --speculator_path")
+    """Generate with a drafter, or by the verifier alone: one reply, a chat, or MT-Bench with all figures."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    which, sampling, options, evaluation = parse(arguments, main.__doc__ or "", *OPTIONS)
+    sampling.arguments()  # raises for what contradicts itself
+    if options.autoregressive and which.drafting:
+        raise ValueError(f"--autoregressive drafts nothing: drop {' and '.join(which.drafting)}")
+    questions = evaluate.prepare(options, evaluation)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     speculator = autoregression(model) if options.autoregressive else load_speculator(which, model, tokenizer)
     with profiled() if options.profile else nullcontext() as profile:
-        if options.prompt is not None:
-            _, interrupted = reply(speculator, tokenizer, [Turn("user", options.prompt)], how)
-            code = INTERRUPTED if interrupted else 0
+        if options.is_evaluation:
+            task = evaluate.Task(which, sampling, options, evaluation, ["generate_speculator.py", *arguments])
+            code = evaluate.run(task, questions, speculator, tokenizer)
         else:
-            code = chat(speculator, tokenizer, how)
+            chat = Chat(speculator, tokenizer, sampling, options)
+            code = chat.answer_once(options.prompt) if options.prompt is not None else chat.run()
     if profile is not None:
         Console().print(profile_table(profile))
     return code
@@ -65,59 +73,3 @@ def load_speculator(
             options.max_tree_nodes,
         )
     return speculator
-
-
-def reply(
-    speculator: RecurrentDraftingSpeculator,
-    tokenizer: PreTrainedTokenizerBase,
-    turns: Sequence[Turn],
-    how: dict[str, Any],
-) -> tuple[str, bool]:
-    """Stream one reply to the terminal, then its figures. Returns its text, and whether Ctrl-C ended it."""
-    tokens: list[int] = []
-    shown, interrupted = "", False
-    begun = time.perf_counter()
-    try:
-        prompt = encode_prompt(turns, tokenizer)[None].to(speculator.verifier.device)
-        with closing(speculator.stream(prompt, **how)) as stream:
-            for new in stream:
-                tokens += new
-                text = str(tokenizer.decode(tokens, skip_special_tokens=True))
-                if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half a character: wait for its other bytes
-                    print(text[len(shown) :], end="", flush=True)
-                    shown = text
-    except KeyboardInterrupt:
-        interrupted = True
-        print(" [interrupted]", end="")
-    seconds = time.perf_counter() - begun
-    per_step = f", {speculator.stats.tokens_per_step:.2f} tokens/step" if len(tokens) > 1 else ""
-    print(f"\n\nGenerated {len(tokens)} tokens in {seconds:.2f} s ({len(tokens) / seconds:.1f} tok/s{per_step})")
-    return shown, interrupted
-
-
-def chat(speculator: RecurrentDraftingSpeculator, tokenizer: PreTrainedTokenizerBase, how: dict[str, Any]) -> int:
-    """Turn by turn with history, until /quit or the end of the input; /reset forgets the history."""
-    print("/reset starts over, /quit ends; Ctrl-C ends a reply.")
-    turns: list[Turn] = []
-    while True:
-        try:
-            line = input("\nYou: ").strip()
-        except EOFError:
-            print()
-            return 0
-        except KeyboardInterrupt:
-            print("\n(/quit ends)")
-            continue
-        if line == "/quit":
-            return 0
-        if line == "/reset":
-            turns = []
-        elif line:
-            asked = [*turns, Turn("user", line)]
-            print("\nAssistant: ", end="", flush=True)
-            try:
-                answer, _ = reply(speculator, tokenizer, asked, how)
-            except ValueError as error:  # such as a prompt beyond the context: the session goes on without this turn
-                print(f"error: {error} (/reset starts over)", file=sys.stderr)
-                continue
-            turns = [*asked, Turn("assistant", answer)]

@@ -129,7 +129,7 @@ class Workshop:
         """A training set's conversations, as many as are asked for."""
         cell = next(cell for cell in self.results.plan.cells if cell.training_set == label)
         text = training_text(self.pair, self.arguments(cell))
-        return TrainingText(list(text.dialogues)[: self.options.max_examples], text.report)
+        return TrainingText(list(text.dialogues)[: self.options.max_examples], text.account)
 
     def _targets(self, label: str, scope: str, distilled: bool) -> Targets:
         """Examples with targets: made once for all seeds, distilled ones kept on disk."""
@@ -156,8 +156,8 @@ class Workshop:
         first = next(iter(self.held_out.values()))
         drafter = new_drafter(self.pair, draft_vocabulary(self.pair, targets.sample, first, arguments), arguments)
         trainer = new_trainer(drafter, self.pair, targets, first, arguments)
-        report = self.text(cell.training_set).report
-        record = RunRecord(sys.argv, ("recurrent-drafter", "reproduce", cell.method), **facts(arguments, report))
+        tags, data = ("recurrent-drafter", "reproduce", cell.method), self.text(cell.training_set)
+        record = RunRecord(sys.argv, tags, lambda: {"data": dataclasses.asdict(data.report)}, **facts(arguments))
         begun = time.monotonic()
         with closing_trackers():
             if fit(trainer, arguments, record, self.options.cell_seconds):

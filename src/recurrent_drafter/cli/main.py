@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+import recurrent_drafter
 from recurrent_drafter.cli.later import not_yet
 
 COMMANDS = {
@@ -13,9 +14,10 @@ COMMANDS = {
     "verify": "prove that speculation changes no token, on your own model and prompts",
     "tune": "find the shape of draft that pays on this machine, and save it beside the drafter",
     "reproduce": "the paper's comparisons: a grid of trainings and sweeps, and a report",
+    "deploy": "publish a drafter on the Hugging Face Hub, with its card and its figures",
     "demo": "train a drafter for the bundled model, then compare speed and output",
 }
-LATER = ("deploy", "serve", "convert")
+LATER = ("serve", "convert")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,6 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(
             f"usage: recurrent-drafter COMMAND [flags]\n\n{listing}\n\n`recurrent-drafter COMMAND --help`: its flags."
         )
+        return 0
+    if name == "--version":
+        print(f"recurrent-drafter {recurrent_drafter.__version__}")
         return 0
     print(f"error: unknown command {name!r}, expected one of {', '.join(COMMANDS)}", file=sys.stderr)
     return 2

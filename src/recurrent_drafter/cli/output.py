@@ -45,7 +45,7 @@ def saying_what_was_not_written(output: Path) -> Iterator[None]:
             raise
         whole = last_checkpoint(output)
         kept = f"{whole} is whole: make room, then go on with --resume_from_checkpoint True" if whole else "make room"
-        raise OSError(f"a checkpoint in {output} could not be written ({text[:120]}); {kept}") from error
+        raise OSError(f"what training keeps in {output} could not be written ({text[:120]}); {kept}") from error
 
 
 def save_drafter(drafter: RecurrentDrafter, output: Path) -> None:

@@ -77,7 +77,7 @@ def streamed(pair: Pair, text: TrainingText, args: TrainingArguments) -> Targets
         )
         for number, example in enumerate(encoded):
             yield replace(with_text_targets(example, args.depths, pair.end_ids), number=number)
-        print(f"read to its end: {text.dialogues.report.summary()}; {counts.report().summary()}")  # type: ignore[attr-defined]
+        print(f"read to its end: {text.report.summary()}; {counts.report().summary()}")
 
     stream = ShuffledStream(
         examples, example_length, buffer=args.shuffle_buffer, batch=global_batch(args), seed=args.seed

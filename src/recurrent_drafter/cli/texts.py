@@ -1,10 +1,11 @@
 """First stage of a training: the verifier, and the text to train and to evaluate on."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.arguments import DataOptions, TrainingArguments
 from recurrent_drafter.data import (
@@ -20,6 +21,7 @@ from recurrent_drafter.data import (
 )
 from recurrent_drafter.replies import HeldOutReplies, Reply, greedy_replies
 from recurrent_drafter.stop import as_tuple
+from recurrent_drafter.tracking import RUN_RECORD
 from recurrent_drafter.verifier import Verifier, load_verifier
 
 HELD_OUT_PROMPT = 256  # tokens of a held-out prompt at most
@@ -37,10 +39,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class TrainingText:
-    """Conversations (or texts) to train on, and the account of them."""
+    """Conversations (or texts) to train on, and the account of them: of a stream, of what has been read so far."""
 
     dialogues: Iterable[Dialogue]
-    report: LoadReport
+    account: Callable[[], LoadReport]
+
+    @property
+    def report(self) -> LoadReport:
+        """The account as it stands."""
+        return self.account()
 
 
 def open_pair(args: TrainingArguments) -> Pair:
@@ -50,8 +57,7 @@ def open_pair(args: TrainingArguments) -> Pair:
     model, tokenizer = load_verifier(name, dtype=dtype, cache_dir=args.cache_dir)
     if args.chat_template is not None:
         tokenizer.chat_template = chat_template(args.chat_template)
-    ends = {*as_tuple(model.generation_config.eos_token_id), *as_tuple(tokenizer.eos_token_id)}
-    pair = Pair(Verifier(model), tokenizer, tuple(sorted(ends)))
+    pair = pair_of(model, tokenizer)
     context = pair.verifier.context_length
     beyond = args.distill_num_future_tokens - 1 if args.use_distilled_dataset else 0
     for flag, length, most in (
@@ -61,6 +67,12 @@ def open_pair(args: TrainingArguments) -> Pair:
         if most is not None and length > most:
             raise ValueError(f"--{flag} is {length}, expected at most {most}: {name} has a context of {context} tokens")
     return pair
+
+
+def pair_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
+    """A reply ends at what the model or the tokenizer calls an end."""
+    ends = {*as_tuple(model.generation_config.eos_token_id), *as_tuple(tokenizer.eos_token_id)}
+    return Pair(Verifier(model), tokenizer, tuple(sorted(ends)))
 
 
 def chat_template(given: str) -> str:
@@ -76,14 +88,23 @@ def chat_template(given: str) -> str:
 def training_text(pair: Pair, args: TrainingArguments) -> TrainingText:
     """The conversations to train on; questions without answers get the verifier's own."""
     if args.streaming:
-        stream = DialogueStream(args.dataset_name, args.dataset_path, args.cache_dir)
-        return TrainingText(stream, stream.report)
+        earlier = read_before(args.resume_from_checkpoint)
+        stream = DialogueStream(args.dataset_name, args.dataset_path, args.cache_dir, earlier)
+        return TrainingText(stream, lambda: stream.report)
     loaded = load_dialogues(args.dataset_name, args.dataset_path, "train", cache_dir=args.cache_dir)
     print(f"training data: {loaded.report.source} ({loaded.report.schema} records): {loaded.report.summary()}")
     if any(dialogue.turns and not dialogue.has_reply for dialogue in loaded.dialogues):
         print(f"{loaded.report.source} has questions only: the verifier's own greedy replies are the answers")
-        return TrainingText(answered(loaded.dialogues, pair, args), loaded.report)
-    return TrainingText(loaded.dialogues, loaded.report)
+        return TrainingText(answered(loaded.dialogues, pair, args), lambda: loaded.report)
+    return TrainingText(loaded.dialogues, lambda: loaded.report)
+
+
+def read_before(checkpoint: str | None) -> LoadReport | None:
+    """The account of the data up to a checkpoint; None where there is none, or a kill came before its record."""
+    record = Path(checkpoint or "") / RUN_RECORD
+    if checkpoint is None or not record.is_file():
+        return None
+    return LoadReport(**json.loads(record.read_text())["data"])
 
 
 def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> list[Dialogue]:

@@ -1,5 +1,6 @@
 """``train_speculator.py`` and ``recurrent-drafter train``: options, text, targets, trainer, report."""
 
+import dataclasses
 import logging
 import os
 import sys
@@ -22,7 +23,7 @@ from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable, sa
 from recurrent_drafter.cli.speculator import open_drafter
 from recurrent_drafter.cli.targets import draft_vocabulary, make_targets
 from recurrent_drafter.cli.texts import Pair, held_out_replies, open_pair, training_text
-from recurrent_drafter.tracking import RunRecord, closing_trackers
+from recurrent_drafter.tracking import RunRecord, check_services, closing_trackers
 
 
 @reporting
@@ -75,7 +76,8 @@ def run(args: TrainingArguments, argv: Sequence[str], started: float) -> int:
         held_out = held_out_replies(pair, args)
     drafter = new_drafter(pair, draft_vocabulary(pair, targets.sample, held_out, args), args)
     trainer = new_trainer(drafter, pair, targets, held_out, args)
-    record = RunRecord(argv, ("recurrent-drafter", args.method), **facts(args, text.report))
+    tags = ("recurrent-drafter", args.method)
+    record = RunRecord(argv, tags, lambda: {"data": dataclasses.asdict(text.report)}, **facts(args))
     seconds = started + quick.QUICK_SECONDS - time.monotonic() if args.quick else None
     if fit(trainer, args, record, seconds):
         print(f"\ninterrupted at step {trainer.state.global_step}, which is kept in {args.output_dir}: run the "
@@ -96,8 +98,8 @@ def evaluate(pair: Pair, args: TrainingArguments, argv: Sequence[str]) -> int:
             print(f"{name}: {value:g}")
     report_speedup(drafter, pair, metrics["eval_tokens_per_step"])
     if trainer.is_world_process_zero():
-        report = {"dataset": args.eval_dataset_name or args.eval_dataset_path or args.dataset_name or args.dataset_path}
-        record = RunRecord(argv, ("recurrent-drafter", "eval"), drafter=args.drafter_name_or_path, **report)
+        data = args.eval_dataset_name or args.eval_dataset_path or args.dataset_name or args.dataset_path
+        record = RunRecord(argv, ("recurrent-drafter", "eval"), drafter=args.drafter_name_or_path, dataset=data)
         record.write(Path(str(args.output_dir)), metrics=metrics)
     return 0
 
@@ -129,13 +131,7 @@ def prepare(args: TrainingArguments) -> None:
 
     Raises ValueError or OSError now for what would otherwise end a training later.
     """
-    available = get_available_reporting_integrations()
-    for service in args.report_to or ():
-        if service not in available:
-            raise ValueError(
-                f"--report_to {service}: no such service is installed here (pip install {service}?); "
-                f"there is {', '.join([*available, 'none'])}"
-            )
+    check_services(args.report_to or (), get_available_reporting_integrations())
     args.remove_unused_columns = False
     args.disable_tqdm = True
     args.dataloader_pin_memory = torch.cuda.is_available()

@@ -19,12 +19,14 @@ from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.generate import autoregression, load_speculator
 from recurrent_drafter.cli.prompts import load_prompts
 from recurrent_drafter.config import PromptOptions, SamplingOptions, SpeculatorOptions, VerifyOptions
+from recurrent_drafter.fingerprint import saved_fingerprint
 from recurrent_drafter.replies import left_padded
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.stop import as_tuple
 from recurrent_drafter.tracking import check_writable, provenance, write_json
 from recurrent_drafter.verifier import Verifier, load_verifier
 from recurrent_drafter.verify import (
+    FILE,
     NOTHING,
     Comparison,
     Draw,
@@ -74,6 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     hf_logging.disable_progress_bar()
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     speculator = load_speculator(which, model, tokenizer)
+    folder = local_folder(which.speculator_path)
+    of = None if folder is None else saved_fingerprint(folder)
     prompts = load_prompts(asked, Verifier(model), tokenizer, count=50)
     passes = make_passes(model, asked, draws, 0 if sampling.seed is None else sampling.seed, auto=options.auto)
     console = Console()
@@ -85,10 +89,32 @@ def main(argv: Sequence[str] | None = None) -> int:
                 verify_batch(run, speculator, [prompts[row] for row in row_ids], row_ids)
                 progress.advance(task, len(row_ids))
     report(console, passes, tokenizer, asked, options, model)
+    bugs = sum(found.kind == "BUG" for run in passes for found in run.comparisons)
+    record = as_record(passes, arguments, model)
+    record |= {"base_model": which.base_model, "prompts": len(prompts), "sustained": asked.sustained, "bugs": bugs}
+    if folder is not None:
+        keep(console, folder, {**record, "drafter": of})
     if options.output_file is not None:
-        write_json(Path(options.output_file), as_record(passes, tokenizer, arguments, model))
+        write_json(Path(options.output_file), {**record, "rows": as_rows(passes, tokenizer)})
         console.print(f"every comparison: {options.output_file}")
-    return 1 if any(found.kind == "BUG" for run in passes for found in run.comparisons) else 0
+    return 1 if bugs else 0
+
+
+def local_folder(speculator_path: str | None) -> Path | None:
+    """The drafter's own folder, if it is a local one."""
+    folder = None if speculator_path is None else Path(speculator_path).expanduser()
+    return folder if folder is not None and folder.is_dir() else None
+
+
+def keep(console: Console, folder: Path, record: dict[str, Any]) -> None:
+    """Leave the result beside the drafter: what is published can then show that it was verified."""
+    try:
+        write_json(folder / FILE, record)
+        console.print(f"kept beside the drafter: {folder / FILE}")
+    except OSError as error:  # the result holds all the same
+        console.print(
+            f"{folder / FILE} could not be written ({error.strerror}): the drafter does not count as verified"
+        )
 
 
 def make_passes(
@@ -199,10 +225,27 @@ def explain(name: str, comparison: Comparison, tokenizer: PreTrainedTokenizerBas
     )
 
 
-def as_record(
-    passes: Sequence[Pass], tokenizer: PreTrainedTokenizerBase, argv: Sequence[str], model: PreTrainedModel
-) -> dict[str, Any]:
-    """All that was compared, for a file."""
+def as_record(passes: Sequence[Pass], argv: Sequence[str], model: PreTrainedModel) -> dict[str, Any]:
+    """What was compared and how it came out, for a file."""
+    settings = {run.name: {**run.arguments, "seed": run.seed} for run in passes}
+    counts = {
+        run.name: [
+            {
+                "reference": reference,
+                "candidate": candidate,
+                "tokens_per_step": run.tokens_per_step(candidate) if run.steps[candidate] else None,
+                **Counter(comparison.kind for comparison in found),
+            }
+            for (reference, candidate), found in by_pair(run).items()
+        ]
+        for run in passes
+    }
+    made = provenance(argv, model.device.type)
+    return {**made, "dtype": str(model.dtype), "settings": settings, "counts": counts}
+
+
+def as_rows(passes: Sequence[Pass], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, Any]]:
+    """Every comparison."""
     rows = []
     for run in passes:
         for comparison in run.comparisons:
@@ -219,13 +262,4 @@ def as_record(
                     text = None if token == NOTHING else tokenizer.decode([token])
                     row[side] = {"id": None if token == NOTHING else token, "text": text}
             rows.append(row)
-    settings = {run.name: {**run.arguments, "seed": run.seed} for run in passes}
-    counts = {
-        run.name: [
-            {"reference": pair[0], "candidate": pair[1], **Counter(comparison.kind for comparison in found)}
-            for pair, found in by_pair(run).items()
-        ]
-        for run in passes
-    }
-    made = provenance(argv, model.device.type)
-    return {**made, "dtype": str(model.dtype), "settings": settings, "counts": counts, "rows": rows}
+    return rows

@@ -10,6 +10,7 @@ from recurrent_drafter.data.encode import (
     iterate_examples,
     prompts_from_dialogues,
 )
+from recurrent_drafter.data.questions import Question, load_questions, spread
 from recurrent_drafter.data.sources import (
     DATASET_NAMES,
     HAVE_EVALUATION_SET,
@@ -32,6 +33,7 @@ __all__ = [
     "LengthGrouped",
     "LoadReport",
     "LoadedDialogues",
+    "Question",
     "RefusedError",
     "ShuffledStream",
     "Split",
@@ -43,6 +45,8 @@ __all__ = [
     "grouped_order",
     "iterate_examples",
     "load_dialogues",
+    "load_questions",
     "padding_share",
     "prompts_from_dialogues",
+    "spread",
 ]

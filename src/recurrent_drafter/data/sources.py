@@ -72,22 +72,43 @@ class DialogueStream:
     """The training dialogues of a source, read anew by every iteration and never held together.
 
     Divided as `load_dialogues` divides (but a source without any held-out conversation is given whole); ``report`` is
-    the account of the last iteration, so far.
+    the account of the last iteration, so far. With the report of an ``earlier`` reading, DataError is raised as soon as
+    this one turns out not to begin with the same dialogues.
     """
 
-    def __init__(self, dataset_name: str | None, dataset_path: str | None, cache_dir: str | None = None) -> None:
+    def __init__(
+        self,
+        dataset_name: str | None,
+        dataset_path: str | None,
+        cache_dir: str | None = None,
+        earlier: LoadReport | None = None,
+    ) -> None:
         self._source = (dataset_name, dataset_path, "train", cache_dir)
+        self._earlier = earlier
         self._count(str(dataset_path or dataset_name), "")
 
     def _count(self, source: str, schema: str) -> None:
         self._name, self._schema = source, schema
         self._total = self._kept = 0
         self._skipped: Counter[str] = Counter()
+        self._hash = hashlib.sha256()
 
     @property
     def report(self) -> LoadReport:
-        """What has been read; the hash is of nothing, since a stream has no end until it is reached."""
-        return LoadReport(self._total, self._kept, dict(self._skipped), self._schema, self._name, "")
+        """What has been read; the hash, like the counts, is of the beginning of the source, as far as that goes."""
+        sha256 = self._hash.hexdigest()
+        return LoadReport(self._total, self._kept, dict(self._skipped), self._schema, self._name, sha256)
+
+    def _check_beginning(self, *, ended: bool = False) -> None:
+        earlier = self._earlier
+        if earlier is None:
+            return
+        too_short = ended and self._kept < earlier.kept
+        if too_short or (self._kept == earlier.kept and self._hash.hexdigest() != earlier.sha256):
+            raise DataError(
+                f"{self._name} does not begin with the {earlier.kept:,} conversations that this training has "
+                "read: resume with the data that it was begun with, or give another output folder"
+            )
 
     def __iter__(self) -> Iterator[Dialogue]:
         name, path, split, cache_dir = self._source
@@ -105,9 +126,12 @@ class DialogueStream:
                 raise DataError(f"{place}: {error}") from None
             if own_split or not _held_out(dialogue):
                 self._kept += 1
+                self._hash.update(dialogue.digest())
+                self._check_beginning()
                 yield dialogue
         if self._total == 0:
             raise DataError(f"{source} is empty: it holds no records")
+        self._check_beginning(ended=True)
 
 
 def _held_out(dialogue: Dialogue) -> bool:

@@ -1,0 +1,195 @@
+"""Replies as they are accepted: one, or a conversation with history and commands."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from recurrent_drafter.bench.arms import without_drafter
+from recurrent_drafter.cli.errors import INTERRUPTED
+from recurrent_drafter.config import GenerateOptions, SamplingOptions
+from recurrent_drafter.data import Turn, encode_prompt
+from recurrent_drafter.metrics import Acceptance
+from recurrent_drafter.speculator import RecurrentDraftingSpeculator
+
+COMMANDS = "/reset /stats /seed N /temp X /speculate on|off /quit"
+DRAFTED = "bold green"
+UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # half a character: its other bytes are still to come
+
+
+@dataclass
+class Tally:
+    """What replies took, one or all of a session's."""
+
+    replies: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    drafts: list[tuple[int, int]] = field(default_factory=list)  # of every step: tokens drafted, and accepted
+
+    def add(self, other: "Tally") -> None:
+        """Count another one too."""
+        self.replies += other.replies
+        self.tokens += other.tokens
+        self.seconds += other.seconds
+        self.drafts += other.drafts
+
+    def __str__(self) -> str:
+        rate = self.tokens / self.seconds if self.seconds else 0.0
+        after_prefill = self.tokens - self.replies
+        per_step = f", {after_prefill / len(self.drafts):.2f} tokens/step" if self.drafts else ""
+        return f"{self.tokens:,} tokens in {self.seconds:.1f}s ({rate:.1f} tok/s{per_step})"
+
+
+class Chat:
+    """Replies of one model, streamed to the terminal, by turns with or without its drafter."""
+
+    def __init__(
+        self,
+        speculator: RecurrentDraftingSpeculator,
+        tokenizer: PreTrainedTokenizerBase,
+        sampling: SamplingOptions,
+        options: GenerateOptions,
+    ) -> None:
+        self.with_drafter, self.speculator = speculator, speculator
+        self.tokenizer, self.sampling, self.options = tokenizer, sampling, options
+        self.turns: list[Turn] = []
+        self.totals: dict[str, Tally] = {}
+        self.console = Console(soft_wrap=True, highlight=False)
+
+    def answer_once(self, prompt: str) -> int:
+        """Reply to one prompt; the exit code."""
+        _, interrupted = self.reply([Turn("user", prompt)])
+        return INTERRUPTED if interrupted else 0
+
+    def run(self) -> int:
+        """Turn by turn until /quit or the end of the input; the exit code."""
+        with suppress(ImportError):  # there is none on Windows
+            import readline  # noqa: F401  # gives input() its line editing and history
+        print(f"{COMMANDS}; Ctrl-C ends a reply.")
+        while True:
+            try:
+                print()
+                line = input("You: ").strip()
+                if line == "/quit":
+                    return 0
+                if line.startswith("/"):
+                    self._command(*line.split(maxsplit=1))
+                elif line:
+                    self._say(line)
+            except EOFError:
+                print()
+                return 0
+            except KeyboardInterrupt:
+                print("\n(/quit ends)")
+            except ValueError as error:  # such as a prompt beyond the context: the session goes on without this turn
+                print(f"error: {error}", file=sys.stderr)
+
+    def _say(self, line: str) -> None:
+        asked = [*self.turns, Turn("user", line)]
+        print("\nAssistant: ", end="", flush=True)
+        try:
+            answer, _ = self.reply(asked)
+        except ValueError as error:
+            raise ValueError(f"{error} (/reset starts over)") from error
+        if answer:
+            self.turns = [*asked, Turn("assistant", answer)]
+
+    def reply(self, turns: Sequence[Turn]) -> tuple[str, bool]:
+        """Stream one reply, then its figures. Returns its text, and whether Ctrl-C ended it."""
+        how: dict[str, Any] = {**self.sampling.arguments(), "seed": self.sampling.seed}
+        shown = Streamed(self.tokenizer, self._show, parted=self.options.show_drafts)
+        interrupted = False
+        drafts: Sequence[tuple[int, int]] = ()
+        begun = time.perf_counter()
+        try:
+            prompt = encode_prompt(turns, self.tokenizer)[None].to(self.speculator.verifier.device)
+            with closing(
+                self.speculator.stream(prompt, max_new_tokens=self.options.max_generation_length, **how)
+            ) as stream:
+                for new in stream:
+                    (drafts,) = self.speculator.stats.drafts
+                    shown.add(new, accepted=drafts[-1][1] if drafts else 0)
+        except KeyboardInterrupt:
+            interrupted = True
+            print(" [interrupted]", end="")
+        tally = Tally(int(bool(shown.tokens)), len(shown.tokens), time.perf_counter() - begun, list(drafts))
+        self.totals.setdefault(self._way, Tally()).add(tally)
+        print(f"\n\nGenerated {tally}")
+        return shown.text, interrupted
+
+    def _show(self, piece: str, is_draft: bool) -> None:
+        if is_draft:
+            self.console.print(Text(piece, DRAFTED), end="")
+        else:
+            print(piece, end="", flush=True)
+
+    @property
+    def _way(self) -> str:
+        return "without drafts" if self.speculator.drafter is None else "with drafts"
+
+    def _command(self, name: str, value: str = "") -> None:
+        """Do what a line with a slash says. Raises ValueError for one that is none."""
+        match name, value:
+            case "/reset", "":
+                self.turns = []
+            case "/stats", "":
+                self._show_totals()
+            case "/seed", _:
+                self._sample(seed=_number(int, name, value))
+            case "/temp", _:
+                self._sample(temperature=_number(float, name, value), greedy_search=False)
+            case "/speculate", "on" | "off":
+                self._speculate(value == "on")
+            case _:
+                raise ValueError(f"unknown command {' '.join((name, value)).strip()!r}: there are {COMMANDS}")
+
+    def _sample(self, **changed: Any) -> None:
+        """Change how tokens are drawn; nothing is changed where that cannot be."""
+        sampling = replace(self.sampling, **changed)
+        sampling.arguments()
+        self.sampling = sampling
+
+    def _speculate(self, wanted: bool) -> None:
+        if self.with_drafter.drafter is None:
+            raise ValueError("there is no drafter here: start without --autoregressive")
+        self.speculator = self.with_drafter if wanted else without_drafter(self.with_drafter)
+
+    def _show_totals(self) -> None:
+        for way, tally in self.totals.items():
+            acceptance = Acceptance.of(tally.drafts)
+            accepted = f", {acceptance.rate:.0%} of drafted tokens accepted" if acceptance.drafted else ""
+            print(f"{way}: {tally.replies} {'reply' if tally.replies == 1 else 'replies'}, {tally}{accepted}")
+        if not self.totals:
+            print("nothing has been said yet")
+
+
+class Streamed:
+    """Tokens as text, piece by piece; where ``parted``, accepted draft tokens are pieces of their own."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str, bool], None], *, parted: bool) -> None:
+        self.tokenizer, self.show, self.parted = tokenizer, show, parted
+        self.tokens: list[int] = []
+        self.text = ""
+
+    def add(self, new: Sequence[int], accepted: int) -> None:
+        """Show the tokens of a step, the first ``accepted`` of which were drafted."""
+        cut = accepted if self.parted else 0
+        for part, is_draft in ((new[:cut], True), (new[cut:], False)):
+            self.tokens += part
+            text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True)) if part else self.text
+            if not text.endswith(UNFINISHED):
+                self.show(text[len(self.text) :], is_draft)
+                self.text = text
+
+
+def _number(kind: type, name: str, value: str) -> Any:
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(f"{f'{name} {value}'.strip()}: expected a number behind {name}") from None

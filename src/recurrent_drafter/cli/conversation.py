@@ -1,0 +1,73 @@
+"""The one conversation that the commands for understanding look at."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers.utils import logging as hf_logging
+
+from recurrent_drafter.cli.texts import Pair, pair_of
+from recurrent_drafter.data import Dialogue, TrainExample, encode_examples, load_dialogues
+from recurrent_drafter.verifier import load_verifier
+
+
+@dataclass(frozen=True)
+class ConversationOptions:
+    """Which conversation, and as the tokens of which model."""
+
+    base_model: str = field(
+        default="demo", metadata={"help": "verifier: a hub name, a directory, or 'demo' (the bundled model)"}
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "evaluation split of demo (default), sharegpt, alpaca, mtbench or wikitext"}
+    )
+    dataset_path: str | None = field(
+        default=None, metadata={"help": "a local file instead: .json .jsonl .jsonl.gz .txt .parquet"}
+    )
+    conversation: int = field(default=0, metadata={"help": "which of them, counted from 0"})
+    model_max_length: int = field(default=512, metadata={"help": "tokens of it that are looked at"})
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
+        default="float32", metadata={"help": "in float32 equal means equal; elsewhere ties may occur"}
+    )
+    device: str | None = field(default=None, metadata={"help": "default: cuda where there is one, otherwise cpu"})
+
+    def __post_init__(self) -> None:
+        if self.dataset_name is not None and self.dataset_path is not None:
+            raise ValueError("--dataset_name and --dataset_path exclude each other: give one")
+        for name, least in (("conversation", 0), ("model_max_length", 2)):
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name} is {getattr(self, name)}, expected at least {least}")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A verifier with its tokenizer, and a conversation that is cut at ``length`` tokens."""
+
+    pair: Pair
+    dialogue: Dialogue
+    length: int
+
+    def example(self, assistant_only: bool) -> TrainExample:
+        """The conversation as training reads it. Raises DataError where that scope holds nothing to learn."""
+        examples, _ = encode_examples(
+            [self.dialogue], self.pair.tokenizer, max_length=self.length, assistant_only=assistant_only
+        )
+        return examples[0]
+
+
+def open_conversation(options: ConversationOptions, beyond: int = 0) -> Opened:
+    """Load the model and the conversation, so much of it that ``beyond`` more tokens fit the model's context."""
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    name = None if options.dataset_path else options.dataset_name or "demo"
+    wanted = options.conversation + 1
+    dialogues = load_dialogues(name, options.dataset_path, "eval" if name else "all", limit=wanted).dialogues
+    if len(dialogues) < wanted:
+        raise ValueError(
+            f"--conversation is {options.conversation}, expected less than {len(dialogues)}: that is all there is"
+        )
+    pair = pair_of(*load_verifier(options.base_model, dtype=options.dtype, device=options.device))
+    context = pair.verifier.context_length
+    length = options.model_max_length if context is None else min(options.model_max_length, context - beyond)
+    if length < 2:
+        raise ValueError(f"{beyond} tokens more do not fit the context of {context} tokens: ask for fewer")
+    return Opened(pair, dialogues[-1], length)

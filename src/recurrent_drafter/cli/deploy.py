@@ -1,0 +1,187 @@
+"""``huggingface_deployment.py`` and ``recurrent-drafter deploy``: publish a drafter on the Hugging Face Hub."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import get_token
+from safetensors import SafetensorError
+from transformers.utils import logging as hf_logging
+
+from recurrent_drafter.bench.summary import read_records
+from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.hub import assemble, check_repo_name, publish
+from recurrent_drafter.report.card import Known, is_hub_name, model_card
+from recurrent_drafter.speculator import load_drafter
+from recurrent_drafter.tune import FILE as TUNING
+from recurrent_drafter.verify import FILE as VERIFICATION
+from recurrent_drafter.verify import read_verification
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What to publish, and where."""
+
+    model_path: str = field(metadata={"help": "the folder that a drafter was saved to"})
+    repo_name: str = field(metadata={"help": "user/name on the Hub; made if it is not there yet"})
+    private: bool = field(default=False, metadata={"help": "a private repository"})
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "an access token that may write; better HF_TOKEN or `hf auth login`, which no shell remembers"
+        },
+    )
+    dry_run: bool = field(
+        default=False, metadata={"help": "write the folder that would be uploaded, and upload nothing"}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "where --dry_run writes it: default the repository's name and -upload"}
+    )
+    commit_message: str = field(default="Recurrent drafter", metadata={"help": "of the upload"})
+    base_model: str | None = field(
+        default=None,
+        metadata={"help": "the verifier's name on the Hub, where the drafter was trained with a local copy"},
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "the weights' licence as the Hub names it, such as apache-2.0: yours to say"}
+    )
+    bench_file: str | None = field(
+        default=None, metadata={"help": "figures for the card: what bench wrote with --output_file"}
+    )
+    unverified: bool = field(
+        default=False, metadata={"help": "publish although verification failed or never ran; the card then says so"}
+    )
+
+    def __post_init__(self) -> None:
+        check_repo_name(self.repo_name)
+        if self.output_dir is not None and not self.dry_run:
+            raise ValueError("--output_dir does nothing without --dry_run")
+        if not self.commit_message.strip():
+            raise ValueError("--commit_message is empty: expected some text")
+        if self.base_model is not None and not is_hub_name(self.base_model):
+            raise ValueError(
+                f"--base_model {self.base_model} is no name on the Hub: expected such as gpt2 or user/name"
+            )
+
+
+OPTIONS = (DeployOptions,)
+
+
+@reporting
+def main(argv: Sequence[str] | None = None) -> int:
+    """Publish a trained drafter with its model card, its records and the code that decodes with it."""
+    (options,) = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    drafter = Path(options.model_path).expanduser()
+    known = gather(drafter, options)
+    fill = partial(
+        assemble,
+        drafter,
+        repo_id=options.repo_name,
+        card=written_card(drafter, known, options.repo_name),
+        verified=bool(known.verified),
+    )
+    if options.dry_run:
+        folder = new_folder(Path(options.output_dir or f"{options.repo_name.partition('/')[2]}-upload").expanduser())
+        fill(folder)
+        print(f"would upload {folder} to {options.repo_name}; nothing was uploaded")
+        return 0
+    token = options.token or get_token()
+    if token is None:
+        raise ValueError("there is no access token: set HF_TOKEN, run `hf auth login`, or give --token")
+    with tempfile.TemporaryDirectory() as temporary:
+        fill(Path(temporary))
+        address = publish(
+            Path(temporary), options.repo_name, token=token, private=options.private, message=options.commit_message
+        )
+    print(f"published: {address}")
+    return 0
+
+
+def written_card(drafter: Path, known: Known, repo_id: str) -> str:
+    """The model card. Raises ValueError for records of another form than ours."""
+    try:
+        return model_card(repo_id, known)
+    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise ValueError(
+            f"run.json, {TUNING} or {VERIFICATION} in {drafter}, or --bench_file, is not as this version writes it "
+            f"({error!r}): make it again or take it away"
+        ) from error
+
+
+def gather(drafter: Path, options: DeployOptions) -> Known:
+    """Everything that is known of the drafter in a folder.
+
+    Raises OSError where there is none or its files are damaged, ValueError unless it passed verification.
+    """
+    if not drafter.is_dir():
+        raise OSError(f"there is no drafter at {drafter}: expected the folder that train_speculator.py saved it to")
+    try:
+        model = load_drafter(drafter)
+    except SafetensorError as error:
+        raise OSError(f"the drafter at {drafter} is damaged ({error}): copy it again, or train it again") from error
+    base_model = options.base_model or model.config.verifier_name_or_path
+    if base_model is None:
+        raise ValueError(f"the drafter at {drafter} does not say which model it is for: give --base_model")
+    if base_model != "demo" and not is_hub_name(base_model):
+        print(f"the card names the verifier by a path, {base_model}: --base_model gives its name on the Hub")
+    try:
+        verified = read_verification(drafter)
+    except ValueError as reason:
+        if not options.unverified:
+            raise ValueError(f"{reason}; --unverified publishes it all the same, and says so") from None
+        print(f"not verified: {reason}")
+        verified = {}
+    return Known(
+        config=model.config,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        base_model=base_model,
+        license=options.license,
+        run=read(drafter / "run.json"),
+        verified=verified,
+        tuning=read(drafter / TUNING),
+        bench=() if options.bench_file is None else read_bench(Path(options.bench_file).expanduser()),
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A record beside the drafter; empty where there is none. Raises ValueError for one that cannot be read."""
+    if not path.is_file():
+        return {}
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): mend it or take it away") from None
+    return record
+
+
+def read_bench(path: Path) -> list[dict[str, Any]]:
+    """The lines that ``bench`` wrote."""
+    try:
+        records = read_records(path)
+        if {record["kind"] for record in records} >= {"circumstances", "run"}:
+            return records
+    except OSError as error:
+        raise OSError(f"--bench_file {path} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise ValueError(f"--bench_file {path} is not what recurrent-drafter bench --output_file writes")
+
+
+def new_folder(path: Path) -> Path:
+    """Make it. Raises OSError for one that holds something already, or that cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        held = any(path.iterdir())
+    except OSError as error:
+        raise OSError(f"{path} cannot be written to ({error.strerror}): --output_dir names another folder") from error
+    if held:
+        raise OSError(f"{path} is not empty: --output_dir names another folder")
+    return path

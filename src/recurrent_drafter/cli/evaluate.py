@@ -1,0 +1,180 @@
+"""``--eval_mt_bench`` and ``--compare``: questions answered, measured, shown, written and tracked."""
+
+import hashlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from transformers import PreTrainedTokenizerBase
+
+from recurrent_drafter.bench.arms import without_drafter
+from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Asking, Interview
+from recurrent_drafter.bench.scores import ArmScores, Evaluation
+from recurrent_drafter.cli.errors import INTERRUPTED
+from recurrent_drafter.cli.scores import show
+from recurrent_drafter.config import EvaluationOptions, GenerateOptions, SamplingOptions, SpeculatorOptions
+from recurrent_drafter.data import Question, load_questions, spread
+from recurrent_drafter.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.stop import as_tuple
+from recurrent_drafter.tracking import (
+    check_services,
+    check_writable,
+    evaluation_services,
+    provenance,
+    reporting_to,
+    write_json,
+)
+from recurrent_drafter.verifier import Verifier
+
+
+@dataclass(frozen=True)
+class Task:
+    """All options of an evaluation, and the command line that they came from."""
+
+    which: SpeculatorOptions
+    sampling: SamplingOptions
+    options: GenerateOptions
+    evaluation: EvaluationOptions
+    argv: list[str]
+
+    @property
+    def name(self) -> str:
+        """What trackers call it unless told."""
+        way = "comparison" if self.options.compare else AUTOREGRESSIVE if self.options.autoregressive else SPECULATIVE
+        return f"{way}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def prepare(options: GenerateOptions, asked: EvaluationOptions) -> list[Question]:
+    """The questions; all that can be wrong with the options is found here, before a model is loaded."""
+    if not options.is_evaluation:
+        if asked.given:
+            raise ValueError(f"{' and '.join(asked.given)} only matters with --eval_mt_bench or --compare")
+        return []
+    if asked.output_file is not None:
+        check_writable(Path(asked.output_file))
+    check_services(asked.services, evaluation_services())
+    if options.prompt is not None:
+        if asked.dataset_path is not None or asked.max_num_prompts is not None:
+            raise ValueError("--dataset_path and --max_num_prompts choose among questions: drop them, or --prompt")
+        return [Question(0, "prompt", "prompt", (options.prompt,))]
+    questions = load_questions(asked.dataset_path)
+    return spread(questions, asked.max_num_prompts or len(questions))
+
+
+def run(
+    task: Task,
+    questions: Sequence[Question],
+    speculator: RecurrentDraftingSpeculator,
+    tokenizer: PreTrainedTokenizerBase,
+) -> int:
+    """Answer the questions in every arm, and report; 1 if an answer differs beyond numeric ties, 130 on Ctrl-C."""
+    arms = arms_of(task, speculator)
+    asking = asking_of(task, speculator)
+    settings = settings_of(task, asking, questions, speculator)
+    evaluation = Evaluation(
+        settings, sum(len(question.turns) for question in questions), {name: ArmScores(name) for name in arms}
+    )
+    console = Console()
+    asked = task.evaluation
+    run_name = asked.run_name or os.environ.get("WANDB_NAME") or task.name
+    told = {**settings, **drafting_of(task, speculator)}
+    with reporting_to(asked.services, run_name=run_name, project=asked.wandb_project, settings=told) as log:
+        try:
+            with progress_bar(console) as progress:
+                bar = progress.add_task("answering", total=evaluation.prompts, note="")
+                for done in Interview(arms, tokenizer, asking).ask(questions):
+                    evaluation.add(done)
+                    progress.update(bar, completed=evaluation.done, note=speeds(evaluation))
+                    if done.answered:
+                        log({f"so_far/{arm.name}_tokens_per_second": arm.rate for arm in evaluation.arms.values()},
+                            evaluation.done)  # fmt: skip
+                evaluation.is_complete = True
+        except KeyboardInterrupt:  # rounds are taken in whole, so that every arm has answered the same
+            console.print()
+        log(evaluation.figures(), evaluation.done)
+    show(console, evaluation)
+    if asked.output_file is not None:
+        made = provenance(task.argv, settings["device"])
+        write_json(Path(asked.output_file), {**made, **drafting_of(task, speculator), **evaluation.as_record()})
+        console.print(f"every reply: {asked.output_file}", soft_wrap=True)
+    if not evaluation.is_complete:
+        return INTERRUPTED
+    return 1 if evaluation.bugs else 0
+
+
+def arms_of(task: Task, speculator: RecurrentDraftingSpeculator) -> dict[str, RecurrentDraftingSpeculator]:
+    """One way of decoding, or both; the autoregressive one is the reference."""
+    if task.options.compare:
+        return {AUTOREGRESSIVE: without_drafter(speculator), SPECULATIVE: speculator}
+    return {AUTOREGRESSIVE if task.options.autoregressive else SPECULATIVE: speculator}
+
+
+def asking_of(task: Task, speculator: RecurrentDraftingSpeculator) -> Asking:
+    """Arguments of ``generate``, and how long a prompt may be: as long as the context leaves, or less if asked."""
+    verifier, new_tokens = speculator.verifier, task.options.max_generation_length
+    longest = task.evaluation.max_prompt_length
+    if verifier.context_length is not None:
+        beyond = max(new_tokens, 1 + speculator.shape.beam_length if speculator.shape is not None else 0)
+        room = verifier.context_length - beyond
+        if room < 1:
+            raise ValueError(f"--max_generation_length is {new_tokens}, expected less than the context of "
+                             f"{verifier.context_length}")  # fmt: skip
+        longest = min(longest or room, room)
+    config: Any = verifier.model.generation_config
+    end_ids = as_tuple(config.eos_token_id)
+    return Asking(
+        arguments={**task.sampling.arguments(), "max_new_tokens": new_tokens},
+        seed=task.sampling.seed or 0,
+        end_ids=end_ids,
+        batch_size=task.evaluation.batch_size,
+        longest=longest,
+    )
+
+
+def settings_of(
+    task: Task, asking: Asking, questions: Sequence[Question], speculator: RecurrentDraftingSpeculator
+) -> dict[str, Any]:
+    """What arms must have in common for their speeds to be one ratio's."""
+    verifier: Verifier = speculator.verifier
+    asked = repr([(question.name, question.turns) for question in questions])
+    hardware = provenance([], str(verifier.device))["hardware"]
+    return {
+        "base_model": task.which.base_model,
+        "questions": task.evaluation.dataset_path or ("--prompt" if task.options.prompt else "MT-Bench"),
+        "questions_sha256": hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest(),
+        "protocol": "reply",
+        **asking.arguments,
+        "seed": asking.seed,
+        "batch_size": asking.batch_size,
+        "max_prompt_length": asking.longest,
+        "dtype": str(verifier.model.dtype).removeprefix("torch."),
+        "device": str(verifier.device),
+        "hardware": hardware["device"],
+        "threads": hardware["threads"],
+    }
+
+
+def drafting_of(task: Task, speculator: RecurrentDraftingSpeculator) -> dict[str, Any]:
+    """Which drafter, and how much it drafts: what an arm may have to itself."""
+    if speculator.drafter is None:
+        return {"drafter": None}
+    shape = "auto" if speculator.shape is None else asdict(speculator.shape)
+    return {"drafter": task.which.speculator_path or "demo", "draft_shape": shape}
+
+
+def progress_bar(console: Console) -> Progress:
+    """One line: prompts done, tokens per second so far, time left."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(), console=console, transient=True,
+    )  # fmt: skip
+
+
+def speeds(evaluation: Evaluation) -> str:
+    """``98 tok/s`` for every arm."""
+    return " / ".join(f"{arm.rate:.0f}" for arm in evaluation.arms.values()) + " tok/s"

@@ -1,0 +1,110 @@
+"""``test_distilled_dataset.py``: the paper's distilled dataset, seen and checked on one conversation."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from recurrent_drafter.cli.conversation import ConversationOptions, open_conversation
+from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.texts import Pair
+from recurrent_drafter.distill import distil
+from recurrent_drafter.losses import IGNORED
+from recurrent_drafter.rows import loss_mask
+from recurrent_drafter.verify import first_divergence, until_end
+
+SHOWN_TOKENS, SHOWN_CHARACTERS = 16, 40  # of the context's end
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """Which targets to make of it."""
+
+    distill_num_future_tokens: int = field(default=5, metadata={"help": "K, tokens per position"})
+    train_on_assistant_only: bool = field(
+        default=True, metadata={"help": "positions of the assistant's replies, as in the paper; otherwise all"}
+    )
+    positions: int | None = field(default=None, metadata={"help": "only so many, from the first one on"})
+
+    def __post_init__(self) -> None:
+        for name in ("distill_num_future_tokens", "positions"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} is {value}, expected at least 1")
+
+
+OPTIONS = ConversationOptions, TargetOptions
+
+
+@reporting
+def main(argv: Sequence[str] | None = None) -> int:
+    """Make the distilled targets of a conversation for all positions at once, and check each against `generate`."""
+    which, options = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
+    count = options.distill_num_future_tokens
+    opened = open_conversation(which, beyond=count)
+    pair, example = opened.pair, opened.example(options.train_on_assistant_only)
+    roots = loss_mask(example, pair.end_ids).nonzero()[: options.positions, 0]
+    begun = time.perf_counter()
+    (targets,) = distil(pair.verifier, [example.input_ids], [roots], count, pair.end_ids)
+    at_once = time.perf_counter() - begun
+    scope = "in the assistant's replies" if options.train_on_assistant_only else "of the conversation"
+    print(f"{len(example.input_ids)} tokens; at each of {len(roots)} positions {scope} the model's next {count} tokens")
+    print(f"\n{'position':>8}  {'the context ends in':>{SHOWN_CHARACTERS}} > tokens generated")
+    kinds: Counter[str] = Counter()
+    begun = time.perf_counter()
+    for root, row in zip(roots.tolist(), targets, strict=True):
+        found = row[row != IGNORED].tolist()
+        verdict = compared(pair, example.input_ids[: root + 1], found, count)
+        kinds[verdict.split()[0]] += 1
+        print(shown(root, example.input_ids, found, pair.tokenizer) + f"  {verdict}", flush=True)
+    one_by_one = time.perf_counter() - begun
+    print(
+        f"\nagainst generate, position by position: {kinds['same']} the same, {kinds['numeric']} numeric ties, "
+        f"{kinds['BUG']} bugs\nall positions at once {at_once:.2f} s, position by position {one_by_one:.2f} s"
+    )
+    return 1 if kinds["BUG"] else 0
+
+
+def compared(pair: Pair, prefix: Tensor, found: list[int], count: int) -> str:
+    """``same``, or what the first difference from transformers' own continuation of a prefix (S,) is."""
+    expected = generated(pair, prefix, count)
+    difference = first_divergence(pair.verifier, prefix, expected, found)
+    return "same" if difference is None else f"{difference.verdict}; generate: {pieces(expected, pair.tokenizer)}"
+
+
+def generated(pair: Pair, prefix: Tensor, count: int) -> list[int]:
+    """The model's own next tokens."""
+    generate: Any = pair.verifier.model.generate
+    prompt = prefix[None].to(pair.verifier.device)
+    sequences = generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=count,
+        do_sample=False,
+        repetition_penalty=1.0,  # whatever the model's own settings say: the targets are its plain choice
+        eos_token_id=list(pair.end_ids) or None,
+        pad_token_id=pair.end_ids[0] if pair.end_ids else 0,
+    )
+    return until_end(sequences[0, len(prefix) :].tolist(), pair.end_ids)
+
+
+def shown(root: int, text: Tensor, tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A position in one line."""
+    context = one_line(text[max(root + 1 - SHOWN_TOKENS, 0) : root + 1].tolist(), tokenizer)[-SHOWN_CHARACTERS:]
+    return f"{root:>8}  {context:>{SHOWN_CHARACTERS}} > {pieces(tokens, tokenizer)}"
+
+
+def pieces(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Tokens with bars between them."""
+    return "|".join(one_line([token], tokenizer) for token in tokens)
+
+
+def one_line(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Their text, with line breaks written as such."""
+    return str(tokenizer.decode(tokens)).replace("\n", "\\n")
