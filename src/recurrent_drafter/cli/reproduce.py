@@ -96,7 +96,9 @@ def cost(results: Results) -> str:
         return f"{done}{len(left)} trainings are left, {duration(len(left) * mean)} at {duration(mean)} each as so far"
     if options.cell_seconds is None:
         return f"{len(left)} trainings by epochs; train_speculator.py --estimate measures what one of them takes here"
-    return f"{len(left)} trainings of {options.cell_seconds:g} seconds: {duration(len(left) * options.cell_seconds)}"
+    return (
+        f"{len(left)} trainings of about {options.cell_seconds:g} seconds: {duration(len(left) * options.cell_seconds)}"
+    )
 
 
 def run(results: Results) -> int:
