@@ -54,11 +54,18 @@ def records(folder) -> dict[str, dict]:
 
 def test_every_job_has_its_line(reproduced):
     folder, out = reproduced
-    names = ["demo-assistant-distilled-no_rnn-seed0", "demo-assistant-ground_truth-seed0",
+    names = ["calibration", "demo-assistant-distilled-no_rnn-seed0", "demo-assistant-ground_truth-seed0",
              "demo-assistant-distilled-seed0", "shapes", "tree", "vocabulary"]  # fmt: skip
     assert list(records(folder)) == names and all(r["status"] == "finished" for r in records(folder).values())
     assert len(list((folder / "out/targets").glob("distilled-*"))) == 1, "two trainings, one distillation"
-    assert all(f"[{number} of 6] {name}" in out for number, name in enumerate(names, 1))
+    assert all(f"[{number} of 7] {name}" in out for number, name in enumerate(names, 1))
+
+
+def test_all_trainings_take_equally_many_steps(reproduced):
+    folder, _ = reproduced
+    found = records(folder)
+    steps = [record["steps"] for record in found.values() if record["kind"] == "training"]
+    assert steps == [found["calibration"]["max_steps"]] * 3
 
 
 def test_the_figures_are_those_of_the_saved_drafter(reproduced):
@@ -96,7 +103,7 @@ def test_the_same_command_again_does_nothing_anew(reproduced):
     folder, _ = reproduced
     before = (folder / "out/results.jsonl").read_bytes()
     ended = Command([*COMMAND, *GRID, *SWEEPS, *FLAGS], folder).ended()
-    assert ended.code == 0 and "6 of 6 jobs are finished" in ended.out and "held-out" not in ended.out
+    assert ended.code == 0 and "7 of 7 jobs are finished" in ended.out and "held-out" not in ended.out
     assert (folder / "out/results.jsonl").read_bytes() == before
 
 
@@ -110,17 +117,17 @@ def test_a_training_that_fails_is_reported(tmp_path):
     broken = "--model_max_length 64 --learning_rate 1e30 --max_grad_norm 0 --warmup_steps 0"
     command = [*COMMAND, "--methods", "ground_truth", "--cell_seconds", "20", "--no_sweeps", "--train_flags", broken]
     ended = Command(command, tmp_path).ended()
-    assert ended.code == 1 and "1 of 1 jobs have failed: demo-assistant-ground_truth-seed0" in ended.err
+    assert ended.code == 1 and "1 of 2 jobs have failed: demo-assistant-ground_truth-seed0" in ended.err
     assert "ValueError: the loss is nan" in (tmp_path / "out/report.md").read_text()
 
 
 def test_an_interrupt_costs_the_training_at_hand(tmp_path):
     grid = ["--methods", "ground_truth", "--seeds", "0", "1", "--cell_seconds", "4", "--no_sweeps", *FLAGS]
     command = Command([*COMMAND, *grid], tmp_path)
-    command.interrupt_when(r"\[2 of 2\].*\n(.*\n)*step \d+: held-out")
+    command.interrupt_when(r"\[3 of 3\].*\n(.*\n)*step \d+: held-out")
     ended = command.ended()
     assert ended.code == 130 and "it goes on behind the last finished job" in ended.err
-    assert list(records(tmp_path)) == ["demo-assistant-ground_truth-seed0"]
+    assert list(records(tmp_path)) == ["calibration", "demo-assistant-ground_truth-seed0"]
     ended = Command([*COMMAND, *grid], tmp_path).ended()
-    assert ended.code == 0 and "[2 of 2]" in ended.out and "[1 of 2]" not in ended.out
-    assert len(records(tmp_path)) == 2
+    assert ended.code == 0 and "[3 of 3]" in ended.out and "[2 of 3]" not in ended.out
+    assert len(records(tmp_path)) == 3

@@ -13,7 +13,7 @@ from models import random_drafter, tiny_model
 
 from recurrent_drafter.beam import Beams
 from recurrent_drafter.cli import reproduce, train
-from recurrent_drafter.cli.errors import parse
+from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.data import TrainExample
 from recurrent_drafter.decode import BeamDrafter
 from recurrent_drafter.report.document import Document, Paragraph, Section, Table
@@ -34,7 +34,7 @@ def test_the_quick_plan():
     assert len(grid) == 3 * 2 * 1 * 2 and len(set(plan.names)) == len(plan.names)
     assert len(plan.cells) == len(grid) + 2, "and one without recurrence for each seed"
     assert (plan.showcase.method, plan.showcase.scope, plan.showcase.rnn) == ("distilled", "assistant", True)
-    assert plan_of(ReproduceOptions(quick=True, sweeps=False)).names == [cell.name for cell in grid]
+    assert plan_of(ReproduceOptions(quick=True, sweeps=False)).names == ["calibration", *(c.name for c in grid)]
 
 
 def test_the_whole_plan_crosses_sets_and_evaluates_on_mt_bench():
@@ -65,7 +65,6 @@ def test_every_cell_is_a_training_that_the_trainer_accepts(tmp_path):
         ("--lengths 6", "at most 5"),
         ("--widths 0", "at least 1"),
         ("--cell_seconds 0", "more than 0"),
-        ("--quick --launcher torchrun", "--cell_seconds is one process's clock"),
         ("--dataset_path a/x.jsonl b/x.jsonl", "two data sets have one name"),
         ("--dataset_path nowhere.jsonl", "nowhere.jsonl"),
         ("--train_flags '--learning_rate fast'", "--learning_rate"),
@@ -87,7 +86,7 @@ def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert reproduce.main(["--quick", "--dry_run"]) == 0
     shown = capsys.readouterr().out
-    assert "14 trainings of 90 seconds: 21 minutes" in shown and "demo-assistant-distilled-no_rnn-seed1" in shown
+    assert "14 trainings of about 90 seconds: 21 minutes" in shown and "demo-assistant-distilled-no_rnn-seed1" in shown
     assert reproduce.main(["--dry_run"]) == 0
     assert "by epochs" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
@@ -147,14 +146,13 @@ def training(method, seed, steps, **more):
 
 
 def small(folder, **options) -> Results:
-    given = {"quick": True, "methods": ["ground_truth", "distilled"], "scopes": ["assistant"], "sweeps": False}
-    given |= {"eval_dataset_name": ["demo"], "output_dir": str(folder)}
+    given = {"methods": ["ground_truth", "distilled"], "scopes": ["assistant"], "seeds": [0, 1], "sweeps": False}
+    given |= {"dataset_name": ["demo"], "eval_dataset_name": ["demo"], "output_dir": str(folder)}
     return Results.of(ReproduceOptions(**given | options))
 
 
 def launched_by(script, folder) -> Results:
-    launcher = f"{sys.executable} {script}"
-    return small(folder, launcher=launcher, quick=False, dataset_name=["demo"], seeds=[0, 1])
+    return small(folder, launcher=f"{sys.executable} {script}")
 
 
 def test_arms_are_compared_by_the_seeds_that_both_have():
@@ -223,13 +221,17 @@ def test_a_process_that_dies_costs_its_own_job(tmp_path):
     assert "SIGKILL" in results.record(results.plan.names[1])["error"]
 
 
-def test_a_process_that_cannot_begin_ends_the_command(tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("code", "said"), [(2, "error: no such model"), (1, "ended with exit code 1 before its first")]
+)
+def test_a_process_that_cannot_begin_ends_the_command(code, said, tmp_path, capfd):
     script = tmp_path / "worker.py"
-    script.write_text("import sys; sys.exit('error: no such model')")
+    script.write_text(f"import sys; print('error: no such model', file=sys.stderr); sys.exit({code})")
     results = launched_by(script, tmp_path / "out")
     results.folder.mkdir()
-    assert reproduce.run(results) == 2 and not results.records
-    assert "no such model" in capfd.readouterr().err
+    run = reporting(lambda _: reproduce.run(results))
+    assert run() == 2 and not results.records
+    assert said in capfd.readouterr().err.splitlines()[-1]
 
 
 class Page(HTMLParser):

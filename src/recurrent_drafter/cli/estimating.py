@@ -45,7 +45,7 @@ def estimate(pair: Pair, text: TrainingText, args: TrainingArguments) -> int:
             save_strategy="no", load_best_model_at_end=False, early_stopping_patience=None, streaming=False,
             shuffle_buffer=1000, resume_from_checkpoint=None,
         )  # fmt: skip
-        timed = _StepTimes()
+        timed = StepTimes()
         new_trainer(drafter, pair, Targets(rows, rows), held_out, brief, [timed]).train()
     scale = len(dialogues) / len(few) if dialogues is not None else None
     report_cost(timed.median, None if scale is None else len(examples) * scale, args)
@@ -104,7 +104,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
-class _StepTimes(TrainerCallback):
+class StepTimes(TrainerCallback):
     """Seconds per step, the first (a warm-up) left out."""
 
     def __init__(self) -> None:

@@ -9,6 +9,7 @@ import io
 import os
 import shutil
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from recurrent_drafter.arguments import TrainingArguments
 from recurrent_drafter.cli import train, tune
 from recurrent_drafter.cli.callbacks import progress_bar
 from recurrent_drafter.cli.errors import reporting
+from recurrent_drafter.cli.estimating import StepTimes
 from recurrent_drafter.cli.fit import default_shape, facts, fit, measure, new_drafter, new_trainer, save_trained
 from recurrent_drafter.cli.targets import Targets, draft_vocabulary, make_targets
 from recurrent_drafter.cli.texts import TrainingText, open_pair, replies_to, training_text
@@ -39,7 +41,7 @@ from recurrent_drafter.metrics import Walk
 from recurrent_drafter.pace import measure_costs
 from recurrent_drafter.packing import PackedLinears
 from recurrent_drafter.replies import HeldOutReplies, load_replies, save_replies
-from recurrent_drafter.reproduce.plan import DEPTHS, Cell, Source, training_flags
+from recurrent_drafter.reproduce.plan import CALIBRATION, DEPTHS, Cell, Scope, Source, training_flags
 from recurrent_drafter.reproduce.results import Record, Results, failure
 from recurrent_drafter.reproduce.sweeps import tree_size, vocabulary_sizes, with_fewer_tokens
 from recurrent_drafter.rows import coverage, frequent_tokens
@@ -47,6 +49,7 @@ from recurrent_drafter.speculator import load_drafter
 from recurrent_drafter.tracking import RunRecord, closing_trackers, provenance
 from recurrent_drafter.tune import measure_acceptance
 
+TIMED_STEPS = 8  # of a calibration
 ERROR = "error.txt"  # a failed job's traceback, in its folder
 
 
@@ -88,7 +91,7 @@ class Workshop:
 
     def __init__(self, results: Results) -> None:
         self.results, self.options = results, results.options
-        self.pair = open_pair(self.arguments(results.plan.showcase))
+        self.pair = open_pair(self.arguments(results.plan.showcase, steps=1))
         self.state = PartialState()
         self.held_out = {source.label: self._held_out(source) for source in self.options.evaluation_sets}
         self.text = cache(self._text)
@@ -97,18 +100,18 @@ class Workshop:
     def do(self, name: str) -> Record:
         """A job's outcome, with where it was made and how long it took."""
         begun = time.monotonic()
-        jobs: dict[str, Callable[[], Record]] = {
-            cell.name: partial(self.train, cell) for cell in self.results.plan.cells
-        }
+        jobs: dict[str, Callable[[], Record]] = {CALIBRATION: self.calibrate}
+        jobs |= {cell.name: partial(self.train, cell) for cell in self.results.plan.cells}
         sweeps = {"shapes": self.shapes, "tree": self.tree, "vocabulary": self.vocabulary}
         jobs |= {sweep: partial(self.sweep, sweeps[sweep]) for sweep in self.results.plan.sweeps}
         outcome = jobs[name]()
         made = provenance(sys.argv, self.pair.verifier.device.type)
         return {"status": "finished", **outcome, "seconds": time.monotonic() - begun, "made": made}
 
-    def arguments(self, cell: Cell, folder: Path | None = None) -> TrainingArguments:
-        """A cell's training as ``train_speculator.py`` would be told."""
-        return train.options(training_flags(cell, self.options, folder or self.results.path(cell.name)))
+    def arguments(self, cell: Cell, folder: Path | None = None, steps: int | None = None) -> TrainingArguments:
+        """A cell's training as ``train_speculator.py`` would be told; its length by calibration, if not given."""
+        steps = self.results.steps if steps is None else steps
+        return train.options(training_flags(cell, self.options, folder or self.results.path(cell.name), steps))
 
     def _held_out(self, source: Source) -> HeldOutReplies:
         """The verifier's replies to a set's held-out prompts: made once, the same for every training."""
@@ -128,19 +131,45 @@ class Workshop:
     def _text(self, label: str) -> TrainingText:
         """A training set's conversations, as many as are asked for."""
         cell = next(cell for cell in self.results.plan.cells if cell.training_set == label)
-        text = training_text(self.pair, self.arguments(cell))
+        text = training_text(self.pair, self.arguments(cell, steps=1))
         return TrainingText(list(text.dialogues)[: self.options.max_examples], text.account)
 
-    def _targets(self, label: str, scope: str, distilled: bool) -> Targets:
+    def _targets(self, label: str, scope: Scope, distilled: bool) -> Targets:
         """Examples with targets: made once for all seeds, distilled ones kept on disk."""
-        cell = next(
-            cell
-            for cell in self.results.plan.cells
-            if (cell.training_set, cell.scope, cell.method == "distilled") == (label, scope, distilled)
-        )
-        arguments = self.arguments(cell, self.results.folder / "targets")
+        cell = Cell("distilled" if distilled else "ground_truth", scope, label, seed=0)
+        arguments = self.arguments(cell, self.results.folder / "targets", steps=1)
         with progress_bar() as progress:
             return make_targets(self.pair, self.text(label), arguments, progress)
+
+    def calibrate(self) -> Record:
+        """How many steps a training takes in --cell_seconds, on average over the trainings of the grid.
+
+        Steps are made equal, and not seconds: what else runs on a machine would decide between methods. What a step
+        costs depends on the scope, and on whether the verifier's distributions are learnt; each kind is timed.
+        """
+        kinds: dict[tuple[str, bool], float] = {}
+        for cell in self.results.plan.cells:
+            kind = cell.scope, cell.method == "knowledge_distillation"
+            if kind not in kinds:
+                kinds[kind] = self.step_seconds(cell)
+        times = [kinds[cell.scope, cell.method == "knowledge_distillation"] for cell in self.results.plan.cells]
+        mean = sum(times) / len(times)
+        steps = max(round(self.options.given("cell_seconds") / mean), 1)
+        print(f"a step takes {mean:.2f} s: every training takes {steps:,} steps")
+        return {"kind": CALIBRATION, "step_seconds": mean, "max_steps": steps}
+
+    def step_seconds(self, cell: Cell) -> float:
+        """The median step of a training that learns nothing; targets are the text, whose steps cost as much as any."""
+        with tempfile.TemporaryDirectory() as nowhere:
+            arguments = self.arguments(cell, Path(nowhere), steps=TIMED_STEPS)
+            brief = dataclasses.replace(
+                arguments, max_steps=TIMED_STEPS, learning_rate=0.0, eval_strategy="no", report_to=["none"]
+            )
+            targets, timed = self.targets(cell.training_set, cell.scope, False), StepTimes()
+            first = next(iter(self.held_out.values()))
+            drafter = new_drafter(self.pair, draft_vocabulary(self.pair, targets.sample, first, brief), brief)
+            new_trainer(drafter, self.pair, targets, first, brief, [timed]).train()
+        return timed.median
 
     def train(self, cell: Cell) -> Record:
         """Train a drafter from the beginning, and walk it along the held-out replies."""
@@ -160,7 +189,7 @@ class Workshop:
         record = RunRecord(sys.argv, tags, lambda: {"data": dataclasses.asdict(data.report)}, **facts(arguments))
         begun = time.monotonic()
         with closing_trackers():
-            if fit(trainer, arguments, record, self.options.cell_seconds):
+            if fit(trainer, arguments, record, seconds=None):
                 raise KeyboardInterrupt
         seconds = time.monotonic() - begun
         save_trained(trainer, arguments, record)

@@ -96,7 +96,9 @@ def cost(results: Results) -> str:
         return f"{done}{len(left)} trainings are left, {duration(len(left) * mean)} at {duration(mean)} each as so far"
     if options.cell_seconds is None:
         return f"{len(left)} trainings by epochs; train_speculator.py --estimate measures what one of them takes here"
-    return f"{len(left)} trainings of {options.cell_seconds:g} seconds: {duration(len(left) * options.cell_seconds)}"
+    return (
+        f"{len(left)} trainings of about {options.cell_seconds:g} seconds: {duration(len(left) * options.cell_seconds)}"
+    )
 
 
 def run(results: Results) -> int:
@@ -114,9 +116,11 @@ def run(results: Results) -> int:
         if code == INTERRUPTED:
             print("interrupted: run the same command again, it goes on behind the last finished job", file=sys.stderr)
             return INTERRUPTED
-        if code != 0 and not results.at_work.exists():
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if code == REFUSED and not results.at_work.exists():
             return REFUSED  # the worker has said why
+        if code != 0 and not results.at_work.exists():
+            raise OSError(f"the process that trains ended with {how} before its first job (see above)")
         if code != 0 and results.record(died := results.at_work.read_text()) is None:
-            how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             results.write(died, failure(f"the process that did it ended with {how}"))
     return 0

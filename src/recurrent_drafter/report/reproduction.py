@@ -12,7 +12,6 @@ from recurrent_drafter.report.heatmap import MISSING, can_draw
 from recurrent_drafter.report.published import DISTILLATION, MAIN, TREE_SAVES
 from recurrent_drafter.report.words import SCOPES, VERDICTS, change, percent, place
 from recurrent_drafter.reproduce.findings import Arm, Findings, Place
-from recurrent_drafter.reproduce.plan import ReproduceOptions
 from recurrent_drafter.reproduce.results import RESULTS, Record, Results
 from recurrent_drafter.reproduce.statistics import Estimate
 
@@ -36,7 +35,7 @@ def write_report(results: Results, made: Record) -> list[Path]:
             *trainings.sections(findings),
             *sweeps.sections(findings),
             Section("What failed", list(failures(results, findings))),
-            Section("What these figures do not tell", list(limits(results.options))),
+            Section("What these figures do not tell", list(limits())),
             Section("How to make this again", list(origin(results, findings, made))),
         ],
     )
@@ -135,12 +134,14 @@ def background() -> Iterator[Block]:
 def setting(results: Results, findings: Findings) -> Iterator[Block]:
     """Grid, sets and budget."""
     options = results.options
+    calibration = findings.sweep("calibration")
     budget = (
-        f"Every training had the same {options.cell_seconds:g} seconds (equal seconds, not equal steps: the number of "
-        "steps stands in a table below; its evaluations count in, distilling does not)"
-        if options.cell_seconds
-        else "Every training saw the same conversations for the same number of epochs (equal steps, not equal seconds)"
+        f"Every training took {calibration['max_steps']:,} steps, what a training was measured to take in "
+        f"{options.cell_seconds:g} seconds on average before the first one"
+        if calibration is not None
+        else "Every training took equally many steps or epochs over the same conversations"
     )
+    budget += ": equal steps, not equal seconds"
     yield Paragraph(
         f"Verifier: {options.llm_name_or_path}. {budget}. All learn to predict 5 tokens, start from the same weights "
         f"for the same seed, and read the first {options.max_examples:,} conversations of a training set, or as many "
@@ -166,19 +167,18 @@ def failures(results: Results, findings: Findings) -> Iterator[Block]:
     )
 
 
-def limits(options: ReproduceOptions) -> Iterator[Block]:
+def limits() -> Iterator[Block]:
     """What a careful reader would ask."""
     lines = [
         "The paper trains for Vicuna models on eight H100 and evaluates on full benchmarks. Model, data, amount of "
         "training and hardware differ here, so absolute figures cannot match; directions and ratios can be compared.",
-        "Methods are compared at the same budget for training alone. A longer training may order them otherwise.",
+        "Methods are compared after equally many steps; what distilling takes comes on top. A longer training may "
+        "order them otherwise.",
         "Speeds were measured on one machine; what else ran there moves them. Predicted speeds leave out keeping the "
         "accepted tokens and the loop itself.",
         "Sweeps were run with one drafter, the last of the grid.",
         "Several comparisons are shown: some of many 95 % intervals exclude zero by chance.",
     ]
-    if options.cell_seconds:
-        lines.append("Trainings by the clock take fewer steps when the machine is busy; see the steps of each.")
     yield Items(lines)
 
 

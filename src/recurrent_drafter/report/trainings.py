@@ -106,7 +106,7 @@ def distillation(findings: Findings) -> Iterator[Block]:
         r["targets_seconds"] for arm, rs in findings.trainings.items() if arm.method == "distilled" for r in rs
     )
     yield Paragraph(
-        f"What distilling takes is not in the seconds of a training: it is done once for each set and scope, and took "
+        f"What distilling takes is not in the time of a training: it is done once for each set and scope, and took "
         f"{seconds:.0f} seconds here. Training from the text has no such stage. At the same shape a step of all these "
         "drafters costs the same, so speed changes as tokens per step do."
     )

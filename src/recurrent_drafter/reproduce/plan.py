@@ -16,6 +16,8 @@ Scope = Literal["full", "assistant"]
 METHODS: tuple[Method, ...] = ("ground_truth", "knowledge_distillation", "distilled")
 SCOPES: tuple[Scope, ...] = ("full", "assistant")
 DEPTHS = 5  # tokens ahead that every method learns: the paper's number of distilled tokens
+CALIBRATION = "calibration"  # the job that finds out how many steps fit into --cell_seconds
+CURVE = 5  # evaluations of a training whose length was found by calibration
 SWEEPS = ("shapes", "tree", "vocabulary")
 
 # Of `--quick`, and otherwise; an option that was given stays.
@@ -25,7 +27,8 @@ QUICK: dict[str, Any] = {
     "cell_seconds": 90.0,
     "max_examples": 300,
     "draft_vocab_size": "2048",
-    "train_flags": "--learning_rate 2e-3 --adam_beta2 0.98 --logging_steps 10 --model_max_length 256",
+    "train_flags": "--learning_rate 2e-3 --lr_scheduler_type cosine --warmup_steps 10 --adam_beta2 0.98 "
+    "--logging_steps 10 --model_max_length 256",
     "eval_max_examples": 48,
     "eval_max_new_tokens": 64,
     "widths": [1, 2, 3, 4, 8],
@@ -67,7 +70,9 @@ class ReproduceOptions:
     methods: list[str] = _option(f"what to learn from: {', '.join(METHODS)}", [*METHODS])
     scopes: list[str] = _option("learn from whole conversations (full), from replies only (assistant)", [*SCOPES])
     seeds: list[int] | None = _option("one training each; default 0 1 2 (--quick: 0 1)")
-    cell_seconds: float | None = _option("train by the clock, each so many seconds (--quick: 90); default by epochs")
+    cell_seconds: float | None = _option(
+        "what a training should take: equally many steps for all (--quick: 90); default epochs"
+    )
     max_examples: int | None = _option("conversations per training set, the same for every method; default 5000")
     draft_vocab_size: str | None = _option("D of every drafter; default all (--quick: 2048)")
     train_flags: str | None = _option("flags of train_speculator.py for every training, in one string")
@@ -105,8 +110,6 @@ class ReproduceOptions:
                 raise ValueError(f"--{name} is {getattr(self, name)}, expected at least {least}")
         if self.cell_seconds is not None and self.cell_seconds <= 0:
             raise ValueError(f"--cell_seconds is {self.cell_seconds:g}, expected more than 0")
-        if self.cell_seconds is not None and self.launcher:
-            raise ValueError("--cell_seconds is one process's clock: leave out --launcher, or train by epochs")
         for sets in (self.training_sets, self.evaluation_sets):
             labels = [source.label for source in sets]
             if len(set(labels)) < len(labels):
@@ -189,8 +192,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """The trainings in their order, and which drafter the sweeps take."""
+    """The trainings in their order, whether their length is to be found first, and which drafter the sweeps take."""
 
+    calibrated: bool
     cells: tuple[Cell, ...]
     showcase: Cell
     sweeps: tuple[str, ...]
@@ -198,7 +202,7 @@ class Plan:
     @property
     def names(self) -> list[str]:
         """Every job, in order."""
-        return [*(cell.name for cell in self.cells), *self.sweeps]
+        return [*([CALIBRATION] if self.calibrated else []), *(cell.name for cell in self.cells), *self.sweeps]
 
 
 def plan_of(options: ReproduceOptions) -> Plan:
@@ -216,20 +220,23 @@ def plan_of(options: ReproduceOptions) -> Plan:
         if best and options.sweeps:
             cells.append(Cell(methods[-1], scope, label, seed, rnn=False))
         cells += [Cell(method, scope, label, seed) for method in methods]
-    return Plan(tuple(cells), cells[-1], SWEEPS if options.sweeps else ())
+    return Plan(options.cell_seconds is not None, tuple(cells), cells[-1], SWEEPS if options.sweeps else ())
 
 
-def training_flags(cell: Cell, options: ReproduceOptions, folder: Path) -> list[str]:
+def training_flags(cell: Cell, options: ReproduceOptions, folder: Path, steps: int = 1) -> list[str]:
     """A cell's training, as flags of ``train_speculator.py``; --train_flags come last, and so override the others.
 
-    Weights are kept and evaluated as training leaves them: no checkpoint is chosen by what is reported afterwards.
+    ``steps`` is how long it trains where --cell_seconds is given. Weights are kept and evaluated as training leaves
+    them: no checkpoint is chosen by what is reported afterwards.
     """
     (source,) = (source for source in options.training_sets if source.label == cell.training_set)
     flags = ["--llm_name_or_path", str(options.llm_name_or_path), *source.flags(), "--output_dir", str(folder)]
     flags += ["--drafter_predict_n_tokens", str(DEPTHS), "--draft_vocab_size", str(options.draft_vocab_size)]
     flags += ["--seed", str(cell.seed), "--save_strategy", "no", "--drafter_top_k", "1"]
-    # By the clock, training ends when the time is up, and the clock evaluates.
-    flags += ["--num_train_epochs", "1000"] if options.cell_seconds else ["--eval_strategy", "epoch"]
+    if options.cell_seconds:
+        flags += ["--max_steps", str(steps), "--eval_strategy", "steps", "--eval_steps", str(-(-steps // CURVE))]
+    else:
+        flags += ["--eval_strategy", "epoch"]
     if cell.scope == "assistant":
         flags.append("--train_on_assistant_only")
     if cell.method == "distilled":

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from recurrent_drafter.bench.summary import write_records
-from recurrent_drafter.hardware import hardware
-from recurrent_drafter.reproduce.plan import Plan, ReproduceOptions, Source, plan_of
+from recurrent_drafter.reproduce.plan import CALIBRATION, Plan, ReproduceOptions, Source, plan_of
 from recurrent_drafter.tracking import write_json
 
 SETTINGS, RECORD, RESULTS = "settings.json", "record.json", "results.jsonl"
@@ -58,10 +57,9 @@ class Results:
         write_json(path, {"fixed": own, "options": settled})
 
     def _conditions(self) -> Record:
-        """What else results depend on: the contents of local files and, by the clock, what computes."""
+        """What else results depend on: the contents of local files."""
         sets = {source: None for source in (*self.options.training_sets, *self.options.evaluation_sets)}
-        found: Record = {"files": {source.label: _hash(source) for source in sets if source.path}}
-        return found | ({"hardware": hardware()} if self.options.cell_seconds else {})
+        return {"files": {source.label: _hash(source) for source in sets if source.path}}
 
     @property
     def at_work(self) -> Path:
@@ -93,6 +91,16 @@ class Results:
         """Whether a job has ended with an error."""
         record = self.record(name)
         return record is not None and record["status"] == "failed"
+
+    @property
+    def steps(self) -> int:
+        """How long each training is, by calibration. Raises ValueError where that has failed."""
+        if not self.plan.calibrated:
+            return 1
+        record = self.record(CALIBRATION)
+        if record is None or record["status"] == "failed":
+            raise ValueError(f"how many steps to train is not known: {CALIBRATION} has failed")
+        return int(record["max_steps"])
 
     @property
     def pending(self) -> list[str]:
