@@ -28,7 +28,7 @@ from recurrent_drafter.verifier import Verifier
 
 Floats = npt.NDArray[np.float64]
 
-MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 USUAL_LENGTH = 4  # of the draft that is timed
 LONGEST = 10  # tokens to draft at most, where each of them has to pay
 PROBE_COST = 0.02  # at most this share of plain steps' time goes into probes
@@ -255,25 +255,27 @@ def measure_costs(
     context: int,
     *,
     batch: int = 1,
-    most_rows: int = 64,
+    rows: Sequence[int] = MEASURED_ROWS,
     repeats: int = 5,
 ) -> Costs:
-    """Time real steps behind texts of ``context`` tokens, up to ``most_rows`` nodes each: the least of ``repeats``."""
+    """Time real steps behind texts of ``context`` tokens, each verifying so many nodes (``rows``, ascending from 1).
+
+    The least of ``repeats`` counts.
+    """
     device = verifier.device
     text = torch.zeros(batch, max(context, 1), dtype=torch.int64, device=device)
-    session, read = verifier.open(text, None, text.shape[1] + most_rows)
+    session, read = verifier.open(text, None, text.shape[1] + rows[-1])
     root, hidden = text[:, -1], read.hiddens[:, -1]
     sampler = Sampler(Stop(text, 1))
 
-    def step(rows: int) -> None:
-        leaves = torch.zeros(batch, 1, rows - 1, dtype=torch.int64, device=device)
-        tree = prefix_tree(root, Beams(leaves, leaves, leaves.float()), rows) if rows > 1 else root_tree(root)
+    def step(nodes: int) -> None:
+        leaves = torch.zeros(batch, 1, nodes - 1, dtype=torch.int64, device=device)
+        tree = prefix_tree(root, Beams(leaves, leaves, leaves.float()), nodes) if nodes > 1 else root_tree(root)
         follow_tree(tree, sampler.draws(tree, session.forward_tree(tree).logits)).n_accepted.tolist()
 
     def drafting(levels: int) -> None:
         draft(hidden, root, width, levels).log_probs.tolist()
 
-    rows = [count for count in MEASURED_ROWS if count <= most_rows]
     seconds = least_seconds([*(partial(step, count) for count in rows), partial(drafting, USUAL_LENGTH)], repeats)
     verify = isotonic(np.array(seconds[:-1]), np.ones(len(rows)))  # more nodes never take less, whatever the noise says
     return Costs(tuple(batch * count for count in rows), tuple(verify.tolist()), seconds[-1] / USUAL_LENGTH)

@@ -28,7 +28,7 @@ from recurrent_drafter.verifier import Verifier
 
 logger = logging.getLogger(__name__)
 
-QUICK_ROWS = 24  # measured before the first reply, which waits for it
+QUICK_ROWS = (1, 4, 12, 24, 64, 128)  # timed before the first reply, which waits for it: as many as may be verified
 # What transformers hands to a decoding method besides the prompt; anything else a user has asked for.
 USUAL_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
 
@@ -318,10 +318,8 @@ class RecurrentDraftingSpeculator:
             saved = self._tuned_shape or self.drafter.config.draft_shape
             if self.costs is None:
                 batch, context = stop.prompts.shape
-                most = min(max(QUICK_ROWS, 8 * batch), 128)
-                self.costs = measure_costs(
-                    self.verifier, self._draft, saved.beam_width, context, most_rows=most, repeats=3
-                )
+                rows = [count for count in QUICK_ROWS if count <= max(24, 8 * batch)]
+                self.costs = measure_costs(self.verifier, self._draft, saved.beam_width, context, rows=rows, repeats=2)
             self._paces[temperature] = AutoPace(self.costs, DraftShape(saved.beam_width, LONGEST))
         return self._paces[temperature]
 

@@ -26,7 +26,7 @@ from recurrent_drafter.decode import BeamDrafter, Draft, Pace, decode
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.hardware import hardware
 from recurrent_drafter.metrics import Walk, median_interval, walk
-from recurrent_drafter.pace import Costs, least_seconds, measure_costs
+from recurrent_drafter.pace import MEASURED_ROWS, Costs, least_seconds, measure_costs
 from recurrent_drafter.replies import HeldOutReplies, accepted_along
 from recurrent_drafter.sampler import Sampler
 from recurrent_drafter.stop import Stop
@@ -126,6 +126,7 @@ def measure_batch_costs(
     hidden = torch.zeros(batch, verifier.hidden_size, dtype=verifier.model.dtype, device=verifier.device)
     root = torch.zeros(batch, dtype=torch.int64, device=verifier.device)
     most = min(MOST_NODES, 1 + max(widths) * max(lengths))
+    rows = [count for count in MEASURED_ROWS if count <= most]
 
     draft = BeamDrafter(drafter, verifier)
 
@@ -134,7 +135,7 @@ def measure_batch_costs(
 
     drafting: Grid = {}
     with torch.inference_mode():
-        costs = measure_costs(verifier, draft, widths[0], context, batch=batch, most_rows=most)
+        costs = measure_costs(verifier, draft, widths[0], context, batch=batch, rows=rows)
         for width in widths:
             seconds = least_seconds([partial(drafted, width, length) for length in lengths], repeats=5)
             line = np.polynomial.Polynomial.fit(lengths, seconds, deg=min(1, len(lengths) - 1))  # every level is alike

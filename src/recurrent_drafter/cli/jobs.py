@@ -38,7 +38,7 @@ from recurrent_drafter.decode import BeamDrafter
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.estimate import predicted_speedup
 from recurrent_drafter.metrics import Walk
-from recurrent_drafter.pace import measure_costs
+from recurrent_drafter.pace import MEASURED_ROWS, measure_costs
 from recurrent_drafter.packing import PackedLinears
 from recurrent_drafter.replies import HeldOutReplies, load_replies, save_replies
 from recurrent_drafter.reproduce.plan import CALIBRATION, DEPTHS, Cell, Scope, Source, training_flags
@@ -275,7 +275,8 @@ class Workshop:
         context = max(len(held_out.replies[0].prompt), 1)
         with torch.inference_mode(), PackedLinears(verifier.model).applied():
             most = 1 + max(widths, default=1) * DEPTHS
-            costs = measure_costs(verifier, BeamDrafter(drafter, verifier), 1, context, most_rows=most)
+            sizes_timed = [count for count in MEASURED_ROWS if count < most] + [most]
+            costs = measure_costs(verifier, BeamDrafter(drafter, verifier), 1, context, rows=sizes_timed)
         rows = []
         for width, size in sizes.items():
             apart, merged = costs(np.array([1 + width * DEPTHS, 1 + round(size)])).tolist()
