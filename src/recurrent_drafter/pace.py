@@ -32,9 +32,10 @@ MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 USUAL_LENGTH = 4  # of the draft that is timed
 LONGEST = 10  # tokens to draft at most, where each of them has to pay
 PROBE_COST = 0.02  # at most this share of plain steps' time goes into probes
-TRIALS = 4  # speculative steps before judging
+TRIALS = 4  # speculative steps before judging, every other step
 COMPARE = 64  # every so many speculative steps take a plain step, so that its time is known as well
 MEMORY = 0.05  # weight of the newest observation once there are many
+COMPARISON = 0.25  # and of one that tells plain and speculative steps apart
 
 
 @dataclass(frozen=True)
@@ -121,17 +122,28 @@ class Experience:
     levels: float = 2.0
     nodes: float = 3.0
     seen: int = 0
+    was_plain: bool = True  # the newest step
 
     def verified(self, ratio: float, *, is_plain: bool) -> None:
-        """A step of either kind took so many times what was expected; both are corrected, for that is the machine."""
+        """A step of either kind took so many times what was expected.
+
+        Behind one of the same kind that tells of the machine, and both are corrected. Behind one of the other kind it
+        is a comparison: the machine is the same, so only this kind is.
+        """
         before = self.plain if is_plain else self.tree
-        change = _nearer(before, ratio) / before
-        self.plain *= change
-        self.tree *= change
+        if is_plain == self.was_plain:
+            change = _nearer(before, ratio, MEMORY) / before
+            self.plain *= change
+            self.tree *= change
+        elif is_plain:
+            self.plain = _nearer(before, ratio, COMPARISON)
+        else:
+            self.tree = _nearer(before, ratio, COMPARISON)
+        self.was_plain = is_plain
 
     def drafted(self, ratio: float) -> None:
         """A draft took so many times what was expected."""
-        self.drafting = _nearer(self.drafting, ratio)
+        self.drafting = _nearer(self.drafting, ratio, MEMORY)
 
     def accepted(self, tokens: float, levels: int, nodes: int) -> None:
         """What a drafted step came to."""
@@ -142,9 +154,9 @@ class Experience:
         self.nodes += weight * (nodes - self.nodes)
 
 
-def _nearer(average: float, new: float) -> float:
+def _nearer(average: float, new: float, weight: float) -> float:
     """A running average with its newest value, which counts as no more than twice or half of it."""
-    return average + MEMORY * (min(max(new, average / 2), average * 2) - average)
+    return average + weight * (min(max(new, average / 2), average * 2) - average)
 
 
 class AutoPace:
@@ -186,7 +198,9 @@ class AutoPace:
         plain = lately.plain * self._verifying(1)
         drafted = lately.tree * self._verifying(lately.nodes) + lately.levels * self._draft_level
         self._rate = max(lately.tokens / drafted, 1 / plain)
-        if lately.seen < TRIALS or lately.tokens * plain >= drafted:
+        if lately.seen < TRIALS:
+            return lately.was_plain
+        if lately.tokens * plain >= drafted:
             self._draft_steps, self._plain_steps = self._draft_steps + 1, 0
             return self._draft_steps % COMPARE != 0
         self._plain_steps += 1

@@ -152,6 +152,20 @@ def test_a_machine_that_slows_down_is_not_speculation_that_stopped_paying(monkey
     assert sum(length == 0 for length in lengths) <= 6
 
 
+@pytest.mark.parametrize("truth", [CHEAP, DEAR])
+def test_costs_of_trees_that_were_measured_wrongly_are_found_out(truth, monkeypatch):
+    """Verifying more than one node was taken for free, or for dear, and is not."""
+    machine = Machine(truth, monkeypatch)
+    pace = AutoPace(DEAR if truth is CHEAP else CHEAP, DraftShape(1, 4))
+    machine.run(pace, 0.5, 1500)
+    tokens, seconds, lengths = machine.run(pace, 0.5, 500)
+    if truth is DEAR:
+        assert seconds / tokens <= 10.0 * 1.04, "plain decoding"
+    else:
+        assert tokens / seconds >= 1.3 / 10.0
+        assert np.mean(lengths) > 0.9, "one number cannot mend the curve's slope, but speculation pays and is used"
+
+
 def test_what_one_row_does_says_nothing_about_sixteen(monkeypatch):
     """Each generation begins with 16 rows, where short drafts pay, and ends with one, where long ones do."""
     pace = AutoPace(DEAR, DraftShape(1, 6))
