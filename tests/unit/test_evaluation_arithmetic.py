@@ -1,13 +1,16 @@
 """Figures of an evaluation, checked by hand."""
 
 import doctest
+import io
 import json
 
 import pytest
+from rich.console import Console
 
 from recurrent_drafter import metrics
 from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Answer, AnsweredBatch, Round, Skipped
 from recurrent_drafter.bench.scores import ArmScores, Evaluation, join, read_evaluation
+from recurrent_drafter.cli.scores import category_table
 from recurrent_drafter.data import DataError, Question, load_questions, questions, spread
 from recurrent_drafter.metrics import Acceptance, sums_interval
 
@@ -104,6 +107,21 @@ def test_a_reply_that_differs_excuses_what_follows_it():
 def test_what_no_ratio_can_be_made_of(other, message):
     with pytest.raises(ValueError, match=message):
         join([("s.json", evaluation(SPECULATIVE, speculative())), ("o.json", other)])
+
+
+def test_categories_have_a_speed_where_batches_do_not_mix_them():
+    arms = {}
+    for name, seconds in ((AUTOREGRESSIVE, 3.0), (SPECULATIVE, 2.0)):
+        batches = [
+            AnsweredBatch(seconds, [answer("a", 1, [1, 2], [(2, 1)])]),
+            AnsweredBatch(1.0, [answer("b", 1, [1, 2], [(0, 0)], "writing")]),
+        ]
+        arms[name] = ArmScores(name, batches)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(category_table(Evaluation({}, 2, arms, is_complete=True)))
+    rows = {line.split()[0]: line.split() for line in console.export_text().splitlines() if line.strip()}
+    assert rows["math"] == ["math", "1", "2", "1.00", "50%", "1.50", "(1.50-1.50)"]
+    assert rows["writing"] == ["writing", "1", "2", "1.00", "1.00", "(1.00-1.00)"]
 
 
 def test_a_round_is_taken_in_whole():

@@ -102,16 +102,16 @@ def category_table(evaluation: Evaluation) -> Table:
     main, base, timed = evaluation.main, evaluation.base, evaluation.times_categories
     table = Table(title=f"{main.name.capitalize()}, by category", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     names = ["category", "prompts", "tokens", "tokens/step", "acceptance"]
-    for name in [*names, *(["tok/s"] if timed else []), *(["speedup"] if timed and base else [])]:
+    for name in [*names, *(["speedup" if base else "tok/s"] if timed else [])]:
         table.add_column(name, justify="left" if name == "category" else "right")
     for category in evaluation.categories:
         arm = main.of_category(category)
         per_step, rate = arm.tokens_per_step[0], arm.acceptance_rate[0]
         cells = [category, f"{len(arm.answers)}", f"{arm.tokens:,}", figure(per_step, ".2f"), figure(rate, ".0%")]
-        if timed:
-            cells.append(f"{arm.rate:.1f}")
         if timed and base:
             cells.append("{:.2f} ({:.2f}-{:.2f})".format(*arm.speedup(base.of_category(category))))
+        elif timed:
+            cells.append(f"{arm.rate:.1f}")
         table.add_row(*cells)
     return table
 
