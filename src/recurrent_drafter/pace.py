@@ -7,6 +7,7 @@ is expected to yield tokens faster than decoding does on average. Steps are plai
 faster way, until a cheap probe says otherwise.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 USUAL_LENGTH = 4  # of the draft that is timed
 LONGEST = 10  # tokens to draft at most, where each of them has to pay
 PROBE_COST = 0.02  # at most this share of plain steps' time goes into probes
+UNEVEN = 0.15  # rows advance unevenly, and a batch takes so much longer for each doubling than its mean row
 TRIALS = 4  # speculative steps before judging, every other step
 COMPARE = 64  # every so many speculative steps take a plain step, so that its time is known as well
 MEMORY = 0.05  # weight of the newest observation once there are many
@@ -198,6 +200,7 @@ class AutoPace:
         plain = lately.plain * self._verifying(1)
         drafted = lately.tree * self._verifying(lately.nodes) + lately.levels * self._draft_level
         self._rate = max(lately.tokens / drafted, 1 / plain)
+        drafted *= 1 + UNEVEN * math.log2(self._batch)
         if lately.seen < TRIALS:
             return lately.was_plain
         if lately.tokens * plain >= drafted:

@@ -140,7 +140,9 @@ def test_close_to_the_best_fixed_length_and_never_slower(rate, costs, slowdown, 
         cost = slowdown * (float(costs(np.array([batch * (length + 1)]))[0]) + length * costs.draft_level)
         rates.append(batch * expected / cost)
     assert tokens / seconds >= 0.97 * rates[0]
-    assert tokens / seconds >= 0.93 * max(rates)
+    uneven = 1 + pace_module.UNEVEN * np.log2(batch)  # these rows never end, but the pace reckons with the last one
+    best = max(rates, key=lambda rate: rate if rate == rates[0] else rate / uneven)
+    assert tokens / seconds >= 0.93 * best
 
 
 def test_a_machine_that_slows_down_is_not_speculation_that_stopped_paying(monkeypatch):
@@ -170,11 +172,11 @@ def test_what_one_row_does_says_nothing_about_sixteen(monkeypatch):
     """Each generation begins with 16 rows, where short drafts pay, and ends with one, where long ones do."""
     pace = AutoPace(DEAR, DraftShape(1, 6))
     machine = Machine(DEAR, monkeypatch)
-    costs = Costs((1, 16, 32, 48, 96), (10.0, 10.0, 14.0, 24.0, 60.0), 0.5)
+    costs = Costs((1, 16, 32, 48, 96), (10.0, 10.0, 10.5, 20.0, 60.0), 0.5)
     pace.costs = machine.costs = costs
     for _ in range(4):
-        _, _, many = machine.run(pace, 0.8, 60, batch=16)
-        _, _, one = machine.run(pace, 0.8, 60, batch=1)
+        _, _, many = machine.run(pace, 0.9, 300, batch=16)
+        _, _, one = machine.run(pace, 0.9, 60, batch=1)
     assert 0.8 <= np.mean(many) <= 2
     assert np.mean(one) >= 4
 
