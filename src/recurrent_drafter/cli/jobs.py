@@ -162,6 +162,7 @@ class Workshop:
         """The median step of a training that learns nothing; targets are the text, whose steps cost as much as any."""
         with tempfile.TemporaryDirectory() as nowhere:
             arguments = self.arguments(cell, Path(nowhere), steps=TIMED_STEPS)
+            train.prepare(arguments)
             brief = dataclasses.replace(
                 arguments, max_steps=TIMED_STEPS, learning_rate=0.0, eval_strategy="no", report_to=["none"]
             )
