@@ -122,7 +122,7 @@ def test_a_training_that_fails_is_reported(tmp_path):
 
 
 def test_an_interrupt_costs_the_training_at_hand(tmp_path):
-    grid = ["--methods", "ground_truth", "--seeds", "0", "1", "--cell_seconds", "4", "--no_sweeps", *FLAGS]
+    grid = ["--methods", "ground_truth", "--seeds", "0", "1", "--cell_seconds", "3", "--no_sweeps", *FLAGS]
     command = Command([*COMMAND, *grid], tmp_path)
     command.interrupt_when(r"\[3 of 3\].*\n(.*\n)*step \d+: held-out")
     ended = command.ended()
