@@ -118,11 +118,11 @@ def test_a_training_that_fails_is_reported(tmp_path):
     command = [*COMMAND, "--methods", "ground_truth", "--cell_seconds", "20", "--no_sweeps", "--train_flags", broken]
     ended = Command(command, tmp_path).ended()
     assert ended.code == 1 and "1 of 2 jobs have failed: demo-assistant-ground_truth-seed0" in ended.err
-    assert "ValueError: the loss is nan" in (tmp_path / "out/report.md").read_text()
+    assert re.search("ValueError: the loss is (nan|inf)", (tmp_path / "out/report.md").read_text())
 
 
 def test_an_interrupt_costs_the_training_at_hand(tmp_path):
-    grid = ["--methods", "ground_truth", "--seeds", "0", "1", "--cell_seconds", "4", "--no_sweeps", *FLAGS]
+    grid = ["--methods", "ground_truth", "--seeds", "0", "1", "--cell_seconds", "3", "--no_sweeps", *FLAGS]
     command = Command([*COMMAND, *grid], tmp_path)
     command.interrupt_when(r"\[3 of 3\].*\n(.*\n)*step \d+: held-out")
     ended = command.ended()

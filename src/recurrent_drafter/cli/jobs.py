@@ -62,11 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     results = Results.from_folder(Path(folder))
+    # The trainings' own arguments decide how processes are joined (--use_cpu), and `PartialState` is what they made.
+    rank = train.options(training_flags(results.plan.showcase, results.options, results.folder)).process_index
     state = PartialState()
     parent, pending = os.getppid(), results.pending
     state.wait_for_everyone()  # before one of several processes changes what is pending
     with ExitStack() as stack:
-        if not state.is_main_process:
+        if rank > 0:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         workshop = Workshop(results)
         for name in pending:
@@ -162,6 +164,7 @@ class Workshop:
         """The median step of a training that learns nothing; targets are the text, whose steps cost as much as any."""
         with tempfile.TemporaryDirectory() as nowhere:
             arguments = self.arguments(cell, Path(nowhere), steps=TIMED_STEPS)
+            train.prepare(arguments)
             brief = dataclasses.replace(
                 arguments, max_steps=TIMED_STEPS, learning_rate=0.0, eval_strategy="no", report_to=["none"]
             )
