@@ -18,7 +18,7 @@ from recurrent_drafter.bench.compare import Decoding
 from recurrent_drafter.bench.measure import Effort, measure, verifier_of
 from recurrent_drafter.bench.plot import plot
 from recurrent_drafter.bench.soak import soak
-from recurrent_drafter.bench.summary import inner_markdown, markdown, read_records, rows_of, write_records
+from recurrent_drafter.bench.summary import inner_markdown, markdown, overview, read_records, rows_of, write_records
 from recurrent_drafter.bench.workload import SHAPES
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.tracking import provenance
@@ -108,7 +108,13 @@ def summarise(output_dir: Path) -> int:
     order = [cell.name for cell in all_cells([DEMO, *SHAPES], "float32")]
     files = dict(sorted(files.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
     rows = [row for name, records in files.items() for row in rows_of(name, records)]
-    text = markdown(rows) + "\n" + "".join(inner_markdown(name, records) for name, records in files.items())
+    text = (
+        overview(files)
+        + "\n"
+        + markdown(rows)
+        + "\n"
+        + "".join(inner_markdown(name, records) for name, records in files.items())
+    )
     if (soaked := path_of("soak", output_dir)).exists():
         text += SOAKED.format(**read_records(soaked)[0])
     (output_dir / "table.md").write_text(text)

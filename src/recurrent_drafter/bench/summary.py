@@ -1,7 +1,7 @@
 """From raw records to a table (layer 4): everything that is shown is computed from the JSON lines."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,35 @@ def markdown(rows: Sequence[Row]) -> str:
     """A table for a document."""
     lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
     lines += [[show(row) for show in COLUMNS.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
+
+
+OVERVIEW = (
+    "cell", "prompts", "HF to autoregression", "tokens/step", "vs HF", "vs autoregression", "fraction", "vs best fixed",
+    "overhead", "MiB beyond",
+)  # fmt: skip
+
+
+def overview(cells: Mapping[str, Sequence[dict[str, Any]]]) -> str:
+    """A table of `auto` alone, a line for each cell; overhead and memory where they were measured."""
+    lines = [list(OVERVIEW), ["---"] * len(OVERVIEW)]
+    for name, records in cells.items():
+        rows = {row.arm: row for row in rows_of(name, records)}
+        auto, plain = rows[AUTO], rows[PLAIN]
+        measured = {record["kind"]: record for record in records if record.get("arm") == AUTO}
+        prompts, batch = records[0]["effort"]["prompts"], records[0]["batch"]
+        lines.append([
+            name,
+            f"{prompts} x {batch}" if batch > 1 else str(prompts),
+            ratio(plain.over_hf),
+            figure(auto.tokens_per_step),
+            ratio(auto.over_hf),
+            ratio(auto.over_plain),
+            figure(auto.fraction),
+            ratio(auto.over_best_fixed),
+            f"{measured['profile']['overhead']:.1%}" if "profile" in measured else "",
+            f"{measured['memory']['beyond']:.0f}" if "memory" in measured else "",
+        ])  # fmt: skip
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 
