@@ -70,4 +70,5 @@ def beam_search(step: DraftStep, draft_ids: Tensor, width: int, length: int, dee
         if deeper is not None and len(levels) < length and not deeper(score):
             break
     tokens, parents, scores = (torch.stack(column, dim=1) for column in zip(*levels, strict=True))
+    scores = scores.masked_fill(scores.isnan(), -torch.inf)  # a damaged drafter's: such a beam is worth nothing
     return Beams(draft_ids[tokens], parents, scores)

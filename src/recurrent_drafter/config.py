@@ -63,7 +63,9 @@ class RecurrentDraftingConfig(PreTrainedConfig):
     @property
     def draft_shape(self) -> DraftShape:
         """The shape of draft that suits this drafter, as measured when it was made."""
-        return DraftShape(self.beam_width, self.beam_length, self.max_tree_nodes)
+        width = min(self.beam_width, self.draft_vocab_size)
+        nodes = self.max_tree_nodes and min(self.max_tree_nodes, 1 + width * self.beam_length)
+        return DraftShape(width, self.beam_length, nodes)
 
 
 @dataclass(frozen=True)
@@ -146,7 +148,7 @@ class SamplingOptions:
 
     def __post_init__(self) -> None:
         ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-            ("temperature", lambda x: 0 <= x < float("inf"), "0 (greedy) or more"),
+            ("temperature", lambda x: x == 0 or 1e-3 <= x < float("inf"), "0 (greedy), or 0.001 or more"),
             ("top_p", lambda x: 0 < x <= 1, "more than 0 and at most 1"),
             ("top_k", lambda x: x >= 0, "at least 0"),
             ("min_p", lambda x: 0 <= x <= 1, "0 to 1"),

@@ -1,5 +1,6 @@
 """The verifier's own draw at a node: transformers' processors, then argmax, with noise when sampling (layer 3)."""
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -86,8 +87,11 @@ class Sampler:
             seed = None
         elif seed is None:
             seed = int(torch.randint(2**62, ()))
-        elif not isinstance(seed, int):
-            raise ValueError(f"seed is {seed!r}, expected an integer")
+        else:
+            try:
+                seed = operator.index(seed)
+            except TypeError:
+                raise ValueError(f"seed is {seed!r}, expected an integer") from None
         return cls(stop, processors or (), seed, row_ids)
 
     def draws(self, tree: DraftTree, logits: Tensor) -> Callable[[Tensor], Tensor]:  # (B, N, V)
@@ -125,7 +129,7 @@ class Sampler:
             if batch == 1 or type(processor) in (*PREFIX_FREE, *ROW_BY_ROW):
                 scores = processor(prefix, scores)
             else:  # it may ask which row it is given: it finds this one at its place
-                scores = processor(prefix.expand(batch, -1), scores.expand(batch, -1))[row, None]
+                scores = processor(prefix.repeat(batch, 1), scores.repeat(batch, 1))[row, None]
         return scores
 
 

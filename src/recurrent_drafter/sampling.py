@@ -57,5 +57,7 @@ def draw_tokens(scores: Tensor, seed: int, row_ids: Tensor, positions: Tensor) -
     tokens = torch.arange(scores.shape[1], device=scores.device)
     if scores.device.type == "cpu":
         tokens = (scores != -torch.inf).any(0).nonzero()[:, 0]  # NaN stays, to be found
+    if not len(tokens):
+        raise ValueError("the logits processors leave no token to draw: expected a finite score for one at least")
     noise = gumbel_noise(seed, row_ids[:, None], positions[:, None], tokens)
     return tokens[(scores[:, tokens].double() + noise).argmax(1)]

@@ -240,6 +240,8 @@ class RecurrentDraftingSpeculator:
             stopping_criteria: StoppingCriteriaList,
             **model_kwargs: Any,
         ) -> Iterator[list[list[int]]]:
+            if len(input_ids) != 1:
+                raise ValueError(f"{len(input_ids)} sequences cannot be streamed: expected num_return_sequences=1")
             stop = Stop.from_hf(input_ids, stopping_criteria, generation_config)
             if end_ids is not None:
                 stop.end_ids = frozenset(end_ids)
@@ -253,7 +255,14 @@ class RecurrentDraftingSpeculator:
     ) -> Any:
         """Let transformers prepare inputs, processors and criteria, and call ``method`` with them."""
         check_ids(input_ids, attention_mask)
+        if options.get("assistant_model") is not None:
+            raise ValueError("not supported when decoding with a drafter: assistant_model")
         tokenizer, stop_strings = options.pop("tokenizer", None), options.pop("stop_strings", None)
+        config = options.get("generation_config")
+        if config is not None and config.stop_strings is not None:
+            stop_strings = stop_strings or config.stop_strings
+            options["generation_config"] = config = copy.deepcopy(config)
+            config.stop_strings = None
         if stop_strings is not None:
             if tokenizer is None:
                 raise ValueError("stop_strings need the tokenizer: pass tokenizer=...")
@@ -331,7 +340,15 @@ def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:
     found = PreTrainedConfig.get_config_dict(path, **options)[0].get("model_type")
     if found != RecurrentDraftingConfig.model_type:
         raise ValueError(f"{path} holds a model of type {found!r}, expected {RecurrentDraftingConfig.model_type!r}")
-    return RecurrentDrafter.from_pretrained(path, use_safetensors=True, **options)
+    both: Any = RecurrentDrafter.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
+    drafter, loaded = both
+    wrong = sorted(
+        str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in loaded[kind]
+    )
+    if wrong:
+        raise ValueError(f"{path} is damaged: its weights and its config.json do not belong together ({wrong[0]})")
+    assert isinstance(drafter, RecurrentDrafter)
+    return drafter
 
 
 def check_pair(config: RecurrentDraftingConfig, verifier: Verifier) -> None:

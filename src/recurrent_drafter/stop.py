@@ -60,7 +60,7 @@ class Stop:
         prompts: (B, S), pads included.
         max_new_tokens: the most tokens of a reply.
         end_ids: tokens that end a reply; they belong to it.
-        criteria: asked token by token, each row as a batch of its own.
+        criteria: asked token by token, each row in its own place of a batch that repeats it.
     """
 
     def __init__(
@@ -155,7 +155,14 @@ class Stop:
         return False, reply[before:]
 
     def _asked_to_stop(self, index: int) -> bool:
-        return any(bool(torch.as_tensor(criterion(self.prefix(index), None)).any()) for criterion in self.criteria)
+        prefix = self.prefix(index).expand(len(self.generated), -1)  # a criterion may ask which row it is given
+        return any(_of_row(criterion(prefix.clone(), None), self.rows[index]) for criterion in self.criteria)
+
+
+def _of_row(answer: Tensor | bool, row: int) -> bool:
+    """What a criterion says of one row: it answers for each, or for all at once."""
+    answers = torch.as_tensor(answer).flatten()
+    return bool(answers[row] if len(answers) > 1 else answers.any())
 
 
 def as_tuple(ids: int | Sequence[int] | None) -> tuple[int, ...]:

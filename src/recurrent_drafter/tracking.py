@@ -19,6 +19,7 @@ from transformers import TrainerCallback
 from recurrent_drafter.hardware import hardware
 
 RUN_RECORD = "run.json"
+EVALUATION = "evaluation.json"  # of a drafter whose training's record stays beside it
 SECRET, STARS = re.compile(r"--(\w+[_-])?token"), "***"
 
 
@@ -40,9 +41,9 @@ class RunRecord(TrainerCallback):
     ) -> None:
         self.argv, self.tags, self.so_far, self.facts = argv, tags, so_far, facts
 
-    def write(self, directory: Path, **more: Any) -> None:
+    def write(self, directory: Path, name: str = RUN_RECORD, **more: Any) -> None:
         """Write it beside something else that is saved."""
-        write_run(directory, argv=self.argv, **self.facts, **self.so_far(), **more)
+        write_run(directory, name, argv=self.argv, **self.facts, **self.so_far(), **more)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Add to what the tracker's own callback, which came first, has begun."""
@@ -128,9 +129,9 @@ def reporting_to(
             tracker.finish()
 
 
-def write_run(directory: Path, *, argv: Sequence[str], **facts: Any) -> None:
+def write_run(directory: Path, name: str = RUN_RECORD, *, argv: Sequence[str], **facts: Any) -> None:
     """Write ``run.json``: command, versions, commit and hardware, and whatever else is given."""
-    write_json(directory / RUN_RECORD, {**provenance(argv), **facts})
+    write_json(directory / name, {**provenance(argv), **facts})
 
 
 def provenance(argv: Sequence[str], device: str | None = None) -> dict[str, Any]:

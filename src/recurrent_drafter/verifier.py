@@ -278,6 +278,14 @@ class VerifierSession:
             rows.scatter_(2, columns[:, None].expand_as(block), block)
 
 
+# These attend to both sides unless their config says that they are decoders.
+LOOKS_AHEAD = {
+    *("bert", "bert-generation", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert"),
+    *("rembert", "roberta", "roberta-prelayernorm", "roformer", "xlm-roberta", "xlm-roberta-xl", "xmod"),
+}
+OWN_WINDOW = {"moshi"}  # transformers 5.19: the sliding window of its config does not reach its mask
+
+
 def why_unsuitable(model: PreTrainedModel) -> str | None:
     """Why trees cannot be verified exactly with this model, or a drafter not be made for it; None if they can."""
     config = model.config.get_text_config()
@@ -301,9 +309,23 @@ def why_unsuitable(model: PreTrainedModel) -> str | None:
             f"its attention {config._attn_implementation!r} takes no mask for a tree; load it with "
             "attn_implementation='sdpa'"
         )
+    if (otherwise := _attends_otherwise(model)) is not None:
+        return otherwise
     read, embedded = head.weight.shape[-1], embedding.weight.shape[-1]  # type: ignore[union-attr, index]
     if read != embedded:
         return f"its head reads a width of {read}, its embedding has {embedded}, and a drafter needs one for both"
+    return None
+
+
+def _attends_otherwise(model: PreTrainedModel) -> str | None:
+    """What is wrong with models that keep no cache, or whose masks are not a decoder's or not those of their config."""
+    config = model.config.get_text_config()
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        return "it keeps no key-value cache"
+    if config.model_type in LOOKS_AHEAD and not config.is_decoder:
+        return "it attends to what comes after a token as well; load it with is_decoder=True"
+    if config.model_type in OWN_WINDOW:
+        return "its attention window is not the one that its config describes"
     return None
 
 
@@ -350,7 +372,7 @@ def load_verifier(
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), use_safetensors=True, cache_dir=cache_dir
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, ImportError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OSError(
             f"the model {name!r} could not be loaded ({type(error).__name__}: {reason}): expected a directory or a hub "

@@ -121,5 +121,5 @@ def test_what_is_no_command_changes_nothing(monkeypatch, capsys):
     shown, errors = chat_about(lines, monkeypatch, capsys)
     assert strip(shown[0]) == strip(shown[8])
     assert [error[:7] for error in errors] == ["error: "] * 6
-    assert "expected 0 (greedy) or more" in errors[0] and "expected a number behind /temp" in errors[1]
+    assert "expected 0 (greedy), or 0.001 or more" in errors[0] and "expected a number behind /temp" in errors[1]
     assert all("there are /reset /stats" in error for error in errors[3:])

@@ -1,11 +1,14 @@
 """Tiny random models of several architectures: the output must be the verifier's, whatever the drafter says."""
 
 import copy
+import json
 
 import pytest
 import torch
 from models import VOCABULARY, WIDTH, generate, prompts, random_drafter, tiny_model
 from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
     StoppingCriteria,
     StoppingCriteriaList,
     TrainingArguments,
@@ -374,3 +377,63 @@ def test_malformed_prompts_are_named(ids, mask, message):
     speculator.attach_verifier(tiny_model("llama"))
     with pytest.raises(ValueError, match=message):
         speculator.generate(ids, mask, max_new_tokens=4)
+
+
+class StopsRowByRow(StoppingCriteria):
+    """As long as each row's own place in the batch says."""
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return torch.tensor([input_ids.shape[1] >= 12 + length for length in (5, 9, 13)])[: len(input_ids)]
+
+
+class InPlace(LogitsProcessor):
+    def __call__(self, input_ids, scores):
+        scores[:, 5] = -torch.inf
+        return scores
+
+
+def test_criteria_and_processors_that_ask_which_row_they_are_given():
+    model = tiny_model("llama")
+    ids, mask = prompts(3)
+    speculator = RecurrentDraftingSpeculator(random_drafter(), DraftShape(2, 3))
+    options = {"logits_processor": LogitsProcessorList([InPlace()]), "max_new_tokens": 20, "do_sample": False}
+    expected = model.generate(ids, attention_mask=mask, pad_token_id=0, **options)
+    found = model.generate(ids, attention_mask=mask, pad_token_id=0, custom_generate=speculator, **options)
+    assert torch.equal(found, expected)
+    criteria = StoppingCriteriaList([StopsRowByRow()])
+    stopped = model.generate(
+        ids, attention_mask=mask, custom_generate=speculator, stopping_criteria=criteria, **options
+    )
+    for number, length in enumerate((5, 9, 13)):
+        assert torch.equal(stopped[number, 12 : 12 + length], expected[number, 12 : 12 + length])
+    assert speculator.stats.tokens == 5 + 9 + 13 - 3
+
+
+@pytest.mark.parametrize("shape", [DraftShape(4, 5, 9), None])
+def test_a_damaged_drafter_changes_no_token(shape):
+    model = tiny_model("gpt2")
+    ids, mask = prompts(2)
+    drafter = random_drafter()
+    with torch.no_grad():
+        drafter.rnn_u.weight[0, 0] = torch.nan
+    found = generate(model, ids, mask, custom_generate=RecurrentDraftingSpeculator(drafter, shape))
+    assert torch.equal(found, generate(model, ids, mask))
+
+
+def test_arguments_that_would_do_nothing_are_refused():
+    speculator = RecurrentDraftingSpeculator(random_drafter())
+    model = tiny_model("llama")
+    speculator.attach_verifier(model)
+    ids, _ = prompts(1)
+    with pytest.raises(ValueError, match="assistant_model"):
+        speculator.generate(ids, assistant_model=model, max_new_tokens=4)
+    with pytest.raises(ValueError, match="2 sequences cannot be streamed"):
+        list(speculator.stream(ids, num_return_sequences=2, do_sample=True, max_new_tokens=4))
+
+
+def test_weights_that_do_not_belong_to_the_config_are_named(tmp_path):
+    RecurrentDraftingSpeculator(random_drafter()).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_draft_layers": config["num_draft_layers"] + 1}))
+    with pytest.raises(ValueError, match="is damaged: its weights and its config.json do not belong together"):
+        RecurrentDraftingSpeculator.from_pretrained(tmp_path)

@@ -277,3 +277,21 @@ def test_bundled_data_loads_without_the_hub_libraries() -> None:
         "sys.exit(int('datasets' in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            r'{"conversations": [{"from": "human", "value": "hi \ud800"}, {"from": "gpt", "value": "x"}]}',
+            "half of a surro",
+        ),
+        ("[" * 100_000, "cannot be read"),
+        ('{"conversations": ' + "9" * 5000 + "}", "cannot be read"),
+    ],
+)
+def test_what_json_allows_and_nobody_can_use_is_named_with_its_line(line, message, tmp_path):
+    path = tmp_path / "odd.jsonl"
+    path.write_text('{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}\n' + line)
+    with pytest.raises(DataError, match=f"odd.jsonl:2: .*{message}"):
+        load_dialogues(None, str(path), "train")

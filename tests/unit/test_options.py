@@ -31,7 +31,7 @@ def test_a_command_may_sample_by_default():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--temperature -1", "--temperature is -1.0, expected 0 (greedy) or more"),
+        ("--temperature -1", "--temperature is -1.0, expected 0 (greedy), or 0.001 or more"),
         ("--temperature nan", "--temperature is nan"),
         ("--temperature warm", "--temperature: invalid float value: 'warm'"),
         ("--temperature 1 --top_p 0", "--top_p is 0.0, expected more than 0 and at most 1"),

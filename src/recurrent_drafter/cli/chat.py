@@ -183,7 +183,8 @@ class Streamed:
         for part, is_draft in ((new[:cut], True), (new[cut:], False)):
             self.tokens += part
             text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True)) if part else self.text
-            if not text.endswith(UNFINISHED):
+            text = text.rstrip(UNFINISHED)  # a character may take several tokens
+            if len(text) > len(self.text):
                 self.show(text[len(self.text) :], is_draft)
                 self.text = text
 

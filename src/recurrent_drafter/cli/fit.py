@@ -46,15 +46,16 @@ class GroupedTrainer(DrafterTrainer):
         return LengthGrouped(lengths, global_batch(args), args.seed)
 
 
-def default_shape(depths: int) -> DraftShape:
+def default_shape(depths: int, draft_vocab_size: int) -> DraftShape:
     """What a drafter of K depths is evaluated and saved with."""
-    return DraftShape(beam_width=3, beam_length=depths, max_tree_nodes=min(12, 1 + 3 * depths))
+    width = min(3, draft_vocab_size)
+    return DraftShape(beam_width=width, beam_length=depths, max_tree_nodes=min(12, 1 + width * depths))
 
 
 def new_drafter(pair: Pair, draft_ids: torch.Tensor, args: TrainingArguments) -> RecurrentDrafter:
     """An untrained drafter for this verifier."""
     torch.manual_seed(args.seed)
-    shape = default_shape(args.depths)
+    shape = default_shape(args.depths, len(draft_ids))
     drafter = RecurrentDrafter(
         RecurrentDraftingConfig(
             hidden_size=pair.verifier.hidden_size,
@@ -87,8 +88,12 @@ def new_trainer(
     whole = targets is not None and not isinstance(targets.train, ShuffledStream)
     fingerprint = None
     if targets is not None:
-        settings = {
-            name: getattr(args, name) for name in ("method", "learning_rate", "seed", "kd_temperature", "kd_alpha")
+        settings: dict[str, Any] = {
+            name: str(getattr(args, name))
+            for name in (
+                *("method", "seed", "kd_temperature", "kd_alpha", "learning_rate", "lr_scheduler_type", "warmup_steps"),
+                *("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm"),
+            )
         }
         settings |= {"batch": global_batch(args), "drafter": drafter.config.to_diff_dict(), "streaming": args.streaming}
         fingerprint = run_fingerprint(verifier_fingerprint(pair.verifier), targets.sample, settings)

@@ -291,7 +291,7 @@ class Workshop:
         """The same drafter with ever fewer tokens that it can draft, the most frequent ones."""
         verifier, held_out, cell = self.pair.verifier, next(iter(self.held_out.values())), self.results.plan.showcase
         examples = self.targets(cell.training_set, cell.scope, cell.method == "distilled").sample
-        shape, rows = default_shape(DEPTHS), []
+        shape, rows = default_shape(DEPTHS, len(drafter.draft_ids)), []
         for size in vocabulary_sizes(len(drafter.draft_ids)):
             kept = frequent_tokens(examples, size, verifier.vocab_size, self.pair.end_ids)
             smaller = with_fewer_tokens(drafter, kept)

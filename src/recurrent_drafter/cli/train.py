@@ -23,7 +23,7 @@ from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable, sa
 from recurrent_drafter.cli.speculator import open_drafter
 from recurrent_drafter.cli.targets import draft_vocabulary, make_targets
 from recurrent_drafter.cli.texts import Pair, held_out_replies, open_pair, training_text
-from recurrent_drafter.tracking import RunRecord, check_services, closing_trackers
+from recurrent_drafter.tracking import EVALUATION, RunRecord, check_services, closing_trackers
 
 
 @reporting
@@ -100,7 +100,7 @@ def evaluate(pair: Pair, args: TrainingArguments, argv: Sequence[str]) -> int:
     if trainer.is_world_process_zero():
         data = args.eval_dataset_name or args.eval_dataset_path or args.dataset_name or args.dataset_path
         record = RunRecord(argv, ("recurrent-drafter", "eval"), drafter=args.drafter_name_or_path, dataset=data)
-        record.write(Path(str(args.output_dir)), metrics=metrics)
+        record.write(Path(str(args.output_dir)), EVALUATION, metrics=metrics)
     return 0
 
 

@@ -88,6 +88,8 @@ class LoadReport:
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
         raise DataError(f"{what} is {type(value).__name__}, expected a string")
+    if any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise DataError(f"{what} holds half of a surrogate pair, which is no character")
     return value
 
 

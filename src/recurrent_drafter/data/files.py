@@ -73,6 +73,8 @@ def _json_lines(path: Path) -> Iterator[Place]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{number}: not JSON ({error.msg}, column {error.colno})") from error
+        except (RecursionError, ValueError) as error:  # nested too deep, a number too long
+            raise DataError(f"{path}:{number}: cannot be read ({error})") from error
         yield f"{path}:{number}", record
 
 
@@ -100,6 +102,8 @@ def _json(path: Path) -> Iterator[Place]:
             record, end = decoder.raw_decode(text, position)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}, column {error.colno})") from error
+        except (RecursionError, ValueError) as error:
+            raise DataError(f"{path}:{line}: cannot be read ({error})") from error
         yield f"{path}:{line}", record
         line += text.count("\n", position, end)
         position = end
