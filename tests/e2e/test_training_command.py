@@ -76,8 +76,10 @@ def test_evaluation_gives_the_figures_of_training_again(trained):
     folder, _ = trained
     figures = json.loads((folder / "out/run.json").read_text())["metrics"]
     evaluate = [*DEMO, *FEW, "--phase", "eval", "--drafter_name_or_path", "./out"]
-    out = done([*evaluate, "--dataset_path", "few.jsonl", "--output_dir", "again"], folder)
-    again = json.loads((folder / "again/run.json").read_text())["metrics"]
+    record = (folder / "out/run.json").read_bytes()
+    out = done([*evaluate, "--dataset_path", "few.jsonl", "--output_dir", "out"], folder)
+    assert (folder / "out/run.json").read_bytes() == record, "training's own record stays"
+    again = json.loads((folder / "out/evaluation.json").read_text())["metrics"]
     assert {k: v for k, v in again.items() if k.startswith("eval_")} == {
         k: v for k, v in figures.items() if k.startswith("eval_")
     }

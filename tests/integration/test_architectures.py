@@ -260,6 +260,9 @@ REFUSED = {
         {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
         "local",
     ),
+    "openai-gpt": ({"n_embd": 32, "n_layer": 2, "n_head": 4}, "no key-value cache"),
+    "bert": ({**TINY, "intermediate_size": 32, "is_decoder": False}, "load it with is_decoder=True"),
+    "roberta": ({**TINY, "intermediate_size": 32, "is_decoder": False}, "load it with is_decoder=True"),
     "t5": ({"d_model": 32, "num_layers": 1, "num_heads": 2, "d_kv": 16, "d_ff": 32}, "encoder-decoder"),
 }
 
