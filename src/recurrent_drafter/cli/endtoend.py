@@ -26,6 +26,8 @@ from recurrent_drafter.cli import deploy, generate, train, verify
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.data import load_dialogues
 from recurrent_drafter.speculator import load_drafter
+from recurrent_drafter.tracking import EVALUATION as EVALUATION_RECORD
+from recurrent_drafter.tracking import RUN_RECORD
 from recurrent_drafter.verifier import load_verifier
 from recurrent_drafter.verify import read_verification
 
@@ -128,7 +130,8 @@ class Journey:
         folder = self.folder / "evaluation"
         named = ["--phase", "eval", "--drafter_name_or_path", str(self.drafter), "--output_dir", str(folder)]
         self._command(train.main, *self._data(), *named)
-        before, after = (self._run(path)["metrics"]["eval_tokens_per_step"] for path in (self.drafter, folder))
+        records = self._run(self.drafter), self._run(folder, EVALUATION_RECORD)
+        before, after = (record["metrics"]["eval_tokens_per_step"] for record in records)
         require(math.isclose(before, after, rel_tol=1e-3), f"{after:.3f} tokens per step, in training {before:.3f}")
         return f"{after:.2f} tokens per step on held-out prompts, as in training"
 
@@ -149,8 +152,8 @@ class Journey:
         return ["--base_model", self.model, "--speculator_path", str(self.drafter)]
 
     @staticmethod
-    def _run(folder: Path) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads((folder / "run.json").read_text())
+    def _run(folder: Path, name: str = RUN_RECORD) -> dict[str, Any]:
+        record: dict[str, Any] = json.loads((folder / name).read_text())
         return record
 
     @staticmethod
