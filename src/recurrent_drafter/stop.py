@@ -9,11 +9,16 @@ from transformers import GenerationConfig
 from transformers.generation.stopping_criteria import (
     EosTokenCriteria,
     MaxLengthCriteria,
+    MaxTimeCriteria,
     StoppingCriteria,
     StoppingCriteriaList,
+    StopStringCriteria,
 )
 
 from recurrent_drafter.accept import Accepted
+
+# What these say of a row depends on that row alone, so it is asked of alone: a whole batch would cost its square.
+ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ class Stop:
         prompts: (B, S), pads included.
         max_new_tokens: the most tokens of a reply.
         end_ids: tokens that end a reply; they belong to it.
-        criteria: asked token by token, each row in its own place of a batch that repeats it.
+        criteria: asked token by token; one that may know rows apart finds each in its place of a batch that repeats it.
     """
 
     def __init__(
@@ -155,8 +160,15 @@ class Stop:
         return False, reply[before:]
 
     def _asked_to_stop(self, index: int) -> bool:
-        prefix = self.prefix(index).expand(len(self.generated), -1)  # a criterion may ask which row it is given
-        return any(_of_row(criterion(prefix.clone(), None), self.rows[index]) for criterion in self.criteria)
+        prefix, batch = self.prefix(index), len(self.generated)
+        for criterion in self.criteria:
+            if batch == 1 or type(criterion) in ROW_BY_ROW:
+                asked, row = prefix, 0
+            else:  # it may ask which row it is given: it finds this one at its place
+                asked, row = prefix.repeat(batch, 1), self.rows[index]
+            if _of_row(criterion(asked, None), row):
+                return True
+        return False
 
 
 def _of_row(answer: Tensor | bool, row: int) -> bool:

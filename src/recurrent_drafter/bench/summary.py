@@ -130,7 +130,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 OVERVIEW = (
-    "cell", "prompts", "HF to autoregression", "tokens/step", "vs HF", "vs autoregression", "fraction", "vs best fixed",
+    "cell", "prompts", "autoregression vs HF", "tokens/step", "vs HF", "vs autoregression", "fraction", "vs best fixed",
     "overhead", "MiB beyond",
 )  # fmt: skip
 
