@@ -13,10 +13,21 @@ LAYERS = {
     1: {"tree", "accept", "beam", "losses", "metrics", "sampling"},
     2: {"drafter", "verifier", "cache", "packing", "data", "hardware"},
     3: {
-        *("checkpoints", "decode", "distill", "estimate", "fingerprint", "objective", "pace", "replies", "rows"),
+        *(
+            "apple",
+            "checkpoints",
+            "decode",
+            "distill",
+            "estimate",
+            "fingerprint",
+            "objective",
+            "pace",
+            "replies",
+            "rows",
+        ),
         *("sampler", "speculator", "stop", "target_shards", "time_budget", "train", "tune", "verify"),
     },
-    4: {"bench", "tracking", "hub", "cli", "report", "reproduce"},
+    4: {"bench", "tracking", "hub", "cli", "report", "reproduce", "speculators"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 
