@@ -180,7 +180,7 @@ TO_APPLE = ["--to", "apple"]
         (["normed", "new", *TO_APPLE], "emb_norm is on"),
         (["apple", "new", "--to", "ibm"], "invalid choice: 'ibm'"),
         (["apple", "new", "--verifier", "./nowhere"], "there is no model at ./nowhere"),
-        (["apple", "new", "--verifier", "./model"], "could not be loaded"),
+        (["apple", "new", "--verifier", "./empty"], "could not be loaded"),
         (["apple", "new", "--verifier", "demo"], "verifier of width 8, and this verifier's width is 384"),
         (["apple"], "required: TARGET"),
         (["apple", "new", "one more"], "unknown argument one more"),
