@@ -13,21 +13,10 @@ LAYERS = {
     1: {"tree", "accept", "beam", "losses", "metrics", "sampling"},
     2: {"drafter", "verifier", "cache", "packing", "data", "hardware"},
     3: {
-        *(
-            "apple",
-            "checkpoints",
-            "decode",
-            "distill",
-            "estimate",
-            "fingerprint",
-            "objective",
-            "pace",
-            "replies",
-            "rows",
-        ),
-        *("sampler", "speculator", "stop", "target_shards", "time_budget", "train", "tune", "verify"),
+        *("checkpoints", "decode", "distill", "estimate", "fingerprint", "objective", "pace", "replies", "rows"),
+        *("apple", "sampler", "speculator", "stop", "target_shards", "time_budget", "train", "tune", "verify"),
     },
-    4: {"bench", "tracking", "hub", "cli", "report", "reproduce", "speculators"},
+    4: {"bench", "tracking", "hub", "cli", "report", "reproduce", "speculators", "vllm"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 

@@ -14,10 +14,9 @@ from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.apple import from_apple, is_apples, to_apple
 from recurrent_drafter.cli.errors import parse, reporting
-from recurrent_drafter.cli.speculator import check_tokenizer
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.hub import WEIGHTS
-from recurrent_drafter.speculator import check_pair, load_drafter
+from recurrent_drafter.speculator import check_pair, check_tokenizer, load_drafter
 from recurrent_drafter.verifier import Verifier, load_outline, tokenizer_hash
 
 
@@ -90,7 +89,7 @@ def name_verifier(drafter: RecurrentDrafter, source: str, name: str) -> None:
     """Put a verifier's name, architecture and tokenizer into the config. Raises ValueError if it is for another."""
     model, tokenizer = load_outline(name)
     check_pair(drafter.config, Verifier(model))
-    check_tokenizer(source, drafter, tokenizer)
+    check_tokenizer(source, drafter.config, tokenizer)
     drafter.config.update(
         {
             "verifier_name_or_path": name,
