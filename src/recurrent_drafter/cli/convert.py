@@ -88,7 +88,8 @@ def read(folder: Path) -> RecurrentDrafter:
 def name_verifier(drafter: RecurrentDrafter, source: str, name: str) -> None:
     """Put a verifier's name, architecture and tokenizer into the config. Raises ValueError if it is for another."""
     model, tokenizer = load_outline(name)
-    check_pair(drafter.config, Verifier(model))
+    verifier = Verifier(model)
+    check_pair(drafter.config, verifier.hidden_size, verifier.vocab_size)
     check_tokenizer(source, drafter.config, tokenizer)
     drafter.config.update(
         {
