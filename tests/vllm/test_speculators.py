@@ -73,7 +73,8 @@ def test_a_wrong_value_is_refused_by_our_config(speculators, tmp_path):
 
 
 def test_other_speculators_still_open(speculators):
-    told = speculators.Eagle3SpeculatorConfig().to_dict()
+    methods = json.loads((demo_drafter_path() / "config.json").read_text())["speculators_config"]
+    told = {"speculators_model_type": "eagle3", "speculators_config": {**methods, "algorithm": "eagle3"}}
     assert isinstance(speculators.SpeculatorModelConfig.from_dict(told), speculators.Eagle3SpeculatorConfig)
 
 
@@ -87,14 +88,22 @@ def test_what_vllm_reads():
     }
 
 
-IMPORT = "import sys, importlib.metadata as metadata\n{}\nimport recurrent_drafter.speculators"
+IMPORT = """
+import importlib.metadata as metadata, sys
+real = metadata.version
+{}
+import recurrent_drafter.speculators
+"""
 
 
 @pytest.mark.parametrize(
     ("first", "message"),
     [
         ("sys.modules['speculators'] = None", "needs speculators 0.9.0, which cannot be imported"),
-        ("metadata.version = lambda name: '0.8.1'", "needs speculators 0.9.0, and 0.8.1 is installed"),
+        (
+            "metadata.version = lambda name: '0.8.1' if name == 'speculators' else real(name)",
+            "needs speculators 0.9.0, and 0.8.1 is installed",
+        ),
     ],
 )
 def test_without_the_package_it_is_said(first, message):
