@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
@@ -340,7 +341,12 @@ def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:
     found = PreTrainedConfig.get_config_dict(path, **options)[0].get("model_type")
     if found != RecurrentDraftingConfig.model_type:
         raise ValueError(f"{path} holds a model of type {found!r}, expected {RecurrentDraftingConfig.model_type!r}")
-    both: Any = RecurrentDrafter.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
+    try:
+        both: Any = RecurrentDrafter.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise OSError(
+            f"the drafter at {path} is damaged ({error}): copy it again, or train it again with train_speculator.py"
+        ) from error
     drafter, loaded = both
     wrong = sorted(
         str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in loaded[kind]

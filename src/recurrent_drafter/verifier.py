@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.cache import TreeCache
@@ -354,7 +354,6 @@ def load_verifier(
 
     Raises OSError, in one line, when there is no such model or it cannot be read.
     """
-    path = str(demo_verifier_path()) if name == "demo" else name
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.empty(0, device=device)
@@ -365,17 +364,33 @@ def load_verifier(
         ) from error
     if dtype == "auto":
         dtype = "bfloat16" if computes_in_bfloat16(device) else "float32"
-    if name != "demo" and (name.startswith((".", "/", "~")) and not Path(name).expanduser().exists()):
-        raise OSError(f"there is no model at {name}: expected a directory, a hub name or 'demo'")
-    try:
+    with _loading(name) as path:
         tokenizer = AutoTokenizer.from_pretrained(path, cache_dir=cache_dir)
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=getattr(torch, dtype), use_safetensors=True, cache_dir=cache_dir
         )
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+def load_outline(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model without its weights (on torch's meta device), and its tokenizer: enough to say what is made for it.
+
+    Raises OSError as `load_verifier` does.
+    """
+    with _loading(name) as path, torch.device("meta"):
+        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)), AutoTokenizer.from_pretrained(path)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[str]:
+    """Where to load a model from; whatever goes wrong with it is one OSError."""
+    if name != "demo" and (name.startswith((".", "/", "~")) and not Path(name).expanduser().exists()):
+        raise OSError(f"there is no model at {name}: expected a directory, a hub name or 'demo'")
+    try:
+        yield str(demo_verifier_path()) if name == "demo" else name
     except (OSError, ValueError, SafetensorError, ImportError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise OSError(
             f"the model {name!r} could not be loaded ({type(error).__name__}: {reason}): expected a directory or a hub "
             "name of a causal language model in safetensors, or 'demo' (the bundled one)"
         ) from error
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
-from safetensors import SafetensorError
 from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.bench.summary import read_records
@@ -123,10 +122,7 @@ def gather(drafter: Path, options: DeployOptions) -> Known:
     """
     if not drafter.is_dir():
         raise OSError(f"there is no drafter at {drafter}: expected the folder that train_speculator.py saved it to")
-    try:
-        model = load_drafter(drafter)
-    except SafetensorError as error:
-        raise OSError(f"the drafter at {drafter} is damaged ({error}): copy it again, or train it again") from error
+    model = load_drafter(drafter)
     base_model = options.base_model or model.config.verifier_name_or_path
     if base_model is None:
         raise ValueError(f"the drafter at {drafter} does not say which model it is for: give --base_model")

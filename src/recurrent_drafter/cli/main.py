@@ -15,9 +15,10 @@ COMMANDS = {
     "tune": "find the shape of draft that pays on this machine, and save it beside the drafter",
     "reproduce": "the paper's comparisons: a grid of trainings and sweeps, and a report",
     "deploy": "publish a drafter on the Hugging Face Hub, with its card and its figures",
+    "serve": "an OpenAI server: vLLM with a drafter",
     "demo": "train a drafter for the bundled model, then compare speed and output",
 }
-LATER = ("serve", "convert")
+LATER = ("convert",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

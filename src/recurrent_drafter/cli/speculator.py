@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_drafter_path
@@ -20,6 +19,15 @@ def open_speculator(
     Raises OSError when there is none or it is damaged, ValueError when none is named or it belongs to a verifier of
     another width, vocabulary or tokenizer.
     """
+    path = drafter_path(base_model, path)
+    speculator = RecurrentDraftingSpeculator.from_pretrained(path, verifier=model)
+    assert speculator.drafter is not None
+    check_tokenizer(path, speculator.drafter, tokenizer)
+    return speculator
+
+
+def drafter_path(base_model: str, path: str | None) -> str:
+    """Where the drafter is: as named, or for ``demo`` the bundled one. Raises as `open_speculator` does."""
     if path is None:
         if base_model != "demo":
             raise ValueError(
@@ -29,15 +37,7 @@ def open_speculator(
         path = str(demo_drafter_path())
     if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
         raise OSError(f"there is no drafter at {path}: expected the directory that train_speculator.py saved it to")
-    try:
-        speculator = RecurrentDraftingSpeculator.from_pretrained(path, verifier=model)
-    except SafetensorError as error:
-        raise OSError(
-            f"the drafter at {path} is damaged ({error}): copy it again, or train it again with train_speculator.py"
-        ) from error
-    assert speculator.drafter is not None
-    check_tokenizer(path, speculator.drafter, tokenizer)
-    return speculator
+    return path
 
 
 def open_drafter(path: str, verifier: Verifier, tokenizer: PreTrainedTokenizerBase) -> RecurrentDrafter:
