@@ -51,6 +51,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--temperature", nargs="+", type=float, default=[0.0, 0.7])
     parser.add_argument("--beam_length", type=int, default=length, help="tokens drafted (default: the drafter's own)")
+    parser.add_argument("--no_shed", dest="shed", action="store_false", help="draft as much under load as without")
     parser.add_argument("--new_tokens", type=int, default=128, help="tokens per reply, end tokens ignored")
     parser.add_argument("--rounds", type=int, help=f"turns of each engine (default {ROUNDS}, otherwise 3)")
     parser.add_argument("--quick", action="store_true", help="1 round of 16 tokens: to see that it runs")
@@ -68,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
     model, tokenizer = load_verifier("demo", dtype="float32")
     drafter = load_drafter(demo_drafter_path(), dtype=torch.float32).to(model.device)
     prompts = [prompt.tolist() for prompt in demo_prompts(tokenizer, 1 << 10, PROMPT_LENGTH)]
-    arms = [arm for arm in engine_arms(options.beam_length) if arm.name in options.engines]
+    arms = [arm for arm in engine_arms(options.beam_length, shed=options.shed) if arm.name in options.engines]
     longest = PROMPT_LENGTH + options.new_tokens + SLACK
     print(f"starting {len(arms)} engines", flush=True)
     with engines(arms, longest, max(options.concurrency)) as ready:
@@ -77,7 +78,7 @@ def run(options: argparse.Namespace) -> None:
                 begun = time.monotonic()
                 works = works_of(prompts, concurrency, temperature, options)
                 header = {"kind": "serving", "concurrency": concurrency, "temperature": temperature,
-                          "beam_length": options.beam_length, **provenance(sys.argv)}  # fmt: skip
+                          "beam_length": options.beam_length, "shed": options.shed, **provenance(sys.argv)}  # fmt: skip
 
                 def records(header=header, works=works):
                     yield header

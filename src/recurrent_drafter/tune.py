@@ -63,7 +63,7 @@ REJECTED = torch.iinfo(torch.int64).max
 
 def measure_acceptance(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> Acceptance:
     """Draft once at every token of the replies; shorter drafts are the beginnings of these."""
-    draft = BeamDrafter(drafter, held_out.verifier)
+    draft = BeamDrafter(drafter, held_out.verifier.embed)
     ranks = []
     with torch.inference_mode():
         for tokens, hiddens in held_out.pairs():
@@ -128,7 +128,7 @@ def measure_batch_costs(
     most = min(MOST_NODES, 1 + max(widths) * max(lengths))
     rows = [count for count in MEASURED_ROWS if count <= most]
 
-    draft = BeamDrafter(drafter, verifier)
+    draft = BeamDrafter(drafter, verifier.embed)
 
     def drafted(width: int, length: int) -> None:
         draft(hidden, root, width, length).log_probs.tolist()

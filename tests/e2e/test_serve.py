@@ -33,11 +33,9 @@ def folder(tmp_path_factory):
     small = {"num_draft_layers": 0, "draft_vocab_size": 8, "exit_dim": 8, "verifier_name_or_path": "other"}
     for name, wrong in (("width", {"hidden_size": 32}), ("tokenizer", {"tokenizer_hash": "0123456789abcdef"})):
         RecurrentDrafter(RecurrentDraftingConfig(**{**sizes, **small, **wrong})).save_pretrained(folder / name)
-    for name in ("cut", "trained"):
-        shutil.copytree(demo_drafter_path(), folder / name)
+    shutil.copytree(demo_drafter_path(), folder / "cut")
     weights = folder / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    (folder / "trained/run.json").write_text(json.dumps({"options": {"drafter_predict_n_tokens": 5}}))
     return folder
 
 
@@ -51,7 +49,7 @@ def waiting_until(command, written):
 def test_it_serves_and_reports(installed, tmp_path):
     port = free_port()
     flags = ["--beam-width", "7", "--beam_length", "4", "--port", str(port), "--max-model-len", "256"]
-    config = '{"mine": 1, "recurrent_drafter": {"more": 2}}'
+    config = '{"mine": 1, "recurrent_drafter": {"drafts": "sampled"}}'
     command = Command([*SERVE, "demo", *flags, "--additional-config", config], tmp_path, environment=installed)
     command.interrupt_when("Ctrl-C ends it")
     ended = command.ended()
@@ -72,7 +70,7 @@ def test_it_serves_and_reports(installed, tmp_path):
     }
     additional = json.loads(given.pop("--additional-config"))
     assert additional["mine"] == 1
-    assert additional["recurrent_drafter"].items() >= {"more": 2, "beam_width": 7}.items()
+    assert additional["recurrent_drafter"].items() >= {"drafts": "sampled", "beam_width": 7, "shed": True}.items()
     assert given == {
         "--model": str(demo_verifier_path()),
         "--served-model-name": "demo",
@@ -120,8 +118,7 @@ CASES = {
     "cut drafter": (["demo", "--speculator", "./cut"], "./cut is damaged"),
     "other width": (["demo", "--speculator", "./width"], "verifier of width 32 (other)"),
     "other tokenizer": (["demo", "--speculator", "./tokenizer"], "another tokenizer"),
-    "longer than learnt": (["demo", "--speculator", "./trained", "--beam-length", "6"], "learnt to draft 5 tokens"),
-    "longer than vLLM takes": (["demo", "--beam-length", "129"], "at most 128"),
+    "too long": (["demo", "--beam-length", "7"], "drafts at most 6"),
     "too many beams": (["demo", "--beam-width", "9999"], "expected 1 to 2048"),
     "no beams": (["demo", "--beam-width", "0"], "--beam_width is 0"),
     "no port": (["demo", "--port", "70000"], "expected 1 to 65535"),
@@ -130,6 +127,7 @@ CASES = {
     "own flag, in parts": (["demo", "--additional-config.x", "1"], "--additional-config cannot be given here"),
     "no JSON": (["demo", "--additional-config", "{"], "--additional_config is not JSON"),
     "no object": (["demo", "--additional-config", "[1]"], "expected a JSON object"),
+    "no such setting": (["demo", "--additional-config", '{"recurrent_drafter": {"beams": 1}}'], "has 'beams' in it"),
     "a word too many": (["--model", "demo", "other"], "'other' belongs to no flag"),
 }
 

@@ -88,7 +88,7 @@ def test_tree_logits_are_linear_logits_and_kept_text_is_from_scratch(name):
     """Three verifications in a row, after each of which every row keeps another number of nodes."""
     model = tiny_model(name)
     verifier = Verifier(model)
-    draft = BeamDrafter(random_drafter(), verifier)
+    draft = BeamDrafter(random_drafter(), verifier.embed)
     ids, mask = prompts(3)
     texts = [ids[row][mask[row].bool()] for row in range(3)]
     with torch.inference_mode():
@@ -185,7 +185,7 @@ def test_training_rows_are_the_loops_own():
     stop = Stop(ids, 30)
     seen = []
 
-    draft = BeamDrafter(random_drafter(), verifier)
+    draft = BeamDrafter(random_drafter(), verifier.embed)
 
     def record(hidden, root, *shape):
         seen.append((12 + len(stop.generated[0]) - 1, hidden, root))

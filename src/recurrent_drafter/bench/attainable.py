@@ -79,7 +79,7 @@ def measure_curves(
     with torch.inference_mode(), packed[0].applied(), packed[1].applied():
         session, read = verifier.open(batch.input_ids, batch.attention_mask, length + counts[-1])
         root, hidden = batch.input_ids[:, -1], read.hiddens[:, -1]
-        search = BeamDrafter(drafter, verifier)
+        search = BeamDrafter(drafter, verifier.embed)
 
         def verify(nodes: int) -> None:
             leaves = torch.zeros(rows, 1, nodes - 1, dtype=torch.int64, device=root.device)
@@ -114,7 +114,7 @@ def expected_along(verifier: Verifier, drafter: RecurrentDrafter, replies: Seque
     if isinstance(drafter, OracleDrafter):
         runs = [_run_lengths(drafter, reply) for reply in chosen]
         return lambda length, nodes: _tokens_per_step([[min(n, length, nodes - 1) for n in run] for run in runs])
-    held, search = HeldOutReplies(verifier, chosen), BeamDrafter(drafter, verifier)
+    held, search = HeldOutReplies(verifier, chosen), BeamDrafter(drafter, verifier.embed)
     drafts: dict[int, list[Beams]] = {}
 
     def expected(length: int, nodes: int) -> float:

@@ -24,7 +24,7 @@ from recurrent_drafter.verifier import Verifier
 from recurrent_drafter.verify import first_divergence
 
 SYNCHRONOUS, ASYNCHRONOUS, NGRAM, SAMPLED = "no speculation", "no speculation, asynchronous", "ngram", "sampled drafts"
-WIDTHS = (1, 4, 10)
+BEAMS = {"ours, 1 beam": 1, "ours, 4 beams": 4, "ours, 10 beams": 10}
 # One process computes at a time; a second thread would wait for the first more than it helps a small model.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -67,20 +67,17 @@ class EngineArm:
         }
 
 
-def engine_arms(length: int) -> list[EngineArm]:
+def engine_arms(length: int, *, shed: bool = True) -> list[EngineArm]:
     """The synchronous engine without speculation first: the base of ratios, and of equality."""
     ours = {"model": str(demo_drafter_path()), "num_speculative_tokens": length}
     lookup = {"method": "ngram", "num_speculative_tokens": length, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
-    beams = [
-        EngineArm(f"ours, {width} {'beam' if width == 1 else 'beams'}", ours, {"beam_width": width}, width=width)
-        for width in WIDTHS
-    ]
+    beams = [EngineArm(name, ours, {"beam_width": width, "shed": shed}, width=width) for name, width in BEAMS.items()]
     return [
         EngineArm(SYNCHRONOUS),
         EngineArm(ASYNCHRONOUS, asynchronous=True),
         EngineArm(NGRAM, lookup),
         *beams,
-        EngineArm(SAMPLED, ours, {"drafts": "sampled"}),
+        EngineArm(SAMPLED, ours, {"drafts": "sampled", "shed": shed}),
     ]
 
 
@@ -280,7 +277,7 @@ def judged(
 def chain_tokens_per_step(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> float:
     """What decoding of these replies yields where of each step's beams only the best is verified."""
     total = Walk(0, 0)
-    draft = BeamDrafter(drafter, held_out.verifier)
+    draft = BeamDrafter(drafter, held_out.verifier.embed)
     for tokens, hiddens in held_out.pairs():
         root = tokens.to(hiddens.device)
         tree = prefix_tree(root, best_beam(draft(hiddens, root, width, length)), length + 1)

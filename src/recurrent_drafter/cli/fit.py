@@ -189,7 +189,7 @@ def measure(drafter: RecurrentDrafter, pair: Pair) -> Costs:
     drafter = drafter.to(device=verifier.device, dtype=verifier.model.dtype).eval()  # type: ignore[arg-type, call-arg]
     context = min(MEASURED_CONTEXT, (verifier.context_length or MEASURED_CONTEXT + 32) - 32)
     with torch.inference_mode(), PackedLinears(verifier.model).applied(), PackedLinears(drafter).applied():
-        draft = BeamDrafter(drafter, verifier)
+        draft = BeamDrafter(drafter, verifier.embed)
         return measure_costs(verifier, draft, shape.beam_width, max(context, 1), rows=(1, 2, 4, 8, 12, 16))
 
 

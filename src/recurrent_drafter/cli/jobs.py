@@ -279,7 +279,7 @@ class Workshop:
         with torch.inference_mode(), PackedLinears(verifier.model).applied():
             most = 1 + max(widths, default=1) * DEPTHS
             sizes_timed = [count for count in MEASURED_ROWS if count < most] + [most]
-            costs = measure_costs(verifier, BeamDrafter(drafter, verifier), 1, context, rows=sizes_timed)
+            costs = measure_costs(verifier, BeamDrafter(drafter, verifier.embed), 1, context, rows=sizes_timed)
         rows = []
         for width, size in sizes.items():
             apart, merged = costs(np.array([1 + width * DEPTHS, 1 + round(size)])).tolist()

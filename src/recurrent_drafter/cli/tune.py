@@ -197,7 +197,7 @@ def check(
     paces[AUTO] = AutoPace(single.of_width(top.beam_width), DraftShape(top.beam_width, LONGEST))
     groups = [bench.prompts[start : start + batch] for start in range(0, len(bench.prompts), batch)]
     batches = [left_padded(group, bench.verifier.device) for group in groups]
-    draft = BeamDrafter(bench.drafter, bench.verifier)
+    draft = BeamDrafter(bench.drafter, bench.verifier.embed)
     decoders: dict[str, Callable[[tuple[Tensor, Tensor]], Timed]] = {
         name: partial(
             decode_timed, bench.verifier, draft, pace, new_tokens=bench.asked.new_tokens, end_ids=bench.end_ids

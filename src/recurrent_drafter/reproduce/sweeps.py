@@ -37,7 +37,7 @@ def distinct_prefixes(beams: Beams) -> Tensor:  # (B,)
 @torch.inference_mode()
 def tree_size(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> float:
     """The mean of `distinct_prefixes` over drafts at every token of the replies."""
-    draft = BeamDrafter(drafter, held_out.verifier)
+    draft = BeamDrafter(drafter, held_out.verifier.embed)
     counts = [
         distinct_prefixes(draft(hiddens.to(drafter.dtype), tokens.to(hiddens.device), width, length))
         for tokens, hiddens in held_out.pairs()

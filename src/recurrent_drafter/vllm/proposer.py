@@ -1,0 +1,185 @@
+"""The proposer: drafts for vLLM's batch with the package's own drafter and beam search.
+
+vLLM (0.32) verifies one chain per request, so the best beam is what it is given. Its model runner has all that a draft
+starts from at one place, `propose_draft_token_ids`: each request's newest token, which is the root, and the hidden
+state that it was drawn from. That function is wrapped here, in the worker, when a recurrent drafter is loaded.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recurrent_drafter.beam import sampled_chain
+from recurrent_drafter.decode import BeamDrafter
+from recurrent_drafter.speculator import load_drafter
+from recurrent_drafter.vllm import compatibility, cpu_fixes
+from recurrent_drafter.vllm.options import ServingOptions
+from recurrent_drafter.vllm.shedding import Shedding
+
+RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+
+
+class RecurrentDraftProposer:
+    """What vLLM makes from ``method: custom_class``; see `recurrent_drafter.vllm.plugin` for how it gets there."""
+
+    def __init__(self, vllm_config: Any) -> None:
+        compatibility.check()
+        cpu_fixes.apply()
+        compatibility.wrap(f"{RUNNER}.propose_draft_token_ids", propose_draft_token_ids)
+        compatibility.wrap(f"{RUNNER}._get_spec_decode_draft_probs", draft_probabilities)
+        self.options = ServingOptions.parse(vllm_config.additional_config)
+        self.length = vllm_config.speculative_config.num_speculative_tokens
+        self.dtype, self.device = vllm_config.model_config.dtype, vllm_config.device_config.device
+        # Processes that share a verifier embed tokens together, so they must decide alike: no clock among them.
+        sheds = self.options.shed and vllm_config.parallel_config.tensor_parallel_size == 1
+        self.shedding = Shedding(self.length) if sheds else None
+        self.laws = DraftLaws(vllm_config.model_config.get_vocab_size())
+
+    def load_model(self, target_model: Any) -> None:
+        """Load the drafter beside the verifier, whose embedding it reads tokens with."""
+        options = {"revision": self.options.revision} if self.options.revision else {}
+        drafter = load_drafter(self.options.speculator, dtype=self.dtype, **options)
+        self.drafter = drafter.to(self.device).eval()  # type: ignore[arg-type]
+        self.search = BeamDrafter(self.drafter, target_model.embed_input_ids)
+        self.width = self.options.beam_width or drafter.config.draft_shape.beam_width
+
+    def propose(self, *_: Any, **__: Any) -> list[list[int]]:
+        """Part of vLLM's interface, which gives no hidden states."""
+        raise RuntimeError("a recurrent drafter drafts from hidden states: propose_draft_token_ids is not wrapped")
+
+    def beams(self, hidden: Tensor, roots: Tensor, length: int) -> Tensor:  # (R, H), (R,) -> (R, L)
+        """The best beam from each root."""
+        return self.search(hidden, roots, self.width, length).paths[:, 0]
+
+    def chains(
+        self, hidden: Tensor, roots: Tensor, length: int, temperature: Tensor, generators: dict[int, torch.Generator]
+    ) -> tuple[Tensor, Tensor]:  # (R, H), (R,), (R,) -> (R, L), (R, L, D)
+        """A chain drawn from each root; a request with a seed draws from its own generator."""
+
+        def draw(law: Tensor) -> Tensor:
+            race = torch.empty_like(law).exponential_()
+            for row, generator in generators.items():
+                race[row].exponential_(generator=generator)
+            return (law / race).argmax(-1)
+
+        return sampled_chain(self.search.steps(hidden, roots), self.drafter.draft_ids, length, temperature, draw)
+
+
+def propose_draft_token_ids(
+    original: Any,
+    runner: Any,
+    scheduler_output: Any,
+    sampled_token_ids: Any,
+    sampling_metadata: Any,
+    hidden_states: Tensor,
+    sample_hidden_states: Tensor,
+    aux_hidden_states: Any,
+    spec_decode_metadata: Any,
+    common_attn_metadata: Any,
+    slot_mappings: Any,
+) -> Any:
+    """A chain for every request that got a token in this step, at most K long; none for the others."""
+    proposer = runner.drafter
+    if not isinstance(proposer, RecurrentDraftProposer):
+        return original(
+            runner,
+            scheduler_output,
+            sampled_token_ids,
+            sampling_metadata,
+            hidden_states,
+            sample_hidden_states,
+            aux_hidden_states,
+            spec_decode_metadata,
+            common_attn_metadata,
+            slot_mappings,
+        )
+    drafted = spec_decode_metadata.num_draft_tokens if spec_decode_metadata else [0] * len(sampled_token_ids)
+    rows = [row for row, tokens in enumerate(sampled_token_ids) if tokens]
+    drafts: list[list[int]] = [[] for _ in sampled_token_ids]
+    length = min(proposer.length, scheduler_output.num_spec_tokens_to_schedule or proposer.length)
+    if proposer.shedding is not None and rows:
+        verified = sum(drafted) + len(drafted)
+        length = min(
+            length,
+            proposer.shedding.plan(
+                len(rows),
+                sum(map(len, sampled_token_ids)),
+                alone=len(rows) == len(drafted) and scheduler_output.total_num_scheduled_tokens == verified,
+            ),
+        )
+    proposer.laws.forget(runner)
+    if rows and length:
+        hidden = sample_hidden_states[states_of(rows, drafted, sampled_token_ids)]
+        roots = torch.tensor([sampled_token_ids[row][-1] for row in rows], device=hidden.device)
+        if proposer.options.drafts == "sampled" and not sampling_metadata.all_greedy:
+            temperature = sampling_metadata.temperature[: len(sampled_token_ids)][rows]
+            generators = {rows.index(row): g for row, g in sampling_metadata.generators.items() if row in rows}
+            chains, laws = proposer.chains(hidden, roots, length, temperature, generators)
+            proposer.laws.remember([runner.input_batch.req_ids[row] for row in rows], laws)
+        else:
+            chains = proposer.beams(hidden, roots, length)
+        for row, chain in zip(rows, chains.tolist(), strict=True):
+            drafts[row] = chain
+    proposer.laws.newest = drafts
+    return drafts
+
+
+def states_of(rows: Sequence[int], drafted: Sequence[int], sampled: Sequence[Sequence[int]]) -> list[int]:
+    """Where the hidden states stand that each row's newest token was drawn from.
+
+    A request owns as many consecutive states as it had draft tokens, and one: the first belongs to its root.
+
+    >>> states_of([0, 2], [3, 0, 2], [[7, 8], [], [9, 9, 9]])
+    [1, 7]
+    """
+    first = [0, *accumulate(count + 1 for count in drafted)]
+    return [first[row] + len(sampled[row]) - 1 for row in rows]
+
+
+class DraftLaws:
+    """The distributions that drafts were drawn from, by request, until they are verified.
+
+    ``newest`` are the drafts that vLLM was given last. Near a request's end of context vLLM verifies drafts of its own
+    making; then it holds others.
+    """
+
+    def __init__(self, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.newest: list[list[int]] | None = None
+        self._laws: dict[str, Tensor] = {}  # (L, D)
+
+    def remember(self, requests: Sequence[str], laws: Tensor) -> None:  # (R, L, D)
+        """Of drafts just made."""
+        self._laws.update(zip(requests, laws, strict=True))
+
+    def forget(self, runner: Any) -> None:
+        """Those of requests that have ended."""
+        self._laws = {request: law for request, law in self._laws.items() if request in runner.requests}
+
+    def of(self, runner: Any, drafted: Sequence[int], draft_ids: Tensor) -> Tensor:  # (tokens, V)
+        """For every draft token that is verified now, over the verifier's vocabulary.
+
+        Zero everywhere for a token that was not drawn by the proposer: rejected for certain, which is exact too.
+        """
+        if runner._draft_token_ids is not self.newest:
+            self._laws.clear()
+        laws = torch.zeros(sum(drafted), self.vocab_size, device=draft_ids.device)
+        first = 0
+        for request, count in zip(runner.input_batch.req_ids, drafted, strict=True):
+            if (law := self._laws.get(request)) is not None:
+                laws[first : first + count, draft_ids] = law[:count]
+            first += count
+        return laws
+
+
+def draft_probabilities(original: Any, runner: Any, spec_decode_metadata: Any) -> Tensor | None:
+    """What vLLM's rejection sampler needs to know of drafts that were drawn; None for those that were not."""
+    proposer = runner.drafter
+    if not isinstance(proposer, RecurrentDraftProposer):
+        return original(runner, spec_decode_metadata)
+    if proposer.options.drafts != "sampled" or runner.input_batch.sampling_metadata.all_greedy:
+        return None
+    return proposer.laws.of(runner, spec_decode_metadata.num_draft_tokens, proposer.drafter.draft_ids)
