@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -97,15 +98,11 @@ class Server:
         with self._listening():
             # A group of its own: Ctrl-C reaches it once, through this process.
             process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=sys.stderr, process_group=0)
-            next_read = 0.0
-            while process.poll() is None:
-                self._pass_on(process)
-                if self.served is None and self._get("/health") is not None:
-                    self.served = Served()
-                    self.announce()
-                elif self.served is not None and time.monotonic() >= next_read:
-                    self._read()
-                    next_read = time.monotonic() + READ_EVERY
+            try:
+                self._attend(process)
+            finally:  # behind an error of our own, such as a closed stdout, it would go on alone
+                process.terminate()
+                process.wait()
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         if self.served is not None:
             print(self.served, flush=True)
@@ -114,6 +111,17 @@ class Server:
             print(f"error: vLLM ended {when}, with exit code {code}: its last lines are above", file=sys.stderr)
             return code or 1
         return code
+
+    def _attend(self, process: subprocess.Popen[bytes]) -> None:
+        next_read = 0.0
+        while process.poll() is None:
+            self._pass_on(process)
+            if self.served is None and self._get("/health") is not None:
+                self.served = Served()
+                self.announce()
+            elif self.served is not None and time.monotonic() >= next_read:
+                self._read()
+                next_read = time.monotonic() + READ_EVERY
 
     @contextmanager
     def _listening(self) -> Iterator[None]:
@@ -148,5 +156,5 @@ class Server:
         try:
             with self._opener.open(self.url + path, timeout=5) as answer:
                 return str(answer.read().decode())
-        except OSError:
+        except (OSError, HTTPException):
             return None
