@@ -5,7 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from recurrent_drafter.verify import first_divergence
 
 SYNCHRONOUS, ASYNCHRONOUS, NGRAM, SAMPLED = "no speculation", "no speculation, asynchronous", "ngram", "sampled drafts"
 BEAMS = {"ours, 1 beam": 1, "ours, 4 beams": 4, "ours, 10 beams": 10}
+WARM_UP = 32  # tokens of each reply: enough for the proposer to have tried how much to draft
 # One process computes at a time; a second thread would wait for the first more than it helps a small model.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -227,10 +228,10 @@ def _end(connection: Any) -> None:
 def measure_turns(
     run: Mapping[str, Callable[[Work], Turn]], works: Sequence[Work], done: Callable[[], None] = lambda: None
 ) -> Iterator[Record]:
-    """Every piece of work by every engine, in an order that changes; the first piece is also done once in front."""
+    """Every piece of work by every engine, in an order that changes; the beginning of the first to warm up."""
     names = list(run)
     for name in names:
-        run[name](works[0])
+        run[name](replace(works[0], new_tokens=min(works[0].new_tokens, WARM_UP)))
     for number, work in enumerate(works):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
