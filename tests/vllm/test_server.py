@@ -62,8 +62,8 @@ class Served:
         )
         return urllib.request.urlopen(sent, timeout=120)
 
-    def complete(self, prompt: torch.Tensor, **options) -> dict:
-        body = {"model": "demo", "prompt": prompt.tolist(), "max_tokens": REPLY, "temperature": 0, "ignore_eos": True,
+    def complete(self, tokens: torch.Tensor, **options) -> dict:
+        body = {"model": "demo", "prompt": tokens.tolist(), "max_tokens": REPLY, "temperature": 0, "ignore_eos": True,
                 "return_token_ids": True, **options}  # fmt: skip
         with self.open("/v1/completions", body) as answer:
             return json.load(answer)["choices"][0]
