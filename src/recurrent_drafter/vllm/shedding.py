@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 TRIALS = 3  # steps of each length before they are compared
 MEMORY = 0.05  # weight of the newest step once there are many
+TRIAL = 0.5  # and of one that comes long after the others
 PROBE_COST = 0.01  # at most this share of time goes into trying what is slower
 STALE = 200  # steps after which a length that was about as fast is tried again
 
@@ -21,8 +22,9 @@ class Steps:
 
     def add(self, seconds: float, tokens: float) -> None:
         """One step more. A time counts as no more than twice the average: a pause is not the draft's fault."""
-        self.seen, self.since = self.seen + 1, 0
-        weight = max(1 / self.seen, MEMORY)
+        self.seen += 1
+        weight = max(1 / self.seen, MEMORY if self.since < STALE else TRIAL)
+        self.since = 0
         seconds = min(seconds, 2 * self.seconds) if self.seen > 1 else seconds
         self.seconds += weight * (seconds - self.seconds)
         self.tokens += weight * (tokens - self.tokens)
