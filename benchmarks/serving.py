@@ -12,13 +12,14 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.served import SERVING_COLUMNS, judged, serving_rows
+from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, judged, serving_rows
 from recurrent_drafter.bench.serving import SYNCHRONOUS, Work, engine_arms, engines, measure_turns
 from recurrent_drafter.bench.summary import markdown, read_records, write_records
 from recurrent_drafter.bench.workload import demo_prompts
 from recurrent_drafter.speculator import load_drafter
 from recurrent_drafter.tracking import provenance
 from recurrent_drafter.verifier import Verifier, load_verifier
+from recurrent_drafter.vllm.compatibility import installed_version
 
 PROMPT_LENGTH = 128
 ROUNDS = {1: 12, 4: 6}  # by concurrency; at others 3
@@ -52,6 +53,8 @@ def parsed() -> argparse.Namespace:
     options = parser.parse_args()
     if options.quick:
         options.rounds, options.new_tokens = 1, 16
+    if not options.table_only and installed_version() is None:
+        parser.error("vLLM is not installed here: docs/serving.md says how")
     if SYNCHRONOUS not in options.engines:
         parser.error(f"--engines lacks {SYNCHRONOUS!r}, which the others are compared with")
     return options

@@ -214,9 +214,7 @@ def _end(connection: Any) -> None:
         return  # it has ended already
 
 
-def measure_turns(
-    run: Mapping[str, Callable[[Work], Turn]], works: Sequence[Work], done: Callable[[], None] = lambda: None
-) -> Iterator[Record]:
+def measure_turns(run: Mapping[str, Callable[[Work], Turn]], works: Sequence[Work]) -> Iterator[Record]:
     """Every piece of work by every engine, in an order that changes; the beginning of the first to warm up."""
     names = list(run)
     for name in names:
@@ -225,4 +223,3 @@ def measure_turns(
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             yield {"kind": "turn", "arm": name, "number": number, **asdict(run[name](work))}
-        done()
