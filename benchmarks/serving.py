@@ -12,8 +12,8 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, judged, serving_rows
 from recurrent_drafter.bench.serving import SYNCHRONOUS, Work, engine_arms, engines, measure_turns
+from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, judged, serving_rows
 from recurrent_drafter.bench.summary import markdown, read_records, write_records
 from recurrent_drafter.bench.workload import demo_prompts
 from recurrent_drafter.speculator import load_drafter

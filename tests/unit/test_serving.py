@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, chain_tokens_per_step, serving_rows
 from recurrent_drafter.bench.serving import SYNCHRONOUS, engine_arms
+from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, chain_tokens_per_step, serving_rows
 from recurrent_drafter.bench.summary import markdown
 from recurrent_drafter.bench.workload import demo_prompts
 from recurrent_drafter.config import DraftShape
