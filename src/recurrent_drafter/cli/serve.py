@@ -217,7 +217,7 @@ def check_shape(options: ServeOptions, drafter: RecurrentDrafter, path: str) -> 
 
 
 def chosen_dtype(asked: str, model: PreTrainedModel) -> str:
-    """What vLLM computes in; its own choice on a CPU, bfloat16 even for float32, is slow or inexact there."""
+    """What vLLM computes in. Left alone it turns float32 into bfloat16, which not every CPU has arithmetic for."""
     if asked != "auto" or torch.cuda.is_available():
         return asked
     return "bfloat16" if model.config.dtype == torch.bfloat16 and computes_in_bfloat16("cpu") else "float32"
@@ -230,11 +230,19 @@ def arguments(options: ServeOptions, path: str, dtype: str) -> list[str]:
     speculative: dict[str, Any] = {"model": str(local.resolve()) if local.is_dir() else path}
     if options.beam_length is not None:
         speculative["num_speculative_tokens"] = options.beam_length
-    listen = (
-        ["--port", str(options.port)] if options.host is None else ["--host", options.host, "--port", str(options.port)]
-    )
+    host = [] if options.host is None else ["--host", options.host]
     return [
-        *("--model", model, "--served-model-name", *options.names, "--dtype", dtype, *listen),
+        *(
+            "--model",
+            model,
+            "--served-model-name",
+            *options.names,
+            "--dtype",
+            dtype,
+            *host,
+            "--port",
+            str(options.port),
+        ),
         *("--speculative-config", json.dumps(speculative), "--additional-config", json.dumps(options.additional)),
     ]
 
