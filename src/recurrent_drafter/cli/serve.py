@@ -230,21 +230,9 @@ def arguments(options: ServeOptions, path: str, dtype: str) -> list[str]:
     speculative: dict[str, Any] = {"model": str(local.resolve()) if local.is_dir() else path}
     if options.beam_length is not None:
         speculative["num_speculative_tokens"] = options.beam_length
-    host = [] if options.host is None else ["--host", options.host]
-    return [
-        *(
-            "--model",
-            model,
-            "--served-model-name",
-            *options.names,
-            "--dtype",
-            dtype,
-            *host,
-            "--port",
-            str(options.port),
-        ),
-        *("--speculative-config", json.dumps(speculative), "--additional-config", json.dumps(options.additional)),
-    ]
+    listen = [*([] if options.host is None else ["--host", options.host]), "--port", str(options.port)]
+    drafting = ["--speculative-config", json.dumps(speculative), "--additional-config", json.dumps(options.additional)]
+    return ["--model", model, "--served-model-name", *options.names, "--dtype", dtype, *listen, *drafting]
 
 
 def request(url: str, options: ServeOptions, tokenizer: PreTrainedTokenizerBase, given: set[str]) -> str:
