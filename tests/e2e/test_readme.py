@@ -15,6 +15,7 @@ from recurrent_drafter.cli import (
     endtoend,
     generate,
     reproduce,
+    serve,
     show_scope,
     show_targets,
     train,
@@ -62,6 +63,8 @@ def test_a_command_parses(command, capsys):
     name, *flags = argv
     if name in ("train_speculator.py", "train"):
         assert train.main([*flags, "--demo"]) == 0, capsys.readouterr().err
+    elif name == "serve":
+        serve.parsed(flags)
     else:
         parse(flags, "", *OPTIONS[name])
 

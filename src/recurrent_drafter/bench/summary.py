@@ -1,7 +1,7 @@
 """From raw records to a table (layer 4): everything that is shown is computed from the JSON lines."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -122,10 +122,10 @@ COLUMNS = {
 }
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """A table for a document."""
-    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
-    lines += [[show(row) for show in COLUMNS.values()] for row in rows]
+def markdown(rows: Sequence[Any], columns: Mapping[str, Callable[[Any], str]] = COLUMNS) -> str:
+    """A table for a document, of rows as the columns show them."""
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[show(row) for show in columns.values()] for row in rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
 
 

@@ -24,14 +24,20 @@ class _OneLineParser(HfArgumentParser):
 
 def parse(argv: Sequence[str] | None, description: str, *kinds: Any) -> tuple[Any, ...]:
     """One instance of each dataclass from the command line. Raises ValueError for flags that do not exist or fit."""
+    options, unknown = parse_known(argv, description, *kinds)
+    if unknown:
+        name = unknown[0].split("=")[0]  # what stands behind it may be a token
+        raise ValueError(f"unknown argument {name} (--help lists the flags)")
+    return options
+
+
+def parse_known(argv: Sequence[str] | None, description: str, *kinds: Any) -> tuple[tuple[Any, ...], list[str]]:
+    """As `parse`, and the words that belong to none of these flags, in their order."""
     parser = _OneLineParser(list(kinds), description=description, allow_abbrev=False)
     *options, unknown = parser.parse_args_into_dataclasses(
         list(argv) if argv is not None else None, return_remaining_strings=True, look_for_args_file=False
     )
-    if unknown:
-        name = unknown[0].split("=")[0]  # what stands behind it may be a token
-        raise ValueError(f"unknown argument {name} (--help lists the flags)")
-    return tuple(options)
+    return tuple(options), unknown
 
 
 def reporting(command: Callable[[Sequence[str] | None], int]) -> Callable[[Sequence[str] | None], int]:

@@ -1,0 +1,226 @@
+"""vLLM's engine with and without drafters, side by side (layer 4): each arm in a process of its own, in short turns."""
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+
+from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
+
+SYNCHRONOUS, ASYNCHRONOUS, NGRAM, SAMPLED = "no speculation", "no speculation, asynchronous", "ngram", "sampled drafts"
+BEAMS = {"ours, 1 beam": 1, "ours, 4 beams": 4, "ours, 10 beams": 10}
+WARM_UP = 32  # tokens of each reply: enough for the proposer to have tried how much to draft
+# One process computes at a time; a second thread would wait for the first more than it helps a small model.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "OMP_NUM_THREADS": "1",
+    "NUMBA_NUM_THREADS": "1",  # of vLLM's n-gram lookup
+}
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class EngineArm:
+    """An engine to measure: how it speculates (``speculative``, None: not), and how it schedules.
+
+    ``width`` is that of the beams whose best one is verified; None where there are none.
+    """
+
+    name: str
+    speculative: dict[str, Any] | None = None
+    additional: dict[str, Any] = field(default_factory=dict)
+    asynchronous: bool = False
+    width: int | None = None
+
+    def settings(self, longest: int, most: int) -> dict[str, Any]:
+        """Arguments of ``vllm.LLM`` for texts of at most ``longest`` tokens, ``most`` of them at once."""
+        own: dict[str, Any] = {"additional_config": {"recurrent_drafter": self.additional}} if self.additional else {}
+        if self.speculative is not None:
+            own |= {"speculative_config": self.speculative, "per_request_spec_decode_metrics": "summary"}
+        return {
+            "model": str(demo_verifier_path()),
+            "dtype": "float32",
+            "enforce_eager": not torch.cuda.is_available(),
+            "max_model_len": longest,
+            "max_num_seqs": most,
+            "kv_cache_memory_bytes": 256 << 20,
+            "enable_prefix_caching": False,  # every arm reads every prompt, as often as it is asked
+            "async_scheduling": self.asynchronous,
+            "disable_log_stats": False,
+            **own,
+        }
+
+
+def engine_arms(length: int, *, shed: bool = True) -> list[EngineArm]:
+    """The synchronous engine without speculation first: the base of ratios, and of equality."""
+    ours = {"model": str(demo_drafter_path()), "num_speculative_tokens": length}
+    lookup = {"method": "ngram", "num_speculative_tokens": length, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
+    beams = [EngineArm(name, ours, {"beam_width": width, "shed": shed}, width=width) for name, width in BEAMS.items()]
+    return [
+        EngineArm(SYNCHRONOUS),
+        EngineArm(ASYNCHRONOUS, asynchronous=True),
+        EngineArm(NGRAM, lookup),
+        *beams,
+        EngineArm(SAMPLED, ours, {"drafts": "sampled", "shed": shed}),
+    ]
+
+
+@dataclass(frozen=True)
+class Work:
+    """Requests to run, ``concurrency`` of them at a time: a new one begins when one ends."""
+
+    prompts: list[list[int]]
+    concurrency: int
+    new_tokens: int
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: its tokens, seconds to the first and from each to the next, drafts verified, tokens accepted."""
+
+    tokens: list[int]
+    first: float
+    between: float
+    drafts: int
+    accepted: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What an engine did with its work, and how long all of it took."""
+
+    requests: list[Request]
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Tokens per second of all requests together, prompts included."""
+        return sum(len(request.tokens) for request in self.requests) / self.seconds
+
+
+class Engine:
+    """vLLM in this process."""
+
+    def __init__(self, arm: EngineArm, longest: int, most: int) -> None:
+        from vllm import LLM
+
+        self._engine = LLM(**arm.settings(longest, most)).llm_engine
+        self._count = 0
+
+    def run(self, work: Work) -> Turn:
+        """Run requests to their ends."""
+        waiting = list(enumerate(work.prompts))[::-1]
+        running: dict[str, _Running] = {}
+        done: dict[int, Request] = {}
+        begun = time.perf_counter()
+        while waiting or running:
+            while waiting and len(running) < work.concurrency:
+                number, prompt = waiting.pop()
+                running[self._add(prompt, work)] = _Running(number, time.perf_counter())
+            for output in self._engine.step():
+                one = running[output.request_id]
+                one.add(output.outputs[0])
+                if output.finished:
+                    done[one.number] = one.ended(output.outputs[0].spec_decode_metrics)
+                    del running[output.request_id]
+        return Turn([done[number] for number in sorted(done)], time.perf_counter() - begun)
+
+    def _add(self, prompt: list[int], work: Work) -> str:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        self._count += 1
+        # No seed: with one vLLM (0.32.0) samples row by row, which is another speed.
+        options = SamplingParams(
+            temperature=work.temperature,
+            max_tokens=work.new_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        self._engine.add_request(str(self._count), {"prompt_token_ids": prompt}, options)
+        return str(self._count)
+
+
+class _Running:
+    """A request on its way."""
+
+    def __init__(self, number: int, begun: float) -> None:
+        self.number, self._begun = number, begun
+        self._tokens: list[int] = []
+        self._first = self._last = begun
+
+    def add(self, output: Any) -> None:
+        self._last = time.perf_counter()
+        if not self._tokens:
+            self._first = self._last
+        self._tokens += output.token_ids
+
+    def ended(self, drafted: Any) -> Request:
+        histogram = drafted.histogram if drafted is not None else []
+        return Request(
+            self._tokens,
+            self._first - self._begun,
+            (self._last - self._first) / max(len(self._tokens) - 1, 1),
+            sum(histogram),
+            sum(count * accepted for accepted, count in enumerate(histogram)),
+        )
+
+
+def _engine_process(arm: EngineArm, longest: int, most: int, connection: Any) -> None:
+    engine = Engine(arm, longest, most)
+    connection.send(None)
+    while (work := connection.recv()) is not None:
+        connection.send(engine.run(work))
+
+
+@contextmanager
+def engines(arms: Sequence[EngineArm], longest: int, most: int) -> Iterator[dict[str, Callable[[Work], Turn]]]:
+    """Every arm's engine, ready, by name; each idles while another one works."""
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        ready: dict[str, Callable[[Work], Turn]] = {}
+        for arm in arms:
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_engine_process, args=(arm, longest, most, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            stack.callback(process.join)
+            stack.callback(_end, ours)
+            ours.recv()  # raises EOFError if the engine did not start; its log says why
+
+            def run(work: Work, connection: Any = ours) -> Turn:
+                connection.send(work)
+                turn = connection.recv()
+                assert isinstance(turn, Turn)
+                return turn
+
+            ready[arm.name] = run
+        yield ready
+
+
+def _end(connection: Any) -> None:
+    try:
+        connection.send(None)
+    except OSError:
+        return  # it has ended already
+
+
+def measure_turns(run: Mapping[str, Callable[[Work], Turn]], works: Sequence[Work]) -> Iterator[Record]:
+    """Every piece of work by every engine, in an order that changes; the beginning of the first to warm up."""
+    names = list(run)
+    for name in names:
+        run[name](replace(works[0], new_tokens=min(works[0].new_tokens, WARM_UP)))
+    for number, work in enumerate(works):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            yield {"kind": "turn", "arm": name, "number": number, **asdict(run[name](work))}
