@@ -21,6 +21,7 @@ from huggingface_hub.utils import validate_repo_id
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from recurrent_drafter.config import RecurrentDraftingConfig
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.tune import FILE as TUNING
 from recurrent_drafter.verify import FILE as VERIFICATION
@@ -54,10 +55,11 @@ def check_repo_name(repo_id: str) -> None:
         raise ValueError(f"the repository {repo_id!r} has no owner: expected user/name or organization/name")
 
 
-def assemble(drafter: Path, folder: Path, repo_id: str, card: str, *, verified: bool) -> None:
-    """Fill an empty folder with what is published: the drafter's own files as they are, its card, and the code.
+def assemble(drafter: Path, folder: Path, repo_id: str, card: str, *, base_model: str, verified: bool) -> None:
+    """Fill an empty folder with what is published: the drafter's own files, its card, and the code.
 
-    A record of a verification that does not count is left out.
+    The config names ``base_model`` as the verifier, which others serve it with, and not the folder that it was trained
+    from. A record of a verification that does not count is left out.
     Raises ValueError, before anything is written, where one of the records holds an access token.
     """
     names = [name for name in RECORDS if verified or name != VERIFICATION]
@@ -66,7 +68,10 @@ def assemble(drafter: Path, folder: Path, repo_id: str, card: str, *, verified: 
         if ACCESS_TOKEN.search(record.read_bytes()):
             raise ValueError(f"{record} holds what looks like an access token: take it out before publishing")
     weights = sorted(file for pattern in WEIGHTS for file in drafter.glob(pattern))
-    for file in (drafter / "config.json", *weights, *records):
+    config = RecurrentDraftingConfig.from_pretrained(drafter)
+    config.update({"verifier_name_or_path": base_model})
+    config.save_pretrained(folder)
+    for file in (*weights, *records):
         shutil.copyfile(file, folder / file.name)
     (folder / "README.md").write_text(card, encoding="utf-8")
     code = folder / "custom_generate"

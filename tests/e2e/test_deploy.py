@@ -150,6 +150,8 @@ def test_a_newer_drafter_takes_the_place_of_the_older(copied, online, capsys):
     held = online.repositories[NAME]
     data = ModelCard(held.files["README.md"].decode()).data
     assert (data.base_model, data.license, data.license_name) == ("gpt2", "other", "not-stated")
+    served = json.loads(held.files["config.json"])
+    assert served["verifier_name_or_path"] == served["speculators_config"]["verifier"]["name_or_path"] == "gpt2"
     assert not held.private
     (copied / "tuning.json").unlink()
     config = json.loads((copied / "config.json").read_text())

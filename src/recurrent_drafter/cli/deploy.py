@@ -85,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         drafter,
         repo_id=options.repo_name,
         card=written_card(drafter, known, options.repo_name),
+        base_model=known.base_model,
         verified=bool(known.verified),
     )
     if options.dry_run:
@@ -127,7 +128,7 @@ def gather(drafter: Path, options: DeployOptions) -> Known:
     if base_model is None:
         raise ValueError(f"the drafter at {drafter} does not say which model it is for: give --base_model")
     if base_model != "demo" and not is_hub_name(base_model):
-        print(f"the card names the verifier by a path, {base_model}: --base_model gives its name on the Hub")
+        print(f"card and config name the verifier by a path, {base_model}: --base_model gives its name on the Hub")
     try:
         verified = read_verification(drafter)
     except ValueError as reason:
