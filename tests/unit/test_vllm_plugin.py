@@ -159,7 +159,9 @@ def test_a_drafter_becomes_our_proposer(fits):
         "num_speculative_tokens": 3,
     }
     options = ServingOptions.parse(arguments.additional_config)
-    assert (options.speculator, options.beam_width, options.drafts) == (str(demo_drafter_path()), 4, "beam")
+    assert (options.speculator, options.beam_width, options.drafts) == (str(demo_drafter_path()), 4, "sampled")
+    several = speculative_config(speculative_config={"model": str(demo_drafter_path())}, tensor=2)
+    assert ServingOptions.parse(several.additional_config).drafts == "beam"
     by_flags = speculative_config(spec_model=str(demo_drafter_path()))
     assert by_flags.speculative_config["num_speculative_tokens"] == 6
     assert by_flags.spec_model is None

@@ -62,7 +62,10 @@ def engine_arms(length: int, *, shed: bool = True) -> list[EngineArm]:
     """The synchronous engine without speculation first: the base of ratios, and of equality."""
     ours = {"model": str(demo_drafter_path()), "num_speculative_tokens": length}
     lookup = {"method": "ngram", "num_speculative_tokens": length, "prompt_lookup_max": 4, "prompt_lookup_min": 2}
-    beams = [EngineArm(name, ours, {"beam_width": width, "shed": shed}, width=width) for name, width in BEAMS.items()]
+    beams = [
+        EngineArm(name, ours, {"beam_width": width, "drafts": "beam", "shed": shed}, width=width)
+        for name, width in BEAMS.items()
+    ]
     return [
         EngineArm(SYNCHRONOUS),
         EngineArm(ASYNCHRONOUS, asynchronous=True),

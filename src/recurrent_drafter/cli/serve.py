@@ -58,7 +58,8 @@ class ServeOptions:
     drafts: Literal["beam", "sampled"] | None = field(
         default=None,
         metadata={
-            "help": "what vLLM verifies: beam, the best one (default); sampled, a chain drawn at the temperature"
+            "help": "what vLLM verifies for requests that sample: a chain drawn at their temperature (default for one "
+            "process), or the best beam"
         },
     )
     shed: bool = field(default=True, metadata={"help": "draft less, or nothing, where it does not pay under load"})

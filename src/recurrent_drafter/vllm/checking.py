@@ -1,6 +1,7 @@
 """Whether what vLLM is asked to draft with is a recurrent drafter, and one for this verifier."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,13 @@ def joined(
             f"pipeline_parallel_size is {target_parallel_config.pipeline_parallel_size}, and a recurrent drafter needs "
             "the verifier's embedding and its last hidden state in one place: use tensor parallelism"
         )
-    if options.drafts == "sampled" and target_parallel_config.tensor_parallel_size > 1:
+    alone = target_parallel_config.tensor_parallel_size == 1
+    if options.drafts == "sampled" and not alone:
         raise ValueError(
             "drafts are drawn by each process for itself, and processes that share a verifier must draft alike: "
             'use "drafts": "beam" with tensor_parallel_size above 1'
         )
+    options = replace(options, drafts=options.drafts or ("sampled" if alone else "beam"))
     length = asked.get("num_speculative_tokens") or config.beam_length
     check_length(path, config, length)
     width = config.draft_shape.beam_width if options.beam_width is None else options.beam_width

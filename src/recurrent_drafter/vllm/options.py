@@ -16,20 +16,21 @@ class ServingOptions:
         revision: of the hub id.
         beam_width: W of the beam search whose best beam vLLM verifies; None is the drafter's own.
         drafts: ``beam`` is that best beam for every request; ``sampled`` draws the drafts of requests that sample from
-            the drafter's own distribution, which vLLM is told.
+            the drafter's own distribution, which vLLM is told, and of which it accepts more. None is ``sampled`` where
+            one process drafts.
         shed: draft less, or nothing, for as many rows as it does not pay for.
     """
 
     speculator: str = ""
     revision: str | None = None
     beam_width: int | None = None
-    drafts: Literal["beam", "sampled"] = "beam"
+    drafts: Literal["beam", "sampled"] | None = None
     shed: bool = True
 
     def __post_init__(self) -> None:
         for name, holds, expected in (
             ("beam_width", self.beam_width is None or _is_count(self.beam_width), "an integer of at least 1"),
-            ("drafts", self.drafts in ("beam", "sampled"), "'beam' or 'sampled'"),
+            ("drafts", self.drafts in ("beam", "sampled", None), "'beam' or 'sampled'"),
             ("shed", isinstance(self.shed, bool), "true or false"),
         ):
             if not holds:
