@@ -18,7 +18,7 @@ def sampler(monkeypatch):
     from vllm.v1.sample import rejection_sampler
 
     current_platform.register_triton_kernel_overrides()
-    for name in ("expand_batch_to_tokens", "apply_sampling_constraints", "_rejection_random_sample"):
+    for name in cpu_fixes.FIXES:
         function = getattr(rejection_sampler, name)
         monkeypatch.setattr(rejection_sampler, name, getattr(function, "_theirs", function))
     return rejection_sampler
@@ -30,11 +30,11 @@ def test_this_vllm_is_the_tested_one():
 
 
 def test_each_rows_value_reaches_its_draft_tokens(sampler):
+    each = torch.tensor([0.7, 0.0, 1.3]), torch.tensor([2, 3, 6], dtype=torch.int32), 6, 0, 1
+    expected = torch.tensor([0.7, 0.7, 1.0, 1.3, 1.3, 1.3])
+    assert not torch.allclose(sampler.expand_batch_to_tokens(*each), expected)
     assert cpu_fixes.apply()
-    values = sampler.expand_batch_to_tokens(
-        torch.tensor([0.7, 0.0, 1.3]), torch.tensor([2, 3, 6], dtype=torch.int32), 6, replace_from=0, replace_to=1
-    )
-    torch.testing.assert_close(values, torch.tensor([0.7, 0.7, 1.0, 1.3, 1.3, 1.3]))
+    torch.testing.assert_close(sampler.expand_batch_to_tokens(*each), expected)
 
 
 def test_top_k_in_a_step_without_drafts(sampler):
@@ -55,7 +55,7 @@ def test_padding_is_rejected(sampler):
         sampler._rejection_random_sample(
             output,
             torch.tensor([2], dtype=torch.int32),
-            torch.tensor([-1, -1], dtype=torch.int32),
+            torch.tensor([1, -1], dtype=torch.int32),
             None,
             torch.full((2, 4), 0.25),
             torch.tensor([[3]], dtype=torch.int64),
@@ -67,8 +67,9 @@ def test_padding_is_rejected(sampler):
         )
         return output.tolist()
 
+    assert sample() == [[1, -1, 3]]  # taken for a token, in front of a bonus token
     assert cpu_fixes.apply()
-    assert sample() == [[2, -1, -1]]  # the recovered token, then nothing
+    assert sample() == [[1, 2, -1]]  # the recovered token, then nothing
 
 
 def test_a_function_that_changed_is_named(monkeypatch):

@@ -18,20 +18,11 @@ def apply() -> bool:
 
     if not current_platform.is_cpu() or (installed_version() or "").partition("+")[0] != TESTED:
         return False
-    if rejection_sampler.expand_batch_to_tokens is not expand_batch_to_tokens:
-        rejection_sampler.expand_batch_to_tokens = expand_batch_to_tokens
-        rejection_sampler.apply_sampling_constraints = _Constraints(rejection_sampler.apply_sampling_constraints)
-        rejection_sampler._rejection_random_sample = _RandomSample(rejection_sampler._rejection_random_sample)
+    for name, fix in FIXES.items():
+        theirs = getattr(rejection_sampler, name)
+        if not isinstance(theirs, _Around):
+            setattr(rejection_sampler, name, fix(theirs))
     return True
-
-
-def expand_batch_to_tokens(
-    x: Tensor, cu_num_tokens: Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
-) -> Tensor:  # (B,), (B,) -> (tokens,)
-    """Each row's value for each of its draft tokens. Theirs writes to a copy, and leaves the result uninitialised."""
-    counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
-    values = x.masked_fill(x == replace_from, replace_to)
-    return values.repeat_interleave(counts, output_size=num_tokens)
 
 
 class _Around:
@@ -42,6 +33,17 @@ class _Around:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._theirs, name)
+
+
+class _Expand(_Around):
+    """Each row's value for each of its draft tokens. Theirs writes to a copy, and leaves the result uninitialised."""
+
+    def __call__(
+        self, x: Tensor, cu_num_tokens: Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0
+    ) -> Tensor:  # (B,), (B,) -> (tokens,)
+        counts = torch.diff(cu_num_tokens, prepend=cu_num_tokens.new_zeros(1))
+        values = x.masked_fill(x == replace_from, replace_to)
+        return values.repeat_interleave(counts, output_size=num_tokens)
 
 
 class _Constraints(_Around):
@@ -69,3 +71,10 @@ class _RandomSample(_Around):
             target_probs = target_probs.clone()
             target_probs[padding, 0] = 0
         return self._theirs(output_token_ids, cu_num_draft_tokens, draft_token_ids, draft_probs, target_probs, *others)
+
+
+FIXES: dict[str, type[_Around]] = {
+    "expand_batch_to_tokens": _Expand,
+    "apply_sampling_constraints": _Constraints,
+    "_rejection_random_sample": _RandomSample,
+}
