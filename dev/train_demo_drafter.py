@@ -69,6 +69,7 @@ def main() -> None:
         vocab_size=verifier.vocab_size,
         draft_vocab_size=len(draft_ids),
         verifier_name_or_path="demo",
+        verifier_architectures=verifier.model.config.architectures,
         tokenizer_hash=tokenizer_hash(tokenizer),
     )
     drafter = RecurrentDrafter(config)

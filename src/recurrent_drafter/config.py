@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+SPECULATORS_VERSION = "0.9.0"  # of the package whose format is written and read
 
 
 def _require(condition: bool, message: str) -> None:
@@ -19,6 +21,9 @@ def _require(condition: bool, message: str) -> None:
 class RecurrentDraftingConfig(PreTrainedConfig):
     """Architecture of a recurrent drafter, and the verifier that it belongs to.
 
+    Written to config.json, it also says what vLLM and the ``speculators`` package look for. That is made from these
+    fields whenever a config is written, and not read back: the fields are the one truth.
+
     Attributes:
         hidden_size: H, width of the verifier's last hidden state and of its input embedding.
         vocab_size: V, the verifier's vocabulary.
@@ -27,7 +32,8 @@ class RecurrentDraftingConfig(PreTrainedConfig):
         rnn: recurrent state (True), or a running sum of embeddings (False).
         emb_norm: RMS-normalise the embeddings that enter the recurrence.
         draft_vocab_size: D <= V, tokens that can be drafted; 0 means V.
-        verifier_name_or_path: the verifier that it was trained for.
+        verifier_name_or_path: the verifier that it was trained for; without it nothing is said to the other engines.
+        verifier_architectures: the classes that the verifier's own config.json names.
         tokenizer_hash: fingerprint of that verifier's vocabulary, checked when the two are joined.
     """
 
@@ -42,6 +48,7 @@ class RecurrentDraftingConfig(PreTrainedConfig):
     draft_vocab_size: int = 0
     initializer_range: float = 0.02
     verifier_name_or_path: str | None = None
+    verifier_architectures: list[str] | None = None
     tokenizer_hash: str | None = None
     beam_width: int = 4
     beam_length: int = 5
@@ -58,7 +65,41 @@ class RecurrentDraftingConfig(PreTrainedConfig):
             1 <= self.draft_vocab_size <= self.vocab_size,
             f"draft_vocab_size is {self.draft_vocab_size}, expected 1 to {self.vocab_size} (the verifier's vocabulary)",
         )
+        for name in [*kwargs]:
+            if name.startswith("speculators_") or name == "transformer_layer_config":
+                del kwargs[name]
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What config.json holds: the fields, and for a drafter that names its verifier the speculators format."""
+        written: dict[str, Any] = super().to_dict()
+        return written | self._speculators_format() if self.verifier_name_or_path else written
+
+    def _speculators_format(self) -> dict[str, Any]:
+        chain = {  # of which a token is accepted where it is the verifier's own, and no other
+            "proposal_type": "greedy",
+            "speculative_tokens": self.beam_length,
+            "verifier_accept_k": 1,
+            "accept_tolerance": 0.0,
+        }
+        return {
+            "speculators_model_type": self.model_type,
+            "speculators_version": SPECULATORS_VERSION,
+            "speculators_config": {
+                "algorithm": self.model_type,
+                "default_proposal_method": chain["proposal_type"],
+                "proposal_methods": [chain],
+                "verifier": {
+                    "name_or_path": self.verifier_name_or_path,
+                    "architectures": self.verifier_architectures or [],
+                },
+            },
+            "transformer_layer_config": {
+                "model_type": self.model_type,
+                "hidden_size": self.hidden_size,
+                "vocab_size": self.vocab_size,
+            },
+        }
 
     @property
     def draft_shape(self) -> DraftShape:

@@ -76,7 +76,7 @@ def said(shown: str) -> str:
     return strip(shown).partition("Assistant: ")[2]
 
 
-@pytest.mark.parametrize("name", ["serve", "convert"])
+@pytest.mark.parametrize("name", ["serve"])
 def test_what_comes_later_says_so(name, capsys):
     from recurrent_drafter.cli.main import main
 

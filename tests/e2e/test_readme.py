@@ -9,6 +9,7 @@ from running import ROOT
 from recurrent_drafter import __version__
 from recurrent_drafter.cli import (
     bench,
+    convert,
     demo,
     deploy,
     endtoend,
@@ -25,7 +26,7 @@ from recurrent_drafter.cli.errors import parse
 from recurrent_drafter.cli.main import main
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = (bench, demo, deploy, generate, reproduce, tune, verify)
+COMMANDS = (bench, convert, demo, deploy, generate, reproduce, tune, verify)
 OPTIONS = {module.__name__.rpartition(".")[2]: module.OPTIONS for module in COMMANDS} | {
     "generate_speculator.py": generate.OPTIONS,
     "experiment_paper_reproduction.py": reproduce.OPTIONS,

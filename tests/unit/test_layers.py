@@ -14,9 +14,9 @@ LAYERS = {
     2: {"drafter", "verifier", "cache", "packing", "data", "hardware"},
     3: {
         *("checkpoints", "decode", "distill", "estimate", "fingerprint", "objective", "pace", "replies", "rows"),
-        *("sampler", "speculator", "stop", "target_shards", "time_budget", "train", "tune", "verify"),
+        *("apple", "sampler", "speculator", "stop", "target_shards", "time_budget", "train", "tune", "verify"),
     },
-    4: {"bench", "tracking", "hub", "cli", "report", "reproduce", "vllm"},
+    4: {"bench", "tracking", "hub", "cli", "report", "reproduce", "speculators", "vllm"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 

@@ -79,7 +79,8 @@ def complete(llm, requests, joins=None):
 
 
 def metric(llm, name: str) -> float:
-    return sum(m.value for m in llm.get_metrics() if m.name == f"vllm:{name}")
+    [found] = [m.value for m in llm.get_metrics() if m.name == f"vllm:{name}"]
+    return found
 
 
 def set_seed(seed: int) -> None:

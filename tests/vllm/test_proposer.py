@@ -9,7 +9,6 @@ pytest.importorskip("vllm.sampling_params", reason="vLLM is not installed")
 
 import torch  # noqa: E402
 from engines import DRAFTER, complete, engine, metric, prompts, set_seed  # noqa: E402
-from scipy.stats import chi2  # noqa: E402
 from vllm import SamplingParams  # noqa: E402
 
 from recurrent_drafter.assets import demo_drafter_path  # noqa: E402
@@ -38,14 +37,14 @@ def mixed_requests(count: int):
         options = {"ignore_eos": index % 2 == 0, **kinds[index % len(kinds)]}
         options["min_tokens"] = min(options.get("min_tokens", 0), length)
         requests.append((ids, SamplingParams(temperature=0, max_tokens=length, **options)))
-    return requests, [choose.randint(0, 4 * count) for _ in range(count)]
+    return requests, [choose.randint(0, count) for _ in range(count)]
 
 
 @pytest.mark.parametrize("ours", [{"beam_width": 3}, {"beam_width": 1, "shed": True}], ids=["always", "shedding"])
 def test_greedy_output_is_that_of_vllm_without_speculation(ours):
     """Joining at random, prompts read 64 tokens at a time, too little cache: 200 requests, no difference."""
     requests, joins = mixed_requests(200)
-    crowded = {"max_num_batched_tokens": 64, "kv_cache_memory_bytes": 24 << 20, "max_num_seqs": 16}
+    crowded = {"max_num_batched_tokens": 64, "kv_cache_memory_bytes": 20 << 20, "max_num_seqs": 16}
     with engine(speculation=False, **crowded) as llm:
         expected = complete(llm, requests, joins)
     with engine(ours=ours, **crowded) as llm:
@@ -138,7 +137,8 @@ def test_sampled_law(drafts):
     cells = [(law[path] * count, counts[path]) for path in law if path not in rare]
     cells.append((sum(law[path] for path in rare) * count, sum(counts[path] for path in rare)))
     statistic = sum((seen - expected) ** 2 / expected for expected, seen in cells if expected > 0)
-    assert chi2.sf(statistic, len(cells) - 1) > 0.01
+    chance = torch.special.gammaincc(torch.tensor((len(cells) - 1) / 2), torch.tensor(statistic / 2))
+    assert chance > 0.01
 
 
 def test_penalties_and_top_p_are_honoured_when_sampling():

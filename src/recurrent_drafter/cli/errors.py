@@ -11,6 +11,13 @@ INTERRUPTED = 130
 
 
 class _OneLineParser(HfArgumentParser):
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """A field whose metadata has ``positional`` is told by its place and not by a flag."""
+        if options.pop("positional", False):
+            del options["required"]  # which argparse says itself of places
+            names = (names[0].removeprefix("--"),)
+        return super().add_argument(*names, **options)
+
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (--help lists the flags)")
 

@@ -66,6 +66,7 @@ def new_drafter(pair: Pair, draft_ids: torch.Tensor, args: TrainingArguments) ->
             emb_norm=args.emb_norm,
             draft_vocab_size=len(draft_ids),
             verifier_name_or_path=args.llm_name_or_path,
+            verifier_architectures=pair.verifier.model.config.architectures,
             tokenizer_hash=tokenizer_hash(pair.tokenizer),
             beam_width=shape.beam_width,
             beam_length=shape.beam_length,

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Sequence
 
 import recurrent_drafter
-from recurrent_drafter.cli.later import not_yet
 
 COMMANDS = {
     "train": "train a drafter",
@@ -16,9 +15,9 @@ COMMANDS = {
     "reproduce": "the paper's comparisons: a grid of trainings and sweeps, and a report",
     "deploy": "publish a drafter on the Hugging Face Hub, with its card and its figures",
     "serve": "an OpenAI server: vLLM with a drafter",
+    "convert": "rewrite a drafter in another layout: Apple's, or ours with what vLLM and speculators look for",
     "demo": "train a drafter for the bundled model, then compare speed and output",
 }
-LATER = ("convert",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,8 +27,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name in COMMANDS:
         module = importlib.import_module(f"recurrent_drafter.cli.{name}")
         return int(module.main(arguments[1:]))
-    if name in LATER:
-        return not_yet(f"recurrent-drafter {name}")
     listing = "\n".join(f"  {command:<10}{what}" for command, what in COMMANDS.items())
     if name in ("-h", "--help"):
         print(

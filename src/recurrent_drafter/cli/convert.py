@@ -1,0 +1,117 @@
+"""``recurrent-drafter convert``: a drafter from one layout of checkpoints into another."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from transformers.utils import logging as hf_logging
+
+from recurrent_drafter.apple import from_apple, is_apples, to_apple
+from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.drafter import RecurrentDrafter
+from recurrent_drafter.hub import WEIGHTS
+from recurrent_drafter.speculator import check_pair, check_tokenizer, load_drafter
+from recurrent_drafter.verifier import Verifier, load_outline, tokenizer_hash
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What to convert, and into what."""
+
+    source: str = field(
+        metadata={"positional": True, "metavar": "SOURCE", "help": "a drafter of either layout: a folder or a hub name"}
+    )
+    target: str = field(metadata={"positional": True, "metavar": "TARGET", "help": "a new folder, or an empty one"})
+    to: Literal["ours", "apple"] = field(
+        default="ours", metadata={"help": "ours, which vLLM and speculators read too, or apple: ml-recurrent-drafter's"}
+    )
+    verifier: str | None = field(
+        default=None,
+        metadata={"help": "the model that it drafts for: checked, and named in the result; its weights are not read"},
+    )
+
+
+OPTIONS = (ConvertOptions,)
+
+
+@reporting
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert a drafter between this package's layout and Apple's; weights stay the same, bit for bit."""
+    (options,) = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    target = Path(options.target).expanduser()
+    check_free(target)
+    drafter = read(located(options.source))
+    if options.verifier is not None:
+        name_verifier(drafter, options.source, options.verifier)
+    write(drafter, target, options.to)
+    print(f"{target}: {'this package' if options.to == 'ours' else 'Apple'}'s layout, weights bit for bit as they were")
+    if options.to == "ours" and drafter.config.verifier_name_or_path is None:
+        print("it names no verifier, so vLLM and speculators cannot open it: --verifier NAME adds it")
+    return 0
+
+
+def check_free(target: Path) -> None:
+    """Raise OSError unless the target is new or an empty folder."""
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise OSError(f"{target} exists already: give a new folder, or an empty one")
+
+
+def located(source: str) -> Path:
+    """The folder of a drafter, which is fetched if it is on the Hub. Raises OSError where there is none."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists() or source.startswith((".", "/", "~")):
+        raise OSError(f"there is no drafter at {source}: expected a folder, or a name on the Hub")
+    try:
+        return Path(snapshot_download(source, allow_patterns=["config.json", *WEIGHTS]))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(f"{source} is no folder, and could not be fetched from the Hub ({reason})") from error
+
+
+def read(folder: Path) -> RecurrentDrafter:
+    """A drafter of either layout. Raises OSError or ValueError, in one line."""
+    return from_apple(folder) if is_apples(folder) else load_drafter(folder)
+
+
+def name_verifier(drafter: RecurrentDrafter, source: str, name: str) -> None:
+    """Put a verifier's name, architecture and tokenizer into the config. Raises ValueError if it is for another."""
+    model, tokenizer = load_outline(name)
+    verifier = Verifier(model)
+    check_pair(drafter.config, verifier.hidden_size, verifier.vocab_size)
+    check_tokenizer(source, drafter.config, tokenizer)
+    drafter.config.update(
+        {
+            "verifier_name_or_path": name,
+            "verifier_architectures": model.config.architectures,
+            "tokenizer_hash": tokenizer_hash(tokenizer),
+        }
+    )
+
+
+def write(drafter: RecurrentDrafter, target: Path, layout: str) -> None:
+    """All of the drafter under its name or nothing. Raises OSError for a full disk and the like."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".convert-") as unfinished:
+            folder = Path(unfinished) / target.name
+            folder.mkdir()
+            if layout == "apple":
+                to_apple(drafter, folder)
+            else:
+                drafter.save_pretrained(folder)
+            os.rename(folder, target)  # fails for a folder that was filled meanwhile
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise OSError(f"{target} could not be written ({reason})") from error
