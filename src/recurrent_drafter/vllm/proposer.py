@@ -105,8 +105,8 @@ def propose_draft_token_ids(
         length = min(
             length,
             proposer.shedding.plan(
-                len(rows),
-                sum(map(len, sampled_token_ids)),
+                [drafted[row] for row in rows],
+                [len(sampled_token_ids[row]) for row in rows],
                 alone=len(rows) == len(drafted) and scheduler_output.total_num_scheduled_tokens == verified,
             ),
         )

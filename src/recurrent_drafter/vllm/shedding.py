@@ -1,42 +1,58 @@
-"""How many tokens to draft under load: as many as pay, by what steps have taken and yielded so far."""
+"""How many tokens to draft under load: as many as pay, by what steps take and what is accepted lately."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-TRIALS = 3  # steps of each length before they are compared
-MEMORY = 0.05  # weight of the newest step once there are many
-TRIAL = 0.5  # and of one that comes long after the others
-PROBE_COST = 0.01  # at most this share of time goes into trying what is slower
-STALE = 200  # steps after which a length that was about as fast is tried again
+import numpy as np
+
+TRIALS = 3  # steps in a row that a length is tried for
+MEMORY = 0.05  # weight of the newest step's time once there are many
+RENEWED = 0.5  # and of one that comes long after the others
+FIRST_WAIT, LONGEST_WAIT = 25, 800  # steps between trials of what is slower; each that finds it so doubles them
+TRIAL_COST = 0.01  # at most this share of time goes into trials of each other length
+KEPT = 2000.0  # draft tokens of a position beyond which the older half fades
 
 
 @dataclass
 class Steps:
-    """Running averages over the engine's steps with drafts of one length: seconds, and tokens per row."""
+    """What the engine's steps with drafts of one length have taken, and when they are tried next."""
 
     seconds: float = 0.0
-    tokens: float = 0.0
     seen: int = 0
     since: int = 0  # steps of other lengths after the newest of these
+    wait: int = FIRST_WAIT
+    left: int = 0  # steps of a trial that has begun
 
-    def add(self, seconds: float, tokens: float) -> None:
-        """One step more. A time counts as no more than twice the average: a pause is not the draft's fault."""
+    def add(self, seconds: float) -> None:
+        """One more. It counts as no more than twice the average: a pause is not the draft's fault."""
         self.seen += 1
-        weight = max(1 / self.seen, MEMORY if self.since < STALE else TRIAL)
+        weight = max(1 / self.seen, MEMORY if self.since < FIRST_WAIT else RENEWED)
+        self.seconds += weight * ((min(seconds, 2 * self.seconds) if self.seen > 1 else seconds) - self.seconds)
         self.since = 0
-        seconds = min(seconds, 2 * self.seconds) if self.seen > 1 else seconds
-        self.seconds += weight * (seconds - self.seconds)
-        self.tokens += weight * (tokens - self.tokens)
 
-    @property
-    def rate(self) -> float:
-        """Tokens per second and row."""
-        return self.tokens / self.seconds
+
+class Acceptance:
+    """How often a draft token is accepted where the one before it was, by its position."""
+
+    def __init__(self, length: int) -> None:
+        self.hits, self.trials = np.ones(length), np.ones(length)
+
+    def add(self, drafted: int, accepted: int) -> None:
+        """Of a draft of so many tokens, so many were accepted."""
+        tried = min(accepted + 1, drafted)
+        self.trials[:tried] += 1
+        self.hits[: min(accepted, drafted)] += 1
+        fading = np.where(self.trials > KEPT, 0.5, 1.0)
+        self.hits, self.trials = self.hits * fading, self.trials * fading
+
+    def tokens(self, length: int) -> float:
+        """Expected tokens of a request in a step with a draft of this length."""
+        return 1.0 + float(np.cumprod(self.hits / self.trials)[:length].sum())
 
 
 class Shedding:
-    """Chooses the drafts' length for the next step: the one that has yielded tokens fastest with about so many rows.
+    """Chooses the drafts' length for the next step: the one that is expected to yield tokens fastest at this load.
 
     Args:
         length: K, the longest draft; half of it and none at all are the others.
@@ -45,40 +61,45 @@ class Shedding:
 
     def __init__(self, length: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self.lengths = sorted({length, (length + 1) // 2, 0}, reverse=True)
+        self.acceptance = Acceptance(length)
         self._clock = clock
         self._loads: dict[int, dict[int, Steps]] = {}  # by the rows' magnitude in powers of two
         self._before: tuple[float, int, int] | None = None  # when the last step was planned, its rows and its length
 
-    def plan(self, rows: int, emitted: int, *, alone: bool) -> int:
-        """The length for the next step of so many rows.
+    def plan(self, drafted: Sequence[int], emitted: Sequence[int], *, alone: bool) -> int:
+        """The length for the next step.
 
         Args:
-            rows: requests that got tokens in the step that has just ended.
-            emitted: how many tokens they got.
+            drafted: how many draft tokens each request had verified in the step that has just ended.
+            emitted: how many tokens it got, at least one each.
             alone: whether that step did nothing besides, such as reading prompts.
         """
-        now = self._clock()
+        now, rows = self._clock(), len(emitted)
+        for tried, tokens in zip(drafted, emitted, strict=True):
+            self.acceptance.add(tried, tokens - 1)
+        load = self._loads.setdefault(rows.bit_length(), {length: Steps() for length in self.lengths})
         if self._before is not None and alone and self._before[1] == rows:
-            began, _, length = self._before
-            self._load(rows)[length].add(now - began, emitted / rows)
-        chosen = self._choose(self._load(rows))
+            load[self._before[2]].add(now - self._before[0])
+        chosen = self._choose(load)
         self._before = (now, rows, chosen)
         return chosen
 
-    def _load(self, rows: int) -> dict[int, Steps]:
-        return self._loads.setdefault(rows.bit_length(), {length: Steps() for length in self.lengths})
-
     def _choose(self, load: dict[int, Steps]) -> int:
-        for length in self.lengths:
-            if load[length].seen < TRIALS:
+        for length, steps in load.items():
+            if steps.seen < TRIALS:
                 return length
-        best = max(self.lengths, key=lambda length: load[length].rate)
-        for length in self.lengths:
+        rates = {length: self.acceptance.tokens(length) / steps.seconds for length, steps in load.items()}
+        best = max(rates, key=rates.__getitem__)
+        for length, steps in load.items():
             if length == best:
+                steps.left, steps.wait = 0, FIRST_WAIT  # should it fall behind, it is tried again soon
                 continue
-            load[length].since += 1
-            lost = load[length].seconds - load[length].tokens / load[best].rate
-            spent = load[length].since * load[best].seconds
-            if load[length].since >= STALE and spent * PROBE_COST >= lost:
+            if steps.left > 0:
+                steps.left -= 1
+                return length
+            steps.since += 1
+            lost = steps.seconds * (1 - rates[length] / rates[best])
+            if steps.since >= steps.wait and TRIALS * lost <= TRIAL_COST * steps.since * load[best].seconds:
+                steps.left, steps.wait = TRIALS - 1, min(2 * steps.wait, LONGEST_WAIT)
                 return length
         return best
