@@ -39,7 +39,7 @@ class DataOptions:
     """What to train and to evaluate on."""
 
     dataset_name: str | None = _option(
-        None, "sharegpt (default), alpaca, mtbench, wikitext, or 'demo' (the bundled conversations)"
+        None, "sharegpt (default), alpaca, mtbench, wikitext, or 'demo' (the bundled conversations, default for demo)"
     )
     dataset_path: str | None = _option(None, "a local file instead: .json, .jsonl, either with .gz, .txt or .parquet")
     eval_dataset_name: str | None = _option(None, "evaluate on the held-out part of this set; default the training's")
@@ -143,7 +143,7 @@ class TrainingArguments(RunOptions, DataOptions, DrafterOptions, MethodOptions, 
         """Give every option that depends on others its value; settled ones stay."""
         self.llm_name_or_path = self.llm_name_or_path or ("demo" if self.quick else "gpt2")
         if self.dataset_name is None and self.dataset_path is None:
-            self.dataset_name = "demo" if self.quick else "sharegpt"
+            self.dataset_name = "demo" if self.quick or self.llm_name_or_path == "demo" else "sharegpt"
         if self.drafter_predict_n_tokens is None:
             distilled = self.distill_num_future_tokens if self.use_distilled_dataset else 4
             self.drafter_predict_n_tokens = QUICK_DEPTHS if self.quick else distilled

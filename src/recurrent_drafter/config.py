@@ -17,6 +17,11 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def is_text(line: str) -> bool:
+    """Whether a string from the command line or standard input is text; bytes that are not UTF-8 come as surrogates."""
+    return line.encode(errors="ignore").decode() == line
+
+
 @strict
 class RecurrentDraftingConfig(PreTrainedConfig):
     """Architecture of a recurrent drafter, and the verifier that it belongs to.
@@ -246,7 +251,7 @@ class GenerateOptions:
         )
         _require(self.prompt is None or bool(self.prompt.strip()), "--prompt is empty: expected some text")
         _require(
-            self.prompt is None or self.prompt.encode(errors="ignore").decode() == self.prompt,
+            self.prompt is None or is_text(self.prompt),
             "--prompt holds bytes that are no text: expected UTF-8",
         )
         _require(

@@ -338,7 +338,12 @@ def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:
     """A drafter from a directory or the Hub; only safetensors are read. Raises OSError or ValueError, in one line."""
     if Path(path).exists() and not (Path(path) / "config.json").is_file():
         raise OSError(f"{path} holds no config.json: expected the directory of a trained drafter")
-    found = PreTrainedConfig.get_config_dict(path, **options)[0].get("model_type")
+    try:
+        found = PreTrainedConfig.get_config_dict(path, **options)[0].get("model_type")
+    except OSError as error:
+        if not Path(path).exists():
+            raise
+        raise OSError(f"the drafter at {path} is damaged (its config.json is no JSON): copy it again") from error
     if found != RecurrentDraftingConfig.model_type:
         raise ValueError(f"{path} holds a model of type {found!r}, expected {RecurrentDraftingConfig.model_type!r}")
     try:

@@ -110,10 +110,19 @@ def test_commands_of_a_chat(monkeypatch, capsys):
     first, alone, warm, warm_drafted, cold = replies.values()
     assert first == alone == cold != warm == warm_drafted and not errors
     assert "nothing has been said yet" in shown[0]
+    assert [shown[n].strip() for n in (2, 3, 6, 7, 10)] == [
+        *("without drafts", "from the beginning", "temperature 1.5", "seed 3", "with drafts")
+    ]
     assert "1.00 tokens/step" in shown[4] and "1.00 tokens/step" not in shown[1]
     with_drafts, without = shown[5].split("\n")[:2]
     assert re.match(r"with drafts: 1 reply, \d+ tokens in .* tokens/step\), \d+% of drafted tokens", with_drafts)
     assert re.match(r"without drafts: 1 reply, \d+ tokens in .* 1\.00 tokens/step\)$", without)
+
+
+def test_bytes_that_are_no_text_end_no_chat(monkeypatch, capsys):
+    shown, errors = chat_about([PROMPT, "caf\udce9", "/stats"], monkeypatch, capsys)
+    assert errors == ["error: that line holds bytes that are no text: expected UTF-8"]
+    assert "1 reply" in shown[2]
 
 
 def test_what_is_no_command_changes_nothing(monkeypatch, capsys):

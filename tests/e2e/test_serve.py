@@ -111,14 +111,14 @@ def test_a_dry_run_needs_no_vllm(tmp_path):
 
 
 CASES = {
-    "no verifier": (["--beam_width", "3"], "required: --base_model"),
+    "no verifier": (["--beam_width", "3"], "no verifier is named"),
     "missing model": (["./nowhere", "--speculator", str(demo_drafter_path())], "no model at ./nowhere"),
     "no drafter": ([str(demo_verifier_path())], "give --speculator_path"),
     "missing drafter": (["demo", "--speculator", "./nowhere"], "no drafter at ./nowhere"),
     "cut drafter": (["demo", "--speculator", "./cut"], "./cut is damaged"),
     "other width": (["demo", "--speculator", "./width"], "verifier of width 32 (other)"),
     "other tokenizer": (["demo", "--speculator", "./tokenizer"], "another tokenizer"),
-    "too long": (["demo", "--beam-length", "7"], "drafts at most 6"),
+    "too long": (["demo", "--beam-length", "7"], "--beam_length is 7, and the drafter"),
     "too many beams": (["demo", "--beam-width", "9999"], "expected 1 to 2048"),
     "no beams": (["demo", "--beam-width", "0"], "--beam_width is 0"),
     "no port": (["demo", "--port", "70000"], "expected 1 to 65535"),

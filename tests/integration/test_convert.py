@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional
 
 from recurrent_drafter import RecurrentDrafter
-from recurrent_drafter.assets import demo_drafter_path
+from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
 from recurrent_drafter.cli.convert import main, read
 from recurrent_drafter.speculator import load_drafter
 
@@ -108,6 +108,9 @@ def test_a_verifier_is_named(tmp_path, capsys):
     assert "--verifier NAME adds it" in capsys.readouterr().out
     assert main([str(tmp_path / "nameless"), str(tmp_path / "named"), "--verifier", "demo"]) == 0
     assert "--verifier" not in capsys.readouterr().out
+    by_path = str(demo_verifier_path())
+    assert main([str(tmp_path / "nameless"), str(tmp_path / "local"), "--verifier", by_path]) == 0
+    assert "names its verifier by a path" in capsys.readouterr().out
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "named" / name).read_bytes() == (demo_drafter_path() / name).read_bytes()
 
@@ -222,3 +225,8 @@ def test_a_target_filled_meanwhile_is_left_alone(tmp_path, monkeypatch, capsys):
     assert main([str(tmp_path / "apple"), str(tmp_path / "new")]) == 2
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["apple", "new"]
+
+
+def test_a_config_that_is_no_json_is_said_to_be_the_drafters(folder):
+    with pytest.raises(OSError, match="cut_config is damaged .its config.json is no JSON"):
+        load_drafter(folder / "cut_config")

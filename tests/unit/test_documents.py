@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 
@@ -56,7 +56,7 @@ def test_every_page_is_in_the_contents_once():
         return [page for below in (entry if isinstance(entry, list) else entry.values()) for page in pages(below)]
 
     contents = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
-    assert sorted(pages(contents)) == [path.name for path in PAGES]
+    assert sorted(pages(contents)) == sorted(path.relative_to(DOCS).as_posix() for path in PAGES)
 
 
 def test_the_reference_names_what_there_is():

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.bench.arms import without_drafter
 from recurrent_drafter.cli.errors import INTERRUPTED
-from recurrent_drafter.config import GenerateOptions, SamplingOptions
+from recurrent_drafter.config import GenerateOptions, SamplingOptions, is_text
 from recurrent_drafter.data import Turn, encode_prompt
 from recurrent_drafter.metrics import Acceptance
 from recurrent_drafter.speculator import RecurrentDraftingSpeculator
@@ -91,6 +91,8 @@ class Chat:
                 print(f"error: {error}", file=sys.stderr)
 
     def _say(self, line: str) -> None:
+        if not is_text(line):
+            raise ValueError("that line holds bytes that are no text: expected UTF-8")
         asked = [*self.turns, Turn("user", line)]
         print("\nAssistant: ", end="", flush=True)
         try:
@@ -138,6 +140,7 @@ class Chat:
         match name, value:
             case "/reset", "":
                 self.turns = []
+                print("from the beginning")
             case "/stats", "":
                 self._show_totals()
             case "/seed", _:
@@ -154,11 +157,13 @@ class Chat:
         sampling = replace(self.sampling, **changed)
         sampling.arguments()
         self.sampling = sampling
+        print(", ".join(f"{name} {value}" for name, value in changed.items() if name != "greedy_search"))
 
     def _speculate(self, wanted: bool) -> None:
         if self.with_drafter.drafter is None:
             raise ValueError("there is no drafter here: start without --autoregressive")
         self.speculator = self.with_drafter if wanted else without_drafter(self.with_drafter)
+        print(self._way)
 
     def _show_totals(self) -> None:
         for way, tally in self.totals.items():

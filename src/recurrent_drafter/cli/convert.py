@@ -16,6 +16,7 @@ from recurrent_drafter.apple import from_apple, is_apples, to_apple
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.drafter import RecurrentDrafter
 from recurrent_drafter.hub import WEIGHTS
+from recurrent_drafter.report.card import is_hub_name
 from recurrent_drafter.speculator import check_pair, check_tokenizer, load_drafter
 from recurrent_drafter.verifier import Verifier, load_outline, tokenizer_hash
 
@@ -53,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name_verifier(drafter, options.source, options.verifier)
     write(drafter, target, options.to)
     print(f"{target}: {'this package' if options.to == 'ours' else 'Apple'}'s layout, weights bit for bit as they were")
+    if options.verifier is not None and not is_hub_name(options.verifier) and options.verifier != "demo":
+        print(f"it names its verifier by a path, {options.verifier}, which other machines do not have")
     if options.to == "ours" and drafter.config.verifier_name_or_path is None:
         print("it names no verifier, so vLLM and speculators cannot open it: --verifier NAME adds it")
     return 0

@@ -154,6 +154,8 @@ def parsed(argv: Sequence[str]) -> tuple[ServeOptions, list[str]]:
     words = list(argv)
     if words and not words[0].startswith("-"):
         words.insert(0, "--base_model")
+    if not flag_names(words) & {"--base-model", "--model", "--help", "-h"}:
+        raise ValueError("no verifier is named: expected recurrent-drafter serve VERIFIER --speculator DRAFTER")
     (options,), flags = parse_known(words, main.__doc__ or "", *OPTIONS)
     for name in flag_names(flags):
         if (advice := REFUSED.get(name)) is not None:
@@ -214,7 +216,7 @@ def check_shape(options: ServeOptions, drafter: RecurrentDrafter, path: str) -> 
     most = drafter.config.draft_vocab_size
     if (options.beam_width or 1) > most:
         raise ValueError(f"--beam_width is {options.beam_width}, expected 1 to {most} (the draft vocabulary)")
-    check_length(path, drafter.config, options.beam_length or drafter.config.beam_length)
+    check_length(path, drafter.config, options.beam_length or drafter.config.beam_length, "--beam_length")
 
 
 def chosen_dtype(asked: str, model: PreTrainedModel) -> str:

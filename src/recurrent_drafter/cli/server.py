@@ -106,6 +106,8 @@ class Server:
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
         if self.served is not None:
             print(self.served, flush=True)
+        if self._asked_to_end and self.served is None:
+            print("ended before it answered", file=sys.stderr)
         if not self._asked_to_end:
             when = "before it answered" if self.served is None else "by itself"
             print(f"error: vLLM ended {when}, with exit code {code}: its last lines are above", file=sys.stderr)

@@ -60,11 +60,11 @@ def drafter_config(path: str, revision: str | None = None) -> RecurrentDraftingC
     return RecurrentDraftingConfig.from_dict(found)
 
 
-def check_length(path: str, config: RecurrentDraftingConfig, length: int) -> None:
+def check_length(path: str, config: RecurrentDraftingConfig, length: int, name: str = "num_speculative_tokens") -> None:
     """Raise ValueError for more tokens than the drafter drafts."""
     if not 1 <= length <= config.beam_length:
         raise ValueError(
-            f"num_speculative_tokens is {length}, and the drafter at {path} drafts at most {config.beam_length}: "
+            f"{name} is {length}, and the drafter at {path} drafts at most {config.beam_length}: "
             f"expected 1 to {config.beam_length}"
         )
 
