@@ -77,13 +77,14 @@ def test_steps_that_did_other_things_are_not_timed():
 
 def test_acceptance_by_position():
     acceptance = Acceptance(3)
-    for accepted in [0, 1, 2, 3] * 500:
-        acceptance.add(3, accepted)
-    assert acceptance.tokens(0) == 1
-    assert acceptance.tokens(3) == pytest.approx(1 + 3 / 4 + 2 / 4 + 1 / 4, rel=0.01)
-    for accepted in [0, 1] * 1000:  # drafts of one token say nothing of the second
-        acceptance.add(1, accepted)
-    assert acceptance.tokens(2) / acceptance.tokens(1) == pytest.approx((1 + 0.58 * (1 + 2 / 3)) / 1.58, rel=0.02)
+    for _ in range(500):
+        acceptance.add([3] * 4, [0, 1, 2, 3])
+    assert acceptance.tokens[0] == 1
+    assert acceptance.tokens[3] == pytest.approx(1 + 3 / 4 + 2 / 4 + 1 / 4, rel=0.01)
+    for _ in range(1000):
+        acceptance.add([1, 1, 0], [0, 0, 0])  # drafts of one token say nothing of the second
+    assert acceptance.tokens[1] < 1.45
+    assert (acceptance.tokens[2] - acceptance.tokens[1]) / (acceptance.tokens[1] - 1) == pytest.approx(2 / 3, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -38,17 +38,20 @@ class Acceptance:
     def __init__(self, length: int) -> None:
         self.hits, self.trials = np.ones(length), np.ones(length)
 
-    def add(self, drafted: int, accepted: int) -> None:
-        """Of a draft of so many tokens, so many were accepted."""
-        tried = min(accepted + 1, drafted)
-        self.trials[:tried] += 1
-        self.hits[: min(accepted, drafted)] += 1
-        fading = np.where(self.trials > KEPT, 0.5, 1.0)
-        self.hits, self.trials = self.hits * fading, self.trials * fading
+    def add(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        """Of drafts of so many tokens each, so many were accepted."""
+        lengths, found = np.asarray(drafted), np.asarray(accepted)
+        position = np.arange(len(self.hits))[:, None]
+        self.trials += (position < np.minimum(found + 1, lengths)).sum(1)
+        self.hits += (position < np.minimum(found, lengths)).sum(1)
+        if self.trials.max() > KEPT:
+            fading = np.where(self.trials > KEPT, 0.5, 1.0)
+            self.hits, self.trials = self.hits * fading, self.trials * fading
 
-    def tokens(self, length: int) -> float:
-        """Expected tokens of a request in a step with a draft of this length."""
-        return 1.0 + float(np.cumprod(self.hits / self.trials)[:length].sum())
+    @property
+    def tokens(self) -> list[float]:
+        """Expected tokens of a request in a step, by the length of its draft from 0."""
+        return [1.0, *(1.0 + np.cumprod(self.hits / self.trials).cumsum()).tolist()]
 
 
 class Shedding:
@@ -75,8 +78,7 @@ class Shedding:
             alone: whether that step did nothing besides, such as reading prompts.
         """
         now, rows = self._clock(), len(emitted)
-        for tried, tokens in zip(drafted, emitted, strict=True):
-            self.acceptance.add(tried, tokens - 1)
+        self.acceptance.add(drafted, [tokens - 1 for tokens in emitted])
         load = self._loads.setdefault(rows.bit_length(), {length: Steps() for length in self.lengths})
         if self._before is not None and alone and self._before[1] == rows:
             load[self._before[2]].add(now - self._before[0])
@@ -88,7 +90,8 @@ class Shedding:
         for length, steps in load.items():
             if steps.seen < TRIALS:
                 return length
-        rates = {length: self.acceptance.tokens(length) / steps.seconds for length, steps in load.items()}
+        tokens = self.acceptance.tokens
+        rates = {length: tokens[length] / steps.seconds for length, steps in load.items()}
         best = max(rates, key=rates.__getitem__)
         for length, steps in load.items():
             if length == best:
