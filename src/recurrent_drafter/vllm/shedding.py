@@ -1,5 +1,6 @@
 """How many tokens to draft under load: as many as pay, by what steps take and what is accepted lately."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ MEMORY = 0.05  # weight of the newest step's time once there are many
 RENEWED = 0.5  # and of one that comes long after the others
 FIRST_WAIT, LONGEST_WAIT = 25, 800  # steps between trials of what is slower; each that finds it so doubles them
 TRIAL_COST = 0.01  # at most this share of time goes into trials of each other length
+# What drafting has to gain for each doubling of the rows: it slows down steps that read prompts too, which are not
+# timed, and drafts go beyond the end of a reply.
+MARGIN = 0.03
 KEPT = 2000.0  # draft tokens of a position beyond which the older half fades
 
 
@@ -82,15 +86,16 @@ class Shedding:
         load = self._loads.setdefault(rows.bit_length(), {length: Steps() for length in self.lengths})
         if self._before is not None and alone and self._before[1] == rows:
             load[self._before[2]].add(now - self._before[0])
-        chosen = self._choose(load)
+        chosen = self._choose(load, 1 + MARGIN * math.log2(max(rows, 1)))
         self._before = (now, rows, chosen)
         return chosen
 
-    def _choose(self, load: dict[int, Steps]) -> int:
+    def _choose(self, load: dict[int, Steps], margin: float) -> int:
         for length, steps in load.items():
             if steps.seen < TRIALS:
                 return length
         tokens = self.acceptance.tokens
+        tokens[0] = margin
         rates = {length: tokens[length] / steps.seconds for length, steps in load.items()}
         best = max(rates, key=rates.__getitem__)
         for length, steps in load.items():
