@@ -14,7 +14,7 @@ FIRST_WAIT, LONGEST_WAIT = 25, 800  # steps between trials of what is slower; ea
 TRIAL_COST = 0.01  # at most this share of time goes into trials of each other length
 # What drafting has to gain for each doubling of the rows: it slows down steps that read prompts too, which are not
 # timed, and drafts go beyond the end of a reply.
-MARGIN = 0.03
+MARGIN = 0.06
 KEPT = 2000.0  # draft tokens of a position beyond which the older half fades
 
 
