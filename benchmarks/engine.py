@@ -14,15 +14,15 @@ from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.cells import DEMO, Cell, all_cells, selected
-from recurrent_drafter.bench.compare import Decoding
 from recurrent_drafter.bench.measure import Effort, measure, verifier_of
 from recurrent_drafter.bench.plot import plot
 from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.summary import inner_markdown, markdown, overview, read_records, rows_of, write_records
 from recurrent_drafter.bench.workload import SHAPES
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.tracking import provenance
-from recurrent_drafter.verifier import computes_in_bfloat16
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.comparison import Decoding
+from recurrent_drafter.models.loading import computes_in_bfloat16
+from recurrent_drafter.records.provenance import provenance
 
 LEFT_OUT = """HF prompt lookup takes one prompt at a time, needs text, and room for its drafts in the context: left
 out at batch 2 and more, for random weights and at context 896. HF assisted generation needs a smaller model of the same

@@ -16,9 +16,9 @@ from recurrent_drafter.bench.serving import SYNCHRONOUS, Work, engine_arms, engi
 from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, judged, serving_rows
 from recurrent_drafter.bench.summary import markdown, read_records, write_records
 from recurrent_drafter.bench.workload import demo_prompts
-from recurrent_drafter.speculator import load_drafter
-from recurrent_drafter.tracking import provenance
-from recurrent_drafter.verifier import Verifier, load_verifier
+from recurrent_drafter.models.loading import load_drafter, load_verifier
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.provenance import provenance
 from recurrent_drafter.vllm.compatibility import installed_version
 
 PROMPT_LENGTH = 128

@@ -20,11 +20,11 @@ from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from recurrent_drafter import RecurrentDrafter, RecurrentDraftingConfig
-from recurrent_drafter.distill import distilled_targets, packed_for_passes
-from recurrent_drafter.losses import IGNORED, cross_entropy, depth_weights
-from recurrent_drafter.objective import Objective
-from recurrent_drafter.tracking import hardware
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.hardware import hardware
+from recurrent_drafter.training.distillation import distilled_targets, packed_for_passes
+from recurrent_drafter.training.loss import Objective
 
 SHARE = 0.5  # of positions under the loss mask
 

@@ -17,8 +17,8 @@ from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from recurrent_drafter.beam import Beams
-from recurrent_drafter.tree import DraftTree, prefix_tree
+from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.tree import DraftTree, prefix_tree
 
 matplotlib.use("Agg")
 FOLDER = Path(__file__).resolve().parents[1] / "docs/pictures"

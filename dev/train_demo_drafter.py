@@ -15,12 +15,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from recurrent_drafter.assets import demo_verifier_path
-from recurrent_drafter.config import DraftShape, RecurrentDraftingConfig
 from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.replies import HeldOutReplies, greedy_replies
-from recurrent_drafter.train import DrafterTrainer, coverage, frequent_tokens, with_text_targets
-from recurrent_drafter.verifier import Verifier, tokenizer_hash
+from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.models.config import DraftShape, RecurrentDraftingConfig
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.loading import tokenizer_hash
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.training.examples import coverage, frequent_tokens, with_text_targets
+from recurrent_drafter.training.trainer import DrafterTrainer
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.data import DataError, Dialogue, load_dialogues
-from recurrent_drafter.data.template import render
+from recurrent_drafter.data.templates import render
 
 TRAIN_FILES = ("sgd_train.sharegpt.jsonl.gz", "gsm8k_train.sharegpt.jsonl.gz")
 HELD_OUT_FILE, HELD_OUT_COUNT, HELD_OUT_LENGTH = "sgd_dev.sharegpt.jsonl.gz", 150, 512

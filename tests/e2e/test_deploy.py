@@ -13,7 +13,7 @@ from running import ROOT, Command
 
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
 from recurrent_drafter.cli import bench, deploy, tune, verify
-from recurrent_drafter.tracking import write_run
+from recurrent_drafter.records.provenance import write_run
 
 NAME = f"{USER}/demo-drafter"
 FEW = ["--prompts", "2", "--new_tokens", "8", "--dtype", "float32"]

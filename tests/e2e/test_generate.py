@@ -17,8 +17,8 @@ FIXED = ["--beam_width", "3", "--beam_length", "4"]
 
 
 def test_a_reply_with_and_without_drafter(tmp_path):
-    speculative = Command([*DEMO, "--prompt", PROMPT], tmp_path / "a").ended()
-    alone = Command([*DEMO, "--prompt", PROMPT, "--autoregressive"], tmp_path / "b").ended()
+    speculative = Command([*DEMO, "--prompt", PROMPT, "--dtype", "float32"], tmp_path / "a").ended()
+    alone = Command([*DEMO, "--prompt", PROMPT, "--dtype", "float32", "--autoregressive"], tmp_path / "b").ended()
     assert (speculative.code, alone.code) == (0, 0), speculative.err + alone.err
     texts = [re.split(FIGURES, done.out) for done in (speculative, alone)]
     assert texts[0][:2] == texts[1][:2]

@@ -7,10 +7,10 @@ import pytest
 from running import Command
 
 from recurrent_drafter.assets import sample_path
-from recurrent_drafter.config import DraftShape
-from recurrent_drafter.replies import HeldOutReplies, load_replies
-from recurrent_drafter.speculator import load_drafter
-from recurrent_drafter.verifier import Verifier, load_verifier
+from recurrent_drafter.measure.replies import HeldOutReplies, load_replies
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.loading import load_drafter, load_verifier
+from recurrent_drafter.models.verifier import Verifier
 
 COMMAND = [
     "experiment_paper_reproduction.py",

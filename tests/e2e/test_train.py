@@ -9,7 +9,7 @@ from running import Command
 from safetensors.torch import load_file
 
 from recurrent_drafter.assets import sample_path
-from recurrent_drafter.data.files import read_records
+from recurrent_drafter.data.parsing import read_records
 
 TRAIN = ["train_speculator.py", "--llm_name_or_path", "demo"]
 FEW = ["--eval_max_examples", "2", "--eval_max_new_tokens", "12"]

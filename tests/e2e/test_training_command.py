@@ -10,7 +10,7 @@ from tracked import scalars, wandb_records
 from transformers.integrations import is_deepspeed_available
 
 from recurrent_drafter.assets import sample_path
-from recurrent_drafter.data.files import read_records
+from recurrent_drafter.data.parsing import read_records
 
 FEW = ["--eval_max_examples", "2", "--eval_max_new_tokens", "12"]
 DEMO = ["train_speculator.py", "--llm_name_or_path", "demo"]

@@ -19,17 +19,18 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments
 
-from recurrent_drafter import target_shards
-from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.objective import Distillation, Objective
-from recurrent_drafter.replies import HeldOutReplies, greedy_replies
-from recurrent_drafter.rows import collate
-from recurrent_drafter.train import DrafterTrainer, last_checkpoint, with_text_targets
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.training import target_store as target_shards
+from recurrent_drafter.training.checkpoints import last_checkpoint
+from recurrent_drafter.training.examples import collate, with_text_targets
+from recurrent_drafter.training.loss import Distillation, Objective
+from recurrent_drafter.training.trainer import DrafterTrainer
 
 CONTEXT = multiprocessing.get_context("forkserver")  # which has paid for the imports
-CONTEXT.set_forkserver_preload(["recurrent_drafter.train", "recurrent_drafter.target_shards"])
+CONTEXT.set_forkserver_preload(["recurrent_drafter.training.trainer", "recurrent_drafter.training.target_store"])
 KILLED = -signal.SIGKILL
 REFUSED = 2
 

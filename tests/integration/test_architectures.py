@@ -11,11 +11,11 @@ from models import ARCHITECTURES, LONGEST_PROMPT, VOCABULARY, generate, prompts,
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
-from recurrent_drafter.accept import follow_tree
-from recurrent_drafter.distill import distilled_targets
-from recurrent_drafter.tree import DraftTree, root_tree
-from recurrent_drafter.verifier import Verifier
-from recurrent_drafter.verify import first_divergence
+from recurrent_drafter.core.accept import follow_tree
+from recurrent_drafter.core.tree import DraftTree, root_tree
+from recurrent_drafter.measure.divergence import first_divergence
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.training.distillation import distilled_targets
 
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
 both_attentions = pytest.mark.parametrize("attention", ["sdpa", "eager"])

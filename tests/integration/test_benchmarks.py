@@ -7,13 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingSpeculator
-from recurrent_drafter import decode as decode_module
-from recurrent_drafter import speculator as speculator_module
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.arms import AUTO, HF, PLAIN, shape_name, standard_arms
 from recurrent_drafter.bench.attainable import expected_along, measure_curves
 from recurrent_drafter.bench.cells import Cell
-from recurrent_drafter.bench.compare import Decoding, batches_of, compare
 from recurrent_drafter.bench.measure import Effort, known_replies, measure, teach
 from recurrent_drafter.bench.memory import MIB, memory_of
 from recurrent_drafter.bench.profile import STAGES, profiled
@@ -22,7 +18,11 @@ from recurrent_drafter.bench.summary import rows_of
 from recurrent_drafter.bench.workload import SHAPES, demo_prompts, model_of_shape, oracle_for, random_prompts
 from recurrent_drafter.cli.bench import main as bench
 from recurrent_drafter.cli.generate import main as generate
-from recurrent_drafter.verifier import load_verifier
+from recurrent_drafter.decoding import decode as decode_module
+from recurrent_drafter.decoding import speculator as speculator_module
+from recurrent_drafter.measure.arms import AUTO, HF, PLAIN, shape_name, standard_arms
+from recurrent_drafter.measure.comparison import Decoding, batches_of, compare
+from recurrent_drafter.models.loading import load_verifier
 
 VOCABULARY = 97
 

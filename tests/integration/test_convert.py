@@ -12,7 +12,7 @@ from torch.nn import functional
 from recurrent_drafter import RecurrentDrafter
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
 from recurrent_drafter.cli.convert import main, read
-from recurrent_drafter.speculator import load_drafter
+from recurrent_drafter.models.loading import load_drafter
 
 H, V = 8, 12
 
@@ -204,7 +204,7 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("recurrent_drafter.apple.save_file", full)
+    monkeypatch.setattr("recurrent_drafter.formats.apple.save_file", full)
     random_drafter().save_pretrained(tmp_path / "ours")
     assert main([str(tmp_path / "ours"), str(tmp_path / "new/one"), *TO_APPLE]) == 2
     assert "new/one could not be written ([Errno 28] No space left" in capsys.readouterr().err

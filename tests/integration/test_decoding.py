@@ -15,19 +15,20 @@ from transformers import (
 )
 
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingConfig, RecurrentDraftingSpeculator
-from recurrent_drafter.accept import follow_tree
-from recurrent_drafter.beam import Beams
+from recurrent_drafter.core.accept import follow_tree
+from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.decode import BeamDrafter, FixedPace, decode, hidden_after
-from recurrent_drafter.distill import distilled_targets
-from recurrent_drafter.packing import FEW_ROWS, PackedLinears
-from recurrent_drafter.replies import HeldOutReplies, greedy_replies
-from recurrent_drafter.sampler import Sampler
-from recurrent_drafter.stop import Stop
-from recurrent_drafter.train import DrafterTrainer, with_distilled_targets, with_text_targets
-from recurrent_drafter.tree import prefix_tree
-from recurrent_drafter.verifier import Verifier
-from recurrent_drafter.verify import first_divergence
+from recurrent_drafter.decoding.decode import BeamDrafter, FixedPace, decode, hidden_after
+from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.sampler import Sampler
+from recurrent_drafter.measure.divergence import first_divergence
+from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.models.packed_linear import FEW_ROWS, PackedLinears
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.training.distillation import distilled_targets, with_distilled_targets
+from recurrent_drafter.training.examples import with_text_targets
+from recurrent_drafter.training.trainer import DrafterTrainer
 
 NAMES = ["gpt2", "llama", "qwen2"]
 

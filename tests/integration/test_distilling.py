@@ -7,9 +7,9 @@ import torch
 from models import generate, tiny_model
 from runs import texts
 
-from recurrent_drafter.distill import Draw, distil, distilled_targets
-from recurrent_drafter.losses import IGNORED
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.core.losses import IGNORED
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.training.distillation import Draw, distil, distilled_targets
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral-window"])

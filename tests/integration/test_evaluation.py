@@ -10,7 +10,7 @@ from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.bench import evaluation
 from recurrent_drafter.cli import bench, generate
 from recurrent_drafter.data import Turn, encode_prompt, load_questions
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 
 FEW = ["--eval_mt_bench", "--max_num_prompts", "3", "--max_generation_length", "12", "--dtype", "float32"]
 LABELS = (

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingConfig, RecurrentDraftingSpeculator
-from recurrent_drafter.sampling import draw_tokens, gumbel_noise
+from recurrent_drafter.core.noise import draw_tokens, gumbel_noise
 
 SHAPES = (DraftShape(3, 4), DraftShape(4, 5, 8), DraftShape(1, 2))
 
@@ -180,7 +180,7 @@ def exact_probability(model, prompt, reply, way):
 def test_law_of_a_real_models_first_three_tokens():
     """100,000 replies of the demo model, with its drafter, against as many of transformers' own sampling."""
     from recurrent_drafter.assets import demo_drafter_path
-    from recurrent_drafter.verifier import load_verifier
+    from recurrent_drafter.models.loading import load_verifier
 
     model, tokenizer = load_verifier("demo", dtype="float32")
     speculator = RecurrentDraftingSpeculator.from_pretrained(
@@ -271,7 +271,7 @@ def test_return_dict_and_max_time():
 
 
 def test_stop_strings_end_the_reply_where_transformers_ends_it():
-    from recurrent_drafter.verifier import load_verifier
+    from recurrent_drafter.models.loading import load_verifier
 
     model, tokenizer = load_verifier("demo", dtype="float32")
     ids = tokenizer("I would like to book a table for two", return_tensors="pt")["input_ids"]

@@ -10,9 +10,9 @@ from runs import KILLED, REFUSED, run_distillation, run_shards, run_training, te
 from safetensors.torch import load_file
 
 from recurrent_drafter import RecurrentDrafter
-from recurrent_drafter.target_shards import MANIFEST, distilled_dataset
-from recurrent_drafter.train import last_checkpoint
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.training.checkpoints import last_checkpoint
+from recurrent_drafter.training.target_store import MANIFEST, distilled_dataset
 
 
 @pytest.fixture(scope="module")

@@ -12,13 +12,15 @@ from torch.nn import functional
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from recurrent_drafter.cli.output import saying_what_was_not_written
-from recurrent_drafter.config import DraftShape
+from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.fingerprint import run_fingerprint, verifier_fingerprint
-from recurrent_drafter.losses import IGNORED
-from recurrent_drafter.replies import HeldOutReplies, greedy_replies
-from recurrent_drafter.train import DrafterTrainer, last_checkpoint, with_text_targets
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.loading import verifier_fingerprint
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.training.checkpoints import last_checkpoint
+from recurrent_drafter.training.examples import run_fingerprint, with_text_targets
+from recurrent_drafter.training.trainer import DrafterTrainer
 
 SHAPE = DraftShape(2, 4)
 

@@ -11,24 +11,22 @@ from models import generate, prompts, random_drafter, tiny_model
 from test_decoding import overfit
 
 import recurrent_drafter.cli.tune as command
-import recurrent_drafter.speculator as speculator_module
+import recurrent_drafter.decoding.speculator as speculator_module
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
-from recurrent_drafter.decode import BeamDrafter
-from recurrent_drafter.pace import LONGEST, Costs
-from recurrent_drafter.replies import HeldOutReplies, greedy_replies
-from recurrent_drafter.tune import (
-    FILE,
+from recurrent_drafter.decoding.costs import FILE, Costs, Tuning, conditions
+from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.decoding.draft_controller import LONGEST
+from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.measure.tuning import (
     REJECTED,
     Acceptance,
     BatchCosts,
-    Tuning,
     best_of_each_cell,
-    conditions,
     measure_acceptance,
     path_ranks,
     predict,
 )
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.models.verifier import Verifier
 
 
 def test_one_draft_gives_the_figures_of_every_shape(tmp_path):

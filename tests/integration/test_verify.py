@@ -9,13 +9,13 @@ from models import VOCABULARY, generate, prompts, random_drafter, tiny_model
 from transformers import LogitsProcessor, TopKLogitsWarper
 
 import recurrent_drafter.cli.verify as command
-import recurrent_drafter.decode as decode_module
-import recurrent_drafter.verify as verify_module
+import recurrent_drafter.decoding.decode as decode_module
+import recurrent_drafter.measure.divergence as verify_module
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
-from recurrent_drafter.sampler import Sampler
-from recurrent_drafter.sampling import gumbel_noise
-from recurrent_drafter.verifier import Verifier, VerifierSession
-from recurrent_drafter.verify import Draw, compare_batch, first_divergence, processors_of, until_end
+from recurrent_drafter.core.noise import gumbel_noise
+from recurrent_drafter.decoding.sampler import Sampler
+from recurrent_drafter.measure.divergence import Draw, compare_batch, first_divergence, processors_of, until_end
+from recurrent_drafter.models.verifier import Verifier, VerifierSession
 
 FEW = ["--base_model", "demo", "--dtype", "float32", "--prompts", "3", "--new_tokens", "10", "--batch_size", "2"]
 

@@ -19,7 +19,7 @@ from recurrent_drafter.data import (
     load_dialogues,
     padding_share,
 )
-from recurrent_drafter.data.files import read_records
+from recurrent_drafter.data.parsing import read_records
 
 
 @pytest.fixture(scope="module")

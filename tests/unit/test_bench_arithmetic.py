@@ -6,24 +6,24 @@ import math
 import pytest
 import torch
 
-from recurrent_drafter.beam import Beams
 from recurrent_drafter.bench import attainable as attainable_module
-from recurrent_drafter.bench import compare as compare_module
 from recurrent_drafter.bench import workload as workload_module
-from recurrent_drafter.bench.arms import AUTO, HF, PLAIN
 from recurrent_drafter.bench.attainable import Attainable, Curves, attainable, expected_along
 from recurrent_drafter.bench.cells import all_cells, selected
-from recurrent_drafter.bench.compare import ArmResult, Batch, Decoding, Run, batches_of, emitted
 from recurrent_drafter.bench.memory import TensorCount
 from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.bench.profile import Profile
 from recurrent_drafter.bench.soak import Soak
 from recurrent_drafter.bench.summary import markdown, read_records, rows_of, write_records
-from recurrent_drafter.config import RecurrentDraftingConfig
-from recurrent_drafter.replies import Reply
-from recurrent_drafter.sampling import draw_tokens
-from recurrent_drafter.stop import Stop
-from recurrent_drafter.tree import prefix_tree
+from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.noise import draw_tokens
+from recurrent_drafter.core.tree import prefix_tree
+from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.measure import comparison as compare_module
+from recurrent_drafter.measure.arms import AUTO, HF, PLAIN
+from recurrent_drafter.measure.comparison import ArmResult, Batch, Decoding, Run, batches_of, emitted
+from recurrent_drafter.measure.replies import Reply
+from recurrent_drafter.models.config import RecurrentDraftingConfig
 
 
 @pytest.mark.parametrize("module", [attainable_module, compare_module, workload_module])

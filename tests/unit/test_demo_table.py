@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import torch
 from rich.console import Console
 
-from recurrent_drafter.bench.arms import HF, PLAIN
-from recurrent_drafter.bench.compare import ArmResult, Decoding, Run
 from recurrent_drafter.cli.figures import arm_table
+from recurrent_drafter.measure.arms import HF, PLAIN
+from recurrent_drafter.measure.comparison import ArmResult, Decoding, Run
 
 
 def test_it_fits_a_terminal_of_80_columns():

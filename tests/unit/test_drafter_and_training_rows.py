@@ -4,12 +4,11 @@ from torch.nn import functional
 from transformers import AutoModel
 
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingConfig
+from recurrent_drafter.core.losses import IGNORED
+from recurrent_drafter.core.metrics import median_interval, walk
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.losses import IGNORED
-from recurrent_drafter.metrics import median_interval, walk
-from recurrent_drafter.rows import cut_behind_end
-from recurrent_drafter.stop import Step, Stop
-from recurrent_drafter.train import frequent_tokens, loss_mask, with_text_targets
+from recurrent_drafter.decoding.generation_state import Step, Stop
+from recurrent_drafter.training.examples import cut_behind_end, frequent_tokens, loss_mask, with_text_targets
 
 H, V, END = 8, 12, 9
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from models import tiny_model
 
-from recurrent_drafter.config import DraftShape
-from recurrent_drafter.estimate import (
+from recurrent_drafter.decoding.costs import Costs
+from recurrent_drafter.measure.estimate import (
     WeightsRead,
     break_even,
     ceiling,
@@ -15,8 +15,8 @@ from recurrent_drafter.estimate import (
     predicted_speedup,
     weights_read,
 )
-from recurrent_drafter.pace import Costs
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.verifier import Verifier
 
 H = 768
 GPT2 = 124_400_000

@@ -7,12 +7,12 @@ import json
 import pytest
 from rich.console import Console
 
-from recurrent_drafter import metrics
 from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Answer, AnsweredBatch, Round, Skipped
 from recurrent_drafter.bench.scores import ArmScores, Evaluation, join, read_evaluation
 from recurrent_drafter.cli.scores import category_table
+from recurrent_drafter.core import metrics
+from recurrent_drafter.core.metrics import Acceptance, sums_interval
 from recurrent_drafter.data import DataError, Question, load_questions, questions, spread
-from recurrent_drafter.metrics import Acceptance, sums_interval
 
 
 def answer(question, turn, ids, drafts, category="math", outcome=""):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from recurrent_drafter.losses import IGNORED, chunked_loss, cross_entropy, depth_weights, divergence
+from recurrent_drafter.core.losses import IGNORED, chunked_loss, cross_entropy, depth_weights, divergence
 
 ROOTS, DEPTHS, D, WIDTH = 5, 3, 7, 4
 

@@ -3,7 +3,7 @@
 import pytest
 
 from recurrent_drafter.cli import generate
-from recurrent_drafter.config import SamplingOptions
+from recurrent_drafter.cli.options import SamplingOptions
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-import recurrent_drafter.pace as pace_module
-from recurrent_drafter.beam import Beams
-from recurrent_drafter.config import DraftShape
-from recurrent_drafter.pace import AutoPace, Calibration, Costs
-from recurrent_drafter.stop import Step
-from recurrent_drafter.tree import prefix_tree, root_tree
+import recurrent_drafter.decoding.draft_controller as pace_module
+from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.tree import prefix_tree, root_tree
+from recurrent_drafter.decoding.costs import Costs
+from recurrent_drafter.decoding.draft_controller import AutoPace, Calibration
+from recurrent_drafter.decoding.generation_state import Step
+from recurrent_drafter.models.config import DraftShape
 
 CHEAP = Costs(rows=(1, 4, 16), verify=(10.0, 11.0, 14.0), draft_level=0.5)
 DEAR = Costs(rows=(1, 2, 16), verify=(10.0, 20.0, 160.0), draft_level=1.0)

@@ -11,11 +11,13 @@ import pytest
 import torch
 from models import random_drafter, tiny_model
 
-from recurrent_drafter.beam import Beams
 from recurrent_drafter.cli import reproduce, train
 from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.data import TrainExample
-from recurrent_drafter.decode import BeamDrafter
+from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.provenance import provenance
 from recurrent_drafter.report.document import Document, Paragraph, Section, Table
 from recurrent_drafter.report.reproduction import write_report
 from recurrent_drafter.reproduce.findings import Arm, Findings, Place
@@ -23,9 +25,7 @@ from recurrent_drafter.reproduce.plan import ReproduceOptions, Source, plan_of, 
 from recurrent_drafter.reproduce.results import RESULTS, Results, failure
 from recurrent_drafter.reproduce.statistics import Walks, gain, tokens_per_step
 from recurrent_drafter.reproduce.sweeps import distinct_prefixes, with_fewer_tokens
-from recurrent_drafter.rows import frequent_tokens, with_text_targets
-from recurrent_drafter.tracking import provenance
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.training.examples import frequent_tokens, with_text_targets
 
 
 def test_the_quick_plan():

@@ -11,11 +11,11 @@ from recurrent_drafter.bench.serving import SYNCHRONOUS, engine_arms
 from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, chain_tokens_per_step, serving_rows
 from recurrent_drafter.bench.summary import markdown
 from recurrent_drafter.bench.workload import demo_prompts
-from recurrent_drafter.config import DraftShape
-from recurrent_drafter.decode import BeamDrafter
-from recurrent_drafter.replies import HeldOutReplies, greedy_replies
-from recurrent_drafter.speculator import load_drafter
-from recurrent_drafter.verifier import Verifier, load_verifier
+from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.loading import load_drafter, load_verifier
+from recurrent_drafter.models.verifier import Verifier
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recurrent_drafter.accept import follow_tree
-from recurrent_drafter.beam import Beams, DraftStep, beam_search
-from recurrent_drafter.tree import DraftTree, prefix_tree, root_tree
+from recurrent_drafter.core.accept import follow_tree
+from recurrent_drafter.core.beam import Beams, DraftStep, beam_search
+from recurrent_drafter.core.tree import DraftTree, prefix_tree, root_tree
 
 RED, PLANET, DOT, AND, WITH, IN = range(6)
 

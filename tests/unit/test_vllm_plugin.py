@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
-from recurrent_drafter.beam import sampled_chain
+from recurrent_drafter.core.beam import sampled_chain
 from recurrent_drafter.vllm import compatibility, plugin
 from recurrent_drafter.vllm.options import ServingOptions
 from recurrent_drafter.vllm.proposer import DraftLaws

@@ -14,9 +14,9 @@ import torch
 from vllm import LLM
 from vllm.platforms import current_platform
 
-from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
-from recurrent_drafter.bench.workload import demo_prompts
-from recurrent_drafter.verifier import load_verifier
+from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path  # noqa: E402
+from recurrent_drafter.bench.workload import demo_prompts  # noqa: E402
+from recurrent_drafter.models.loading import load_verifier  # noqa: E402
 
 DRAFTER = str(demo_drafter_path())
 _register = type(current_platform).register_triton_kernel_overrides

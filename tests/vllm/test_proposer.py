@@ -12,10 +12,10 @@ from engines import DRAFTER, complete, engine, metric, prompts, set_seed  # noqa
 from vllm import SamplingParams  # noqa: E402
 
 from recurrent_drafter.assets import demo_drafter_path  # noqa: E402
-from recurrent_drafter.config import DraftShape  # noqa: E402
-from recurrent_drafter.replies import HeldOutReplies, Reply  # noqa: E402
-from recurrent_drafter.speculator import load_drafter  # noqa: E402
-from recurrent_drafter.verifier import Verifier, load_verifier  # noqa: E402
+from recurrent_drafter.measure.replies import HeldOutReplies, Reply  # noqa: E402
+from recurrent_drafter.models.config import DraftShape  # noqa: E402
+from recurrent_drafter.models.loading import load_drafter, load_verifier  # noqa: E402
+from recurrent_drafter.models.verifier import Verifier  # noqa: E402
 
 
 def mixed_requests(count: int):

@@ -20,7 +20,7 @@ import torch
 
 from recurrent_drafter.bench.workload import demo_prompts
 from recurrent_drafter.cli.server import totals
-from recurrent_drafter.verifier import load_verifier
+from recurrent_drafter.models.loading import load_verifier
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]
 CONTEXT, REPLY = 256, 40

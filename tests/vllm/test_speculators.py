@@ -9,7 +9,7 @@ import torch
 from models import random_drafter
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.speculator import load_drafter
+from recurrent_drafter.models.loading import load_drafter
 
 pytestmark = pytest.mark.vllm
 
@@ -23,7 +23,6 @@ DRAFTERS = {
 
 @pytest.fixture(scope="module")
 def speculators():
-    import recurrent_drafter.speculators  # noqa: F401
 
     return sys.modules["speculators"]
 
@@ -41,7 +40,7 @@ def test_opened_and_saved_by_speculators(name, dtype, speculators, tmp_path):
     drafter.draft_ids.copy_(drafter.draft_ids.flip(0))
     drafter.to(dtype).save_pretrained(tmp_path / "ours")
     opened = speculators.SpeculatorModel.from_pretrained(str(tmp_path / "ours"))
-    from recurrent_drafter.speculators import RecurrentDrafterSpeculator
+    from recurrent_drafter.formats.speculators import RecurrentDrafterSpeculator
 
     assert isinstance(opened, RecurrentDrafterSpeculator)
     assert same(opened.state_dict(), drafter.state_dict())
@@ -108,4 +107,4 @@ import recurrent_drafter.speculators
 )
 def test_without_the_package_it_is_said(first, message):
     ended = subprocess.run([sys.executable, "-c", IMPORT.format(first)], capture_output=True, text=True)
-    assert ended.stderr.splitlines()[-1].startswith("ImportError: recurrent_drafter.speculators " + message)
+    assert ended.stderr.splitlines()[-1].startswith("ImportError: recurrent_drafter.formats.speculators " + message)

@@ -1,4 +1,4 @@
-"""Where the bundled files lie: the demo verifier, its drafter, and small samples of every dataset kind (layer 0)."""
+"""Where the bundled files lie: the demo verifier, its drafter, and small samples of every dataset kind."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What speculation could yield here at best, and how much of it decoding reaches (layer 4).
+"""What speculation could yield here at best, and how much of it decoding reaches.
 
 A step that verifies n nodes behind a draft takes t(n) + t_draft and yields E(n) tokens; plain autoregression takes t(1)
 for one. So no tree of fixed size is faster than autoregression by more than the largest E(n) t(1) / (t(n) + t_draft).
@@ -12,16 +12,16 @@ from functools import partial
 import numpy as np
 import torch
 
-from recurrent_drafter.beam import Beams
-from recurrent_drafter.bench.compare import Batch, now
 from recurrent_drafter.bench.oracle import OracleDrafter
-from recurrent_drafter.decode import BeamDrafter
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.metrics import Walk, walk
-from recurrent_drafter.packing import PackedLinears
-from recurrent_drafter.replies import HeldOutReplies, Reply, accepted_along
-from recurrent_drafter.tree import prefix_tree, root_tree
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.metrics import Walk, walk
+from recurrent_drafter.core.tree import prefix_tree, root_tree
+from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.measure.comparison import Batch, now
+from recurrent_drafter.measure.replies import HeldOutReplies, Reply, accepted_along
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.packed_linear import PackedLinears
+from recurrent_drafter.models.verifier import Verifier
 
 NODES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 41, 48, 64)
 MOST_REPLIES = 16

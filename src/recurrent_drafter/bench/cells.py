@@ -1,4 +1,4 @@
-"""What the engine's benchmark varies: one factor at a time from a base cell (layer 4)."""
+"""What the engine's benchmark varies: one factor at a time from a base cell."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""Questions of several turns, answered by one or several ways of decoding in one process (layer 4)."""
+"""Questions of several turns, answered by one or several ways of decoding in one process."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -7,12 +7,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.bench.compare import Batch, emitted, now
+from recurrent_drafter.core.metrics import Acceptance
 from recurrent_drafter.data import Question, RefusedError, Turn, encode_prompt
-from recurrent_drafter.metrics import Acceptance
-from recurrent_drafter.replies import left_padded
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.verify import Draw, first_divergence, processors_of
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.comparison import Batch, emitted, now
+from recurrent_drafter.measure.divergence import Draw, first_divergence, processors_of
+from recurrent_drafter.measure.replies import left_padded
 
 SPECULATIVE, AUTOREGRESSIVE = "speculative", "autoregressive"  # the arms
 IDENTICAL, TIE, BUG = "identical", "tie", "bug"  # outcomes

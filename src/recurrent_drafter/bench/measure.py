@@ -1,4 +1,4 @@
-"""Measure one cell: arms side by side, what is attainable, where the time goes, what memory it takes (layer 4)."""
+"""Measure one cell: arms side by side, what is attainable, where the time goes, what memory it takes."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,19 +10,20 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.arms import AUTO, PLAIN, lookup_fits, shape_name, standard_arms, variant
 from recurrent_drafter.bench.attainable import Expected, attainable, expected_along, measure_curves
 from recurrent_drafter.bench.cells import DEMO, Cell
-from recurrent_drafter.bench.compare import ArmResult, Batch, Decoding, batches_of, compare
 from recurrent_drafter.bench.memory import memory_of
 from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.bench.workload import demo_prompts, model_of_shape, oracle_for, random_prompts
-from recurrent_drafter.config import DraftShape
-from recurrent_drafter.pace import LONGEST
-from recurrent_drafter.replies import Reply
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.verifier import Verifier, load_verifier
+from recurrent_drafter.decoding.draft_controller import LONGEST
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import AUTO, PLAIN, lookup_fits, shape_name, standard_arms, variant
+from recurrent_drafter.measure.comparison import ArmResult, Batch, Decoding, batches_of, compare
+from recurrent_drafter.measure.replies import Reply
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.loading import load_verifier
+from recurrent_drafter.models.verifier import Verifier
 
 FIXED = DraftShape(beam_width=10, beam_length=4)
 CHAINS = (DraftShape(1, 4), DraftShape(1, 8))

@@ -1,4 +1,4 @@
-"""What decoding holds beyond the model, the drafter and the key-value cache (layer 4)."""
+"""What decoding holds beyond the model, the drafter and the key-value cache."""
 
 import weakref
 from collections.abc import Callable, Iterator
@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from recurrent_drafter.bench.profile import replaced
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.verifier import Verifier, VerifierSession
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.models.verifier import Verifier, VerifierSession
 
 MIB = 2**20
 

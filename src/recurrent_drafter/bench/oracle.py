@@ -1,4 +1,4 @@
-"""A drafter that is right as often as one likes: the engine's speed without trained weights (layer 4)."""
+"""A drafter that is right as often as one likes: the engine's speed without trained weights."""
 
 import math
 import zlib
@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recurrent_drafter.beam import Beams, Deeper
-from recurrent_drafter.config import RecurrentDraftingConfig
-from recurrent_drafter.decode import Draft
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.stop import Stop
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.core.beam import Beams, Deeper
+from recurrent_drafter.decoding.decode import Draft
+from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.models.config import RecurrentDraftingConfig
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.verifier import Verifier
 
 
 class OracleDrafter(RecurrentDrafter):

@@ -1,10 +1,10 @@
-"""The picture of a benchmark's table (layer 4); needs matplotlib, which the extra ``report`` brings."""
+"""The picture of a benchmark's table; needs matplotlib, which the extra ``report`` brings."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from recurrent_drafter.bench.arms import PLAIN
 from recurrent_drafter.bench.summary import Row
+from recurrent_drafter.measure.arms import PLAIN
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a step's time goes, timed from outside: the loop's callables are wrapped while a profile is open (layer 4)."""
+"""Where a step's time goes, timed from outside: the loop's callables are wrapped while a profile is open."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from recurrent_drafter import decode as decode_module
-from recurrent_drafter import speculator as speculator_module
-from recurrent_drafter.pace import AutoPace
-from recurrent_drafter.sampler import Sampler
-from recurrent_drafter.stop import Step, Stop
-from recurrent_drafter.verifier import VerifierSession
+from recurrent_drafter.decoding import decode as decode_module
+from recurrent_drafter.decoding import speculator as speculator_module
+from recurrent_drafter.decoding.draft_controller import AutoPace
+from recurrent_drafter.decoding.generation_state import Step, Stop
+from recurrent_drafter.decoding.sampler import Sampler
+from recurrent_drafter.models.verifier import VerifierSession
 
 # Every callable of the loop, by what it is for. None of them calls another one.
 STAGES: dict[str, list[tuple[Any, str]]] = {

@@ -1,4 +1,4 @@
-"""From answers to figures (layer 4): everything that an evaluation shows is computed from what its file holds."""
+"""From answers to figures: everything that an evaluation shows is computed from what its file holds."""
 
 import json
 from collections import Counter
@@ -20,7 +20,7 @@ from recurrent_drafter.bench.evaluation import (
     Round,
     Skipped,
 )
-from recurrent_drafter.metrics import Acceptance, sums_interval
+from recurrent_drafter.core.metrics import Acceptance, sums_interval
 
 KIND = "evaluation"  # of a file
 DIFFERENT = "different"  # outcome where two files differ: without the model nobody knows whether it is a tie

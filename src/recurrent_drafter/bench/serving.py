@@ -1,4 +1,4 @@
-"""vLLM's engine with and without drafters, side by side (layer 4): each arm in a process of its own, in short turns."""
+"""vLLM's engine with and without drafters, side by side: each arm in a process of its own, in short turns."""
 
 import multiprocessing
 import os

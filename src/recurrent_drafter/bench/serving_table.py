@@ -1,4 +1,4 @@
-"""What turns of vLLM's engines say (layer 4): equality, predicted acceptance, and a table of both beside the speed."""
+"""What turns of vLLM's engines say: equality, predicted acceptance, and a table of both beside the speed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,16 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recurrent_drafter.beam import Beams
 from recurrent_drafter.bench.serving import SYNCHRONOUS, Record, Request, Turn, Work, engine_arms
 from recurrent_drafter.bench.summary import Ratio, figure, ratio
-from recurrent_drafter.decode import BeamDrafter
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.metrics import Walk, median_interval, walk
-from recurrent_drafter.replies import HeldOutReplies, Reply, accepted_along
-from recurrent_drafter.tree import prefix_tree
-from recurrent_drafter.verifier import Verifier
-from recurrent_drafter.verify import first_divergence
+from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.metrics import Walk, median_interval, walk
+from recurrent_drafter.core.tree import prefix_tree
+from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.measure.divergence import first_divergence
+from recurrent_drafter.measure.replies import HeldOutReplies, Reply, accepted_along
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.verifier import Verifier
 
 
 def turns_of(records: Sequence[Record]) -> dict[str, list[Turn]]:

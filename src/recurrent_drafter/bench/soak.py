@@ -1,4 +1,4 @@
-"""Generation without end: neither memory nor the time of a step may grow (layer 4)."""
+"""Generation without end: neither memory nor the time of a step may grow."""
 
 import gc
 from dataclasses import dataclass, field
@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recurrent_drafter.bench.arms import options
-from recurrent_drafter.bench.compare import Decoding, now
 from recurrent_drafter.bench.memory import MIB, resident
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import options
+from recurrent_drafter.measure.comparison import Decoding, now
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""From raw records to a table (layer 4): everything that is shown is computed from the JSON lines."""
+"""From raw records to a table: everything that is shown is computed from the JSON lines."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -6,8 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from recurrent_drafter.bench.arms import AUTO, HF, PLAIN
-from recurrent_drafter.bench.compare import ArmResult, Run
+from recurrent_drafter.measure.arms import AUTO, HF, PLAIN
+from recurrent_drafter.measure.comparison import ArmResult, Run
 
 Ratio = tuple[float, float, float]  # median and its 95 % interval
 

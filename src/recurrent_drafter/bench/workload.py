@@ -1,4 +1,4 @@
-"""Models and prompts to measure with (layer 4)."""
+"""Models and prompts to measure with."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from recurrent_drafter.bench.oracle import OracleDrafter, OracleSpeculator
-from recurrent_drafter.config import RecurrentDraftingConfig
 from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.models.config import RecurrentDraftingConfig
+from recurrent_drafter.models.verifier import Verifier
 
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
     "gpt2-small-shape": GPT2Config,

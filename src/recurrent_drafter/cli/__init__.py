@@ -1,1 +1,1 @@
-"""The command line (layer 4): arguments in, text out, exit codes; the work is done in the layers below."""
+"""The command line: arguments in, text out, exit codes; the work is done in the layers below."""

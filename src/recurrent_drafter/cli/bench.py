@@ -12,8 +12,6 @@ from rich.progress import Progress
 from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.bench.arms import AUTO, LOOKUP_TOKENS, lookup_fits, shape_name, standard_arms, variant
-from recurrent_drafter.bench.compare import Arm, Batch, Decoding, batches_of, compare
 from recurrent_drafter.bench.measure import run_records
 from recurrent_drafter.bench.memory import memory_of
 from recurrent_drafter.bench.profile import profiled
@@ -22,12 +20,14 @@ from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.figures import arm_table, profile_table
 from recurrent_drafter.cli.scores import join_files
 from recurrent_drafter.cli.speculator import open_speculator
-from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.stop import as_tuple
-from recurrent_drafter.tracking import provenance
-from recurrent_drafter.verifier import load_verifier
+from recurrent_drafter.decoding.generation_state import as_tuple
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import AUTO, LOOKUP_TOKENS, lookup_fits, shape_name, standard_arms, variant
+from recurrent_drafter.measure.comparison import Arm, Batch, Decoding, batches_of, compare
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.loading import load_verifier
+from recurrent_drafter.records.provenance import provenance
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from transformers import TrainerCallback
 
-from recurrent_drafter.train import TimeBudget
+from recurrent_drafter.training.budget import TimeBudget
 
 
 def progress_bar() -> Progress:

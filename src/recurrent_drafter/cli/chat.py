@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.bench.arms import without_drafter
 from recurrent_drafter.cli.errors import INTERRUPTED
-from recurrent_drafter.config import GenerateOptions, SamplingOptions, is_text
+from recurrent_drafter.cli.options import GenerateOptions, SamplingOptions, is_text
+from recurrent_drafter.core.metrics import Acceptance
 from recurrent_drafter.data import Turn, encode_prompt
-from recurrent_drafter.metrics import Acceptance
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import without_drafter
 
 COMMANDS = "/reset /stats /seed N /temp X /speculate on|off /quit"
 DRAFTED = "bold green"

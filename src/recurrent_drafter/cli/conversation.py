@@ -5,9 +5,9 @@ from typing import Literal
 
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.cli.texts import Pair, pair_of
 from recurrent_drafter.data import Dialogue, TrainExample, encode_examples, load_dialogues
-from recurrent_drafter.verifier import load_verifier
+from recurrent_drafter.models.loading import load_verifier
+from recurrent_drafter.training.corpus import Pair, pair_of
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.apple import from_apple, is_apples, to_apple
 from recurrent_drafter.cli.errors import parse, reporting
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.hub import WEIGHTS
+from recurrent_drafter.formats.apple import from_apple, is_apples, to_apple
+from recurrent_drafter.hub.publishing import WEIGHTS
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.loading import check_pair, check_tokenizer, load_drafter, load_outline, tokenizer_hash
+from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.report.card import is_hub_name
-from recurrent_drafter.speculator import check_pair, check_tokenizer, load_drafter
-from recurrent_drafter.verifier import Verifier, load_outline, tokenizer_hash
 
 
 @dataclass(frozen=True)

@@ -12,16 +12,17 @@ from rich.progress import Progress
 from transformers import PreTrainedModel
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.bench.arms import HF, PLAIN, hf_arm, our_arm
-from recurrent_drafter.bench.compare import Arm, Decoding, batches_of, compare
 from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.figures import arm_table
 from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.stop import as_tuple
-from recurrent_drafter.verifier import Verifier, load_verifier
+from recurrent_drafter.decoding.generation_state import as_tuple
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import HF, PLAIN, hf_arm, our_arm
+from recurrent_drafter.measure.comparison import Arm, Decoding, batches_of, compare
+from recurrent_drafter.models.loading import load_verifier
+from recurrent_drafter.models.verifier import Verifier
 
 
 @dataclass(frozen=True)

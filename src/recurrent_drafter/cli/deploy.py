@@ -14,12 +14,12 @@ from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.bench.summary import read_records
 from recurrent_drafter.cli.errors import parse, reporting
-from recurrent_drafter.hub import assemble, check_repo_name, publish
+from recurrent_drafter.decoding.costs import FILE as TUNING
+from recurrent_drafter.hub.publishing import assemble, check_repo_name, publish
+from recurrent_drafter.measure.divergence import FILE as VERIFICATION
+from recurrent_drafter.measure.divergence import read_verification
+from recurrent_drafter.models.loading import load_drafter
 from recurrent_drafter.report.card import Known, is_hub_name, model_card
-from recurrent_drafter.speculator import load_drafter
-from recurrent_drafter.tune import FILE as TUNING
-from recurrent_drafter.verify import FILE as VERIFICATION
-from recurrent_drafter.verify import read_verification
 
 
 @dataclass(frozen=True)

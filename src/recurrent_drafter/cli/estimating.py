@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from recurrent_drafter.arguments import TrainingArguments
 from recurrent_drafter.cli.fit import measure, new_drafter, new_trainer
-from recurrent_drafter.cli.targets import Targets, draft_vocabulary, global_batch, with_text
-from recurrent_drafter.cli.texts import Pair, TrainingText, held_out_replies
-from recurrent_drafter.config import DraftShape
 from recurrent_drafter.data import encode_examples
-from recurrent_drafter.distill import all_with_distilled_targets
-from recurrent_drafter.estimate import break_even, ceiling, expected_tokens, training_bytes
-from recurrent_drafter.pace import Costs
+from recurrent_drafter.decoding.costs import Costs
+from recurrent_drafter.measure.estimate import break_even, ceiling, expected_tokens, training_bytes
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.corpus import Pair, TrainingText, held_out_replies
+from recurrent_drafter.training.distillation import all_with_distilled_targets
+from recurrent_drafter.training.targets import Targets, draft_vocabulary, global_batch, with_text
 
 RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 SAMPLE, DISTILLED, STEPS = 256, 8, 5  # conversations that are encoded and distilled, steps that are timed

@@ -12,24 +12,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.bench.arms import without_drafter
 from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Asking, Interview, Round
 from recurrent_drafter.bench.scores import ArmScores, Evaluation
 from recurrent_drafter.cli.errors import INTERRUPTED
+from recurrent_drafter.cli.options import EvaluationOptions, GenerateOptions, SamplingOptions, SpeculatorOptions
 from recurrent_drafter.cli.scores import show
-from recurrent_drafter.config import EvaluationOptions, GenerateOptions, SamplingOptions, SpeculatorOptions
 from recurrent_drafter.data import Question, load_questions, spread
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.stop import as_tuple
-from recurrent_drafter.tracking import (
-    check_services,
-    check_writable,
-    evaluation_services,
-    provenance,
-    reporting_to,
-    write_json,
-)
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.decoding.generation_state import as_tuple
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import without_drafter
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.provenance import check_writable, provenance, write_json
+from recurrent_drafter.records.trackers import check_services, evaluation_services, reporting_to
 
 
 @dataclass(frozen=True)

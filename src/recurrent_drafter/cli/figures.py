@@ -6,9 +6,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from recurrent_drafter.bench.arms import HF, PLAIN
-from recurrent_drafter.bench.compare import ArmResult, Decoding
 from recurrent_drafter.bench.profile import Profile
+from recurrent_drafter.measure.arms import HF, PLAIN
+from recurrent_drafter.measure.comparison import ArmResult, Decoding
 
 
 def arm_table(results: Sequence[ArmResult], decoding: Decoding, model: PreTrainedModel, batch_size: int) -> Table:

@@ -9,25 +9,26 @@ import torch
 from transformers import EarlyStoppingCallback, ProgressCallback, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
-from recurrent_drafter.arguments import BEST, TrainingArguments
 from recurrent_drafter.cli.callbacks import ShowProgress, StopWhenInterrupted, progress_bar
 from recurrent_drafter.cli.output import save_drafter
-from recurrent_drafter.cli.targets import Targets, exit_dim, global_batch
-from recurrent_drafter.cli.texts import Pair
-from recurrent_drafter.config import DraftShape, RecurrentDraftingConfig
 from recurrent_drafter.data import LengthGrouped, ShuffledStream
-from recurrent_drafter.decode import BeamDrafter
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.estimate import break_even, predicted_speedup
-from recurrent_drafter.fingerprint import hash_of, run_fingerprint, verifier_fingerprint
-from recurrent_drafter.pace import Costs, measure_costs
-from recurrent_drafter.packing import PackedLinears
-from recurrent_drafter.replies import HeldOutReplies
-from recurrent_drafter.rows import RootExample
-from recurrent_drafter.time_budget import TimeBudget
-from recurrent_drafter.tracking import RunRecord
-from recurrent_drafter.train import DrafterTrainer
-from recurrent_drafter.verifier import tokenizer_hash
+from recurrent_drafter.decoding.costs import Costs, measure_costs
+from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.measure.estimate import break_even, predicted_speedup
+from recurrent_drafter.measure.replies import HeldOutReplies
+from recurrent_drafter.models.config import DraftShape, RecurrentDraftingConfig
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.loading import tokenizer_hash, verifier_fingerprint
+from recurrent_drafter.models.packed_linear import PackedLinears
+from recurrent_drafter.records.hashes import hash_of
+from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.budget import TimeBudget
+from recurrent_drafter.training.corpus import Pair
+from recurrent_drafter.training.examples import RootExample, run_fingerprint
+from recurrent_drafter.training.options import BEST
+from recurrent_drafter.training.run_record import RunRecord
+from recurrent_drafter.training.targets import Targets, exit_dim, global_batch
+from recurrent_drafter.training.trainer import DrafterTrainer
 
 MEASURED_CONTEXT = 256  # tokens behind which steps are timed
 

@@ -13,16 +13,11 @@ from recurrent_drafter.cli import evaluate
 from recurrent_drafter.cli.chat import Chat
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.figures import profile_table
+from recurrent_drafter.cli.options import EvaluationOptions, GenerateOptions, SamplingOptions, SpeculatorOptions
 from recurrent_drafter.cli.speculator import open_speculator
-from recurrent_drafter.config import (
-    DraftShape,
-    EvaluationOptions,
-    GenerateOptions,
-    SamplingOptions,
-    SpeculatorOptions,
-)
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.verifier import load_verifier
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.loading import load_verifier
 
 OPTIONS = SpeculatorOptions, SamplingOptions, GenerateOptions, EvaluationOptions
 

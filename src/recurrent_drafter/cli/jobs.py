@@ -24,30 +24,32 @@ from rich.console import Console
 from rich.progress import Progress
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.arguments import TrainingArguments
 from recurrent_drafter.cli import train, tune
 from recurrent_drafter.cli.callbacks import progress_bar
 from recurrent_drafter.cli.errors import reporting
 from recurrent_drafter.cli.estimating import StepTimes
 from recurrent_drafter.cli.fit import default_shape, facts, fit, measure, new_drafter, new_trainer, save_trained
-from recurrent_drafter.cli.targets import Targets, draft_vocabulary, make_targets
-from recurrent_drafter.cli.texts import TrainingText, open_pair, replies_to, training_text
-from recurrent_drafter.config import PromptOptions, TuneOptions
+from recurrent_drafter.cli.options import PromptOptions, TuneOptions
+from recurrent_drafter.core.metrics import Walk
 from recurrent_drafter.data import load_dialogues
-from recurrent_drafter.decode import BeamDrafter
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.estimate import predicted_speedup
-from recurrent_drafter.metrics import Walk
-from recurrent_drafter.pace import MEASURED_ROWS, measure_costs
-from recurrent_drafter.packing import PackedLinears
-from recurrent_drafter.replies import HeldOutReplies, load_replies, save_replies
+from recurrent_drafter.decoding.costs import MEASURED_ROWS, measure_costs
+from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.measure.estimate import predicted_speedup
+from recurrent_drafter.measure.replies import HeldOutReplies, load_replies, save_replies
+from recurrent_drafter.measure.tuning import measure_acceptance
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.loading import load_drafter
+from recurrent_drafter.models.packed_linear import PackedLinears
+from recurrent_drafter.records.provenance import provenance
+from recurrent_drafter.records.trackers import closing_trackers
 from recurrent_drafter.reproduce.plan import CALIBRATION, DEPTHS, Cell, Scope, Source, training_flags
 from recurrent_drafter.reproduce.results import Record, Results, failure
 from recurrent_drafter.reproduce.sweeps import tree_size, vocabulary_sizes, with_fewer_tokens
-from recurrent_drafter.rows import coverage, frequent_tokens
-from recurrent_drafter.speculator import load_drafter
-from recurrent_drafter.tracking import RunRecord, closing_trackers, provenance
-from recurrent_drafter.tune import measure_acceptance
+from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.corpus import TrainingText, open_pair, replies_to, training_text
+from recurrent_drafter.training.examples import coverage, frequent_tokens
+from recurrent_drafter.training.run_record import RunRecord
+from recurrent_drafter.training.targets import Targets, draft_vocabulary, make_targets
 
 TIMED_STEPS = 8  # of a calibration
 ERROR = "error.txt"  # a failed job's traceback, in its folder

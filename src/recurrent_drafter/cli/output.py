@@ -7,8 +7,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.train import last_checkpoint
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.training.checkpoints import last_checkpoint
 
 
 def make_writable(output: Path) -> None:

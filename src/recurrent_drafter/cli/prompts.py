@@ -3,9 +3,9 @@
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.config import PromptOptions
+from recurrent_drafter.cli.options import PromptOptions
 from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.models.verifier import Verifier
 
 LONGEST = 512
 

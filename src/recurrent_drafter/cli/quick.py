@@ -5,12 +5,12 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from recurrent_drafter.arguments import TrainingArguments
-from recurrent_drafter.cli.targets import Targets
-from recurrent_drafter.cli.texts import Pair, TrainingText
 from recurrent_drafter.data import prompts_from_dialogues
-from recurrent_drafter.replies import Reply, greedy_replies, load_replies, save_replies
-from recurrent_drafter.rows import with_text_targets
+from recurrent_drafter.measure.replies import Reply, greedy_replies, load_replies, save_replies
+from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.corpus import Pair, TrainingText
+from recurrent_drafter.training.examples import with_text_targets
+from recurrent_drafter.training.targets import Targets
 
 QUICK_SECONDS = 222  # all of --quick, from the first line of `main` to the saved drafter, stays below 240
 QUICK_TEXT_SECONDS = 70

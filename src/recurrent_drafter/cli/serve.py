@@ -19,9 +19,15 @@ from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.cli.errors import parse_known, reporting
 from recurrent_drafter.cli.server import Server
 from recurrent_drafter.cli.speculator import drafter_path
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.speculator import check_pair, check_tokenizer, load_drafter
-from recurrent_drafter.verifier import Verifier, computes_in_bfloat16, load_outline
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.loading import (
+    check_pair,
+    check_tokenizer,
+    computes_in_bfloat16,
+    load_drafter,
+    load_outline,
+)
+from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.vllm.checking import check_length
 from recurrent_drafter.vllm.compatibility import TESTED, installed_version
 from recurrent_drafter.vllm.options import ServingOptions

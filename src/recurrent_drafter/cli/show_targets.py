@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.cli.conversation import ConversationOptions, open_conversation
 from recurrent_drafter.cli.errors import parse, reporting
-from recurrent_drafter.cli.texts import Pair
-from recurrent_drafter.distill import distil
-from recurrent_drafter.losses import IGNORED
-from recurrent_drafter.rows import loss_mask
-from recurrent_drafter.verify import first_divergence, until_end
+from recurrent_drafter.core.losses import IGNORED
+from recurrent_drafter.measure.divergence import first_divergence, until_end
+from recurrent_drafter.training.corpus import Pair
+from recurrent_drafter.training.distillation import distil
+from recurrent_drafter.training.examples import loss_mask
 
 SHOWN_TOKENS, SHOWN_CHARACTERS = 16, 40  # of the context's end
 

@@ -6,9 +6,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator, check_tokenizer, load_drafter
-from recurrent_drafter.verifier import Verifier
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.loading import check_tokenizer, load_drafter
+from recurrent_drafter.models.verifier import Verifier
 
 
 def open_speculator(

@@ -13,7 +13,6 @@ import torch
 from transformers.integrations import get_available_reporting_integrations
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.arguments import TrainingArguments, refuse_idle
 from recurrent_drafter.cli import quick
 from recurrent_drafter.cli.callbacks import progress_bar
 from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
@@ -21,9 +20,12 @@ from recurrent_drafter.cli.estimating import estimate
 from recurrent_drafter.cli.fit import facts, finish, fit, new_drafter, new_trainer, report_speedup
 from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable, saying_what_was_not_written
 from recurrent_drafter.cli.speculator import open_drafter
-from recurrent_drafter.cli.targets import draft_vocabulary, make_targets
-from recurrent_drafter.cli.texts import Pair, held_out_replies, open_pair, training_text
-from recurrent_drafter.tracking import EVALUATION, RunRecord, check_services, closing_trackers
+from recurrent_drafter.records.provenance import EVALUATION
+from recurrent_drafter.records.trackers import check_services, closing_trackers
+from recurrent_drafter.training.arguments import TrainingArguments, refuse_idle
+from recurrent_drafter.training.corpus import Pair, held_out_replies, open_pair, training_text
+from recurrent_drafter.training.run_record import RunRecord
+from recurrent_drafter.training.targets import draft_vocabulary, make_targets
 
 
 @reporting

@@ -21,27 +21,21 @@ from transformers.utils import logging as hf_logging
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.generate import load_speculator
+from recurrent_drafter.cli.options import PromptOptions, SpeculatorOptions, TuneOptions
 from recurrent_drafter.cli.prompts import load_prompts
 from recurrent_drafter.cli.verify import explain
-from recurrent_drafter.config import DraftShape, PromptOptions, SpeculatorOptions, TuneOptions
-from recurrent_drafter.decode import BeamDrafter, FixedPace, Pace
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.pace import LONGEST, AutoPace, Costs
-from recurrent_drafter.packing import PackedLinears
-from recurrent_drafter.replies import HeldOutReplies, greedy_replies, left_padded
-from recurrent_drafter.report.heatmap import MISSING, can_draw, draw_speed_maps
-from recurrent_drafter.speculator import load_drafter
-from recurrent_drafter.stop import as_tuple
-from recurrent_drafter.tracking import check_writable, provenance, write_json
-from recurrent_drafter.tune import (
-    FILE,
+from recurrent_drafter.decoding.costs import FILE, Costs, Tuning, conditions
+from recurrent_drafter.decoding.decode import BeamDrafter, FixedPace, Pace
+from recurrent_drafter.decoding.draft_controller import LONGEST, AutoPace
+from recurrent_drafter.decoding.generation_state import as_tuple
+from recurrent_drafter.measure.divergence import Comparison, first_divergence
+from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies, left_padded
+from recurrent_drafter.measure.tuning import (
     Acceptance,
     BatchCosts,
     Prediction,
     Timed,
-    Tuning,
     best_of_each_cell,
-    conditions,
     confirm,
     decode_timed,
     measure_acceptance,
@@ -50,8 +44,13 @@ from recurrent_drafter.tune import (
     speedup,
     tokens_per_step,
 )
-from recurrent_drafter.verifier import Verifier, load_verifier
-from recurrent_drafter.verify import Comparison, first_divergence
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.loading import load_drafter, load_verifier
+from recurrent_drafter.models.packed_linear import PackedLinears
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.provenance import check_writable, provenance, write_json
+from recurrent_drafter.report.heatmap import MISSING, can_draw, draw_speed_maps
 
 ALONE, AUTO = "autoregression", "auto"
 

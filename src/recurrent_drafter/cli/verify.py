@@ -17,15 +17,11 @@ from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.generate import autoregression, load_speculator
+from recurrent_drafter.cli.options import PromptOptions, SamplingOptions, SpeculatorOptions, VerifyOptions
 from recurrent_drafter.cli.prompts import load_prompts
-from recurrent_drafter.config import PromptOptions, SamplingOptions, SpeculatorOptions, VerifyOptions
-from recurrent_drafter.fingerprint import saved_fingerprint
-from recurrent_drafter.replies import left_padded
-from recurrent_drafter.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.stop import as_tuple
-from recurrent_drafter.tracking import check_writable, provenance, write_json
-from recurrent_drafter.verifier import Verifier, load_verifier
-from recurrent_drafter.verify import (
+from recurrent_drafter.decoding.generation_state import as_tuple
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.divergence import (
     FILE,
     NOTHING,
     Comparison,
@@ -36,6 +32,11 @@ from recurrent_drafter.verify import (
     processors_of,
     until_end,
 )
+from recurrent_drafter.measure.replies import left_padded
+from recurrent_drafter.models.loading import load_verifier
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.hashes import saved_fingerprint
+from recurrent_drafter.records.provenance import check_writable, provenance, write_json
 
 NEVER = -1  # an end token that no vocabulary has: generation goes on
 TEMPERATURE = 0.8

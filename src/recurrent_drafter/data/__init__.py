@@ -19,7 +19,7 @@ from recurrent_drafter.data.sources import (
     Split,
     load_dialogues,
 )
-from recurrent_drafter.data.template import VICUNA_TEMPLATE, RefusedError, chat_template_of, encode_prompt
+from recurrent_drafter.data.templates import VICUNA_TEMPLATE, RefusedError, chat_template_of, encode_prompt
 
 __all__ = [
     "DATASET_NAMES",

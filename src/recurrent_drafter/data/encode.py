@@ -13,13 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.data.dialogues import DataError, Dialogue, Turn
-from recurrent_drafter.data.template import (
-    RefusedError,
-    chat_template_of,
-    encode_prompt,
-    render,
-    render_with_replies,
-)
+from recurrent_drafter.data.templates import RefusedError, chat_template_of, encode_prompt, render, render_with_replies
 
 
 @dataclass(frozen=True)

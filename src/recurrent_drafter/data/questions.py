@@ -12,7 +12,7 @@ from pathlib import Path
 
 from recurrent_drafter.assets import sample_path
 from recurrent_drafter.data.dialogues import DataError, SkippedError, find_schema, parse_record
-from recurrent_drafter.data.files import read_records
+from recurrent_drafter.data.parsing import read_records
 
 _SCHEMAS = ("mtbench", "mtbench_hub")
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 
 from recurrent_drafter.assets import sample_path
 from recurrent_drafter.data.dialogues import DataError, Dialogue, LoadReport, SkippedError, find_schema, parse_record
-from recurrent_drafter.data.files import Place, read_records, text_pieces
+from recurrent_drafter.data.parsing import Place, read_records, text_pieces
 
 logger = logging.getLogger(__name__)
 

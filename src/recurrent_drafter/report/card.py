@@ -11,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from recurrent_drafter.bench.summary import markdown, rows_of
-from recurrent_drafter.config import RecurrentDraftingConfig
+from recurrent_drafter.models.config import RecurrentDraftingConfig
 
 Record = Mapping[str, Any]
 UNSTATED = "not-stated"

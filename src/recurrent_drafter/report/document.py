@@ -1,4 +1,4 @@
-"""A report as a list of sections, and its two forms: one HTML file that needs nothing else, and Markdown (layer 4)."""
+"""A report as a list of sections, and its two forms: one HTML file that needs nothing else, and Markdown."""
 
 import base64
 from collections.abc import Sequence

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recurrent_drafter.tune import Grid
+from recurrent_drafter.measure.tuning import Grid
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

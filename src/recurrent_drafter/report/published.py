@@ -1,4 +1,4 @@
-"""Figures that others have published, to stand beside measured ones (layer 4).
+"""Figures that others have published, to stand beside measured ones.
 
 Grades: P, read in the primary source; S, from a secondary one. None of them was measured on the same model, data or
 hardware as ours.

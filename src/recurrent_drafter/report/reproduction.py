@@ -1,4 +1,4 @@
-"""The report of a reproduction: what a stranger has to know, the findings, and how they were made (layer 4)."""
+"""The report of a reproduction: what a stranger has to know, the findings, and how they were made."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Sections of a reproduction's report about the sweeps with one trained drafter (layer 4)."""
+"""Sections of a reproduction's report about the sweeps with one trained drafter."""
 
 from collections.abc import Iterator
 

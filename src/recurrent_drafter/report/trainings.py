@@ -1,4 +1,4 @@
-"""Sections of a reproduction's report about its grid of trainings (layer 4)."""
+"""Sections of a reproduction's report about its grid of trainings."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence

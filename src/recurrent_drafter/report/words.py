@@ -1,4 +1,4 @@
-"""How a reproduction's report names and writes things (layer 4)."""
+"""How a reproduction's report names and writes things."""
 
 from recurrent_drafter.reproduce.findings import Arm, Place
 from recurrent_drafter.reproduce.statistics import Estimate

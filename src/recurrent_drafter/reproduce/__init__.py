@@ -1,1 +1,1 @@
-"""The paper's comparisons as a grid of trainings and sweeps: what to run, what came of it, how sure it is (layer 4)."""
+"""The paper's comparisons as a grid of trainings and sweeps: what to run, what came of it, how sure it is."""

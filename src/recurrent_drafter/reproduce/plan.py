@@ -1,4 +1,4 @@
-"""What a reproduction runs: its options, the trainings of its grid, and the sweeps behind them (layer 4)."""
+"""What a reproduction runs: its options, the trainings of its grid, and the sweeps behind them."""
 
 import itertools
 import shlex
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from recurrent_drafter.arguments import Method
 from recurrent_drafter.assets import sample_path
 from recurrent_drafter.data import DATASET_NAMES, HAVE_EVALUATION_SET, Split
+from recurrent_drafter.training.options import Method
 
 Scope = Literal["full", "assistant"]
 

@@ -1,4 +1,4 @@
-"""The folder of a reproduction: what it was asked for, and one file for everything that is done (layer 4).
+"""The folder of a reproduction: what it was asked for, and one file for everything that is done.
 
 ``settings.json`` is written first. Each job's ``record.json`` appears whole, so a run that was killed at any moment
 goes on behind its last finished job. ``results.jsonl`` and the report are made of these files alone.
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from recurrent_drafter.bench.summary import write_records
+from recurrent_drafter.records.provenance import write_json
 from recurrent_drafter.reproduce.plan import CALIBRATION, Plan, ReproduceOptions, Source, plan_of
-from recurrent_drafter.tracking import write_json
 
 SETTINGS, RECORD, RESULTS = "settings.json", "record.json", "results.jsonl"
 # Options that may change between two runs into one folder: they say which jobs there are, not what one of them yields.

@@ -1,4 +1,4 @@
-"""Tokens per step of several trainings on the same replies, and how sure a difference between two methods is (layer 4).
+"""Tokens per step of several trainings on the same replies, and how sure a difference between two methods is.
 
 What varies is which prompts were held out and which seed a training had. Both are crossed: every training meets every
 reply. So an interval is found by drawing replies with replacement, the same for all trainings, and seeds with

@@ -1,14 +1,14 @@
-"""What the sweeps take apart: the prefix tree, and the size of the draft vocabulary (layer 4)."""
+"""What the sweeps take apart: the prefix tree, and the size of the draft vocabulary."""
 
 import copy
 
 import torch
 from torch import Tensor
 
-from recurrent_drafter.beam import Beams
-from recurrent_drafter.decode import BeamDrafter
-from recurrent_drafter.drafter import RecurrentDrafter
-from recurrent_drafter.replies import HeldOutReplies
+from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.measure.replies import HeldOutReplies
+from recurrent_drafter.models.drafter import RecurrentDrafter
 
 SMALLEST_POWER = 7
 

@@ -1,1 +1,1 @@
-"""Recurrent drafters inside vLLM: the plugin, the proposer, and what stands between them and vLLM 0.32 (layer 4)."""
+"""Recurrent drafters inside vLLM: the plugin, the proposer, and what stands between them and vLLM 0.32."""

@@ -8,8 +8,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedConfig
 
-from recurrent_drafter.config import RecurrentDraftingConfig
-from recurrent_drafter.speculator import check_pair, check_tokenizer
+from recurrent_drafter.models.config import RecurrentDraftingConfig
+from recurrent_drafter.models.loading import check_pair, check_tokenizer
 from recurrent_drafter.vllm.options import ServingOptions
 
 Dict = dict[str, Any]

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recurrent_drafter.beam import sampled_chain
-from recurrent_drafter.decode import BeamDrafter
-from recurrent_drafter.speculator import load_drafter
+from recurrent_drafter.core.beam import sampled_chain
+from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.models.loading import load_drafter
 from recurrent_drafter.vllm import compatibility, cpu_fixes
 from recurrent_drafter.vllm.options import ServingOptions
 from recurrent_drafter.vllm.shedding import Shedding

@@ -1,0 +1,1 @@
+"""Pure tensor functions: beam search, prefix tree, acceptance, noise, losses, metrics."""

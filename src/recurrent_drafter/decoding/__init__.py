@@ -1,0 +1,1 @@
+"""The paper's loop, and what decides how much it drafts."""

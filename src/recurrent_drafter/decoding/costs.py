@@ -1,0 +1,177 @@
+"""What a step costs on this machine, measured; and the tuning that is kept beside a drafter."""
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers import PreTrainedModel
+
+from recurrent_drafter.core.accept import follow_tree
+from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.tree import prefix_tree, root_tree
+from recurrent_drafter.decoding.decode import Draft
+from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.sampler import Sampler
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.hardware import hardware
+
+Floats = npt.NDArray[np.float64]
+
+MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
+USUAL_LENGTH = 4  # of the draft that is timed
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured on this machine, in seconds.
+
+    Args:
+        rows: how many nodes a pass verified, all rows of a batch together, ascending from 1.
+        verify: a step's time for each, with everything but drafting.
+        draft_level: drafting, for each token of a draft's length.
+    """
+
+    rows: tuple[int, ...]
+    verify: tuple[float, ...]
+    draft_level: float
+
+    def __call__(self, rows: npt.NDArray[np.int64]) -> Floats:
+        """Seconds of verifying so many nodes: linear between the measured ones and beyond the last."""
+        x, y = np.asarray(self.rows, dtype=float), np.asarray(self.verify)
+        inside = np.interp(rows, x, y)
+        slope = (y[-1] - y[-2]) / (x[-1] - x[-2]) if len(x) > 1 else y[-1]
+        return np.where(rows > x[-1], y[-1] + slope * (rows - x[-1]), inside)
+
+
+def isotonic(hits: Floats, trials: Floats) -> Floats:
+    """Rates hits / trials that never fall, by pooling neighbours that do (least squares, weighted by trials).
+
+    >>> isotonic(np.array([1.0, 6.0, 3.0]), np.array([10.0, 10.0, 10.0])).tolist()
+    [0.1, 0.45, 0.45]
+    """
+    pools: list[tuple[float, float, int]] = []
+    for pool in zip(hits, trials, [1] * len(hits), strict=True):
+        while pools and pools[-1][0] / pools[-1][1] >= pool[0] / pool[1]:
+            pool = tuple(a + b for a, b in zip(pools.pop(), pool, strict=True))
+        pools.append(pool)
+    return np.repeat([hit / trial for hit, trial, _ in pools], [count for *_, count in pools])
+
+
+def measure_costs(
+    verifier: Verifier,
+    draft: Draft,
+    width: int,
+    context: int,
+    *,
+    batch: int = 1,
+    rows: Sequence[int] = MEASURED_ROWS,
+    repeats: int = 5,
+) -> Costs:
+    """Time real steps behind texts of ``context`` tokens, each verifying so many nodes (``rows``, ascending from 1).
+
+    The least of ``repeats`` counts.
+    """
+    device = verifier.device
+    text = torch.zeros(batch, max(context, 1), dtype=torch.int64, device=device)
+    session, read = verifier.open(text, None, text.shape[1] + rows[-1])
+    root, hidden = text[:, -1], read.hiddens[:, -1]
+    sampler = Sampler(Stop(text, 1))
+
+    def step(nodes: int) -> None:
+        leaves = torch.zeros(batch, 1, nodes - 1, dtype=torch.int64, device=device)
+        tree = prefix_tree(root, Beams(leaves, leaves, leaves.float()), nodes) if nodes > 1 else root_tree(root)
+        follow_tree(tree, sampler.draws(tree, session.forward_tree(tree).logits)).n_accepted.tolist()
+
+    def drafting(levels: int) -> None:
+        draft(hidden, root, width, levels).log_probs.tolist()
+
+    seconds = least_seconds([*(partial(step, count) for count in rows), partial(drafting, USUAL_LENGTH)], repeats)
+    verify = isotonic(np.array(seconds[:-1]), np.ones(len(rows)))  # more nodes never take less, whatever the noise says
+    return Costs(tuple(batch * count for count in rows), tuple(verify.tolist()), seconds[-1] / USUAL_LENGTH)
+
+
+def least_seconds(works: Sequence[Callable[[], None]], repeats: int) -> list[float]:
+    """The least time that each work took in ``repeats`` rounds over all of them, after one to warm up.
+
+    The least, because what else runs on a machine only ever adds to it, and costs are compared with each other.
+    """
+    taken = np.full((repeats + 1, len(works)), np.inf)
+    for turn in range(repeats + 1):
+        for number, work in enumerate(works):
+            began = time.perf_counter()
+            work()
+            taken[turn, number] = time.perf_counter() - began
+    return taken[1:].min(0).tolist()
+
+
+logger = logging.getLogger(__name__)
+FILE = "tuning.json"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What was found, and what it holds for.
+
+    Args:
+        shape: the fastest.
+        costs: a single sequence's, with ``shape``'s width.
+        holds_for: `conditions` under which it was measured.
+    """
+
+    shape: DraftShape
+    costs: Costs
+    holds_for: dict[str, Any]
+
+    def as_record(self) -> dict[str, Any]:
+        """As `from_folder` reads it."""
+        return {**self.holds_for, "shape": dataclasses.asdict(self.shape), "costs": dataclasses.asdict(self.costs)}
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "Tuning | None":
+        """What lies beside a drafter in a local folder; None if nothing does, or nothing that can be read (logged)."""
+        path = Path(folder).expanduser() / FILE
+        if not path.is_file():
+            return None
+        try:
+            record = json.loads(path.read_text())
+            costs: Any = {name: tuple(x) if isinstance(x, list) else x for name, x in record["costs"].items()}
+            holds_for = {name: record[name] for name in ("hardware", "dtype", "verifier")}
+            return cls(DraftShape(**record["shape"]), Costs(**costs), holds_for)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            logger.warning("%s cannot be read and is ignored (%s: %s)", path, type(error).__name__, error)
+            return None
+
+    def mismatch(self, model: PreTrainedModel) -> str | None:
+        """Why it does not hold for this model as it lies here; None if it does."""
+        here = conditions(model)
+        for name, tuned in self.holds_for.items():
+            if tuned != here[name]:
+                return f"it is for the {name} {tuned}, and here it is {here[name]}"
+        return None
+
+
+def conditions(model: PreTrainedModel) -> dict[str, Any]:
+    """What measured costs depend on: hardware, dtype, and the verifier's architecture and size (not its weights)."""
+    config = model.config.get_text_config()
+    return {
+        "hardware": hardware(model.device.type),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "verifier": {
+            "class": type(model).__name__,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "layers": config.num_hidden_layers,
+            "hidden_size": config.hidden_size,
+            "vocab_size": config.vocab_size,
+            "attention": config._attn_implementation,
+        },
+    }

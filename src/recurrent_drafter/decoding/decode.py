@@ -1,0 +1,156 @@
+"""The loop of the paper: draft, verify, follow the tree."""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from recurrent_drafter.core.accept import Accepted, follow_tree
+from recurrent_drafter.core.beam import Beams, Deeper, DraftStep, beam_search
+from recurrent_drafter.core.tree import DraftTree, prefix_tree, root_tree
+from recurrent_drafter.decoding.generation_state import Step, Stop
+from recurrent_drafter.decoding.sampler import Sampler
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.verifier import Verifier
+
+
+class Draft(Protocol):
+    """Makes beams: `BeamDrafter`, or another way."""
+
+    def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
+        """W beams of L tokens, or of fewer where ``deeper`` says so, from hidden states (B, H) and root tokens (B,)."""
+
+
+class Pace(Protocol):
+    """Decides how much to draft and how much of it to verify: the speed of decoding, never its tokens."""
+
+    def plan(self, batch: int, longest: int) -> tuple[int, int]:
+        """Beam width and length (at most ``longest``) of the step that begins; length 0 is plain autoregression."""
+
+    def deeper(self, log_probs: Tensor) -> bool:
+        """Whether to draft one more level after the one with these cumulative log-probabilities (B, W)."""
+
+    def budget(self, beams: Beams) -> int:
+        """How many nodes of these beams' tree to verify, the root included."""
+
+    def observe(self, tree: DraftTree, step: Step) -> None:
+        """What became of the step."""
+
+
+class FixedPace:
+    """The same shape at every step; without one, plain autoregression."""
+
+    def __init__(self, shape: DraftShape | None) -> None:
+        self.shape = shape
+
+    def plan(self, batch: int, longest: int) -> tuple[int, int]:  # noqa: ARG002
+        """The shape, cut where the reply ends."""
+        return (1, 0) if self.shape is None else (self.shape.beam_width, min(self.shape.beam_length, longest))
+
+    def deeper(self, log_probs: Tensor) -> bool:  # noqa: ARG002
+        """Always."""
+        return True
+
+    def budget(self, beams: Beams) -> int:
+        """The shape's nodes, or all there are."""
+        limit = self.shape.max_tree_nodes if self.shape is not None else None
+        everything = 1 + beams.tokens[0].numel()
+        return everything if limit is None else min(limit, everything)
+
+    def observe(self, tree: DraftTree, step: Step) -> None:
+        """Nothing to learn."""
+
+
+def decode(
+    verifier: Verifier,
+    draft: Draft | None,
+    pace: Pace,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    stop: Stop,
+    sampler: Sampler,
+) -> Iterator[list[list[int]]]:
+    """Generate from prompts (B, S) until ``stop`` says so; yields every row's new tokens after each verification.
+
+    A step without a draft verifies the root alone, which is plain autoregression. Raises ValueError when the verifier's
+    logits are not numbers.
+    """
+    session, read = verifier.open(input_ids, attention_mask, input_ids.shape[1] + stop.max_new_tokens + 1)
+    tree = root_tree(input_ids[:, -1])
+    accepted = follow_tree(tree, sampler.draws(tree, read.logits))
+    root, hidden = accepted.bonus_token, read.hiddens[:, -1]
+    yield stop.emit(Step.on_host(accepted, read.logits, stop))
+    while not stop.done:
+        if stop.stayed is not None:  # rows have ended: they leave the batch
+            session.select(stop.stayed)
+            root, hidden = root[stop.stayed], hidden[stop.stayed]
+        width, length = pace.plan(len(root), stop.remaining - 1)  # the bonus token comes on top
+        tree = root_tree(root)
+        if draft is not None and length > 0:
+            beams = draft(hidden, root, width, length, pace.deeper)
+            tree = prefix_tree(root, beams, pace.budget(beams))
+        verified = session.forward_tree(tree)
+        accepted = follow_tree(tree, sampler.draws(tree, verified.logits))
+        step = Step.on_host(accepted, verified.logits, stop, tree.max_depth)  # the one synchronisation of a step
+        session.keep(accepted.path, step.n_accepted)
+        root, hidden = accepted.bonus_token, hidden_after(accepted, verified.hiddens)
+        pace.observe(tree, step)
+        yield stop.emit(step)
+
+
+class BeamDrafter:
+    """Drafts by beam search over a drafter's own step.
+
+    What a draft token contributes to the recurrence is the same every time, so it is computed once for all of them:
+    (D, H) numbers, as long as these are few.
+
+    Args:
+        drafter: the drafter.
+        embed: the verifier's input embedding, tokens (...) to (..., H).
+    """
+
+    TABLE_ENTRIES = 2**23
+
+    def __init__(self, drafter: RecurrentDrafter, embed: Callable[[Tensor], Tensor]) -> None:
+        self.drafter, self.embed = drafter, embed
+        self._reads: Tensor | None = None
+        self._version = -1
+
+    def _look_up(self) -> None:
+        """Compute the table, and again when the drafter has been trained."""
+        version = sum(0 if weight.is_inference() else weight._version for weight in self.drafter.parameters())
+        draft_ids = self.drafter.draft_ids
+        if version != self._version and len(draft_ids) * self.drafter.config.hidden_size <= self.TABLE_ENTRIES:
+            with torch.inference_mode():
+                self._reads = self.drafter.read(self.embed(draft_ids))
+            self._version = version
+
+    def _read(self, tokens: Tensor) -> Tensor:  # (B, W) -> (B, W, H)
+        if self._reads is not None:
+            return self._reads[tokens]
+        return self.drafter.read(self.embed(self.drafter.draft_ids[tokens]))
+
+    def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
+        """As `Draft`."""
+        return beam_search(self.steps(hidden, root), self.drafter.draft_ids, width, length, deeper)
+
+    def steps(self, hidden: Tensor, root: Tensor) -> DraftStep:
+        """The drafter's own steps from hidden states (B, H) and root tokens (B,)."""
+        self._look_up()
+        context = self.drafter.context(hidden)[:, None]  # (B, 1, E)
+
+        def step(tokens: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
+            # The root may be any of the verifier's tokens.
+            read = self.drafter.read(self.embed(root[:, None])) if tokens is None else self._read(tokens)
+            logits, state = self.drafter.step(read, torch.zeros_like(read) if state is None else state, context)
+            return logits.float().log_softmax(-1), state
+
+        return step
+
+
+def hidden_after(accepted: Accepted, hiddens: Tensor) -> Tensor:  # (B, N, H) -> (B, H)
+    """The hidden state of each row's last accepted node, from which its bonus token was drawn."""
+    rows = torch.arange(hiddens.shape[0], device=hiddens.device)
+    return hiddens[rows, accepted.path[:, -1]]

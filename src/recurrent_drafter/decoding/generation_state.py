@@ -1,0 +1,184 @@
+"""When a reply ends, and the text so far."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.stopping_criteria import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    MaxTimeCriteria,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from recurrent_drafter.core.accept import Accepted
+
+# What these say of a row depends on that row alone, so it is asked of alone: a whole batch would cost its square.
+ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a verification yielded, as Python numbers: ``tokens`` and the visited nodes (``path``), M for each row.
+
+    ``drafted`` is L, the length of the beams that were verified: 0 where nothing was drafted.
+    """
+
+    n_accepted: list[int]
+    tokens: list[list[int]]
+    path: list[list[int]]
+    drafted: int = 0
+
+    @classmethod
+    def on_host(cls, accepted: Accepted, logits: Tensor, stop: "Stop", drafted: int = 0) -> "Step":
+        """All of it in one transfer; ValueError where the logit (B, N, V) of a token drawn is NaN."""
+        rows = torch.arange(len(logits), device=logits.device)[:, None]
+        invalid = logits[rows, accepted.path, accepted.tokens].isnan()
+        moved = torch.cat([accepted.n_accepted[:, None], accepted.tokens, accepted.path, invalid], dim=1).tolist()
+        columns = accepted.tokens.shape[1]
+        for row, values in zip(stop.rows, moved, strict=True):
+            if any(values[-columns:]):
+                place = len(stop.generated[row]) + values[-columns:].index(1)
+                raise ValueError(
+                    f"the verifier's logits are NaN in row {row}, at token {place} of the reply (counted from 0): "
+                    "expected numbers; look for overflow in half precision, or for damaged weights"
+                )
+        return cls(
+            n_accepted=[values[0] for values in moved],
+            tokens=[values[1 : 1 + columns] for values in moved],
+            path=[values[1 + columns : 1 + 2 * columns] for values in moved],
+            drafted=drafted,
+        )
+
+
+class Stop:
+    """The replies of a batch as they grow; which rows have ended, and what became of each row's drafts.
+
+    ``drafts`` holds for every verification of a row, prefill's own aside, how many tokens deep its beams were and how
+    many draft tokens of them were emitted.
+
+    Args:
+        prompts: (B, S), pads included.
+        max_new_tokens: the most tokens of a reply.
+        end_ids: tokens that end a reply; they belong to it.
+        criteria: asked token by token; one that may know rows apart finds each in its place of a batch that repeats it.
+    """
+
+    def __init__(
+        self,
+        prompts: Tensor,
+        max_new_tokens: int,
+        end_ids: Sequence[int] = (),
+        criteria: Sequence[StoppingCriteria] = (),
+    ) -> None:
+        batch, _ = prompts.shape
+        self.prompts = prompts
+        self.max_new_tokens = max_new_tokens
+        self.end_ids = frozenset(end_ids)
+        self.criteria = tuple(criteria)
+        self.generated: list[list[int]] = [[] for _ in range(batch)]
+        self.drafts: list[list[tuple[int, int]]] = [[] for _ in range(batch)]
+        self.rows = list(range(batch))  # those that have not ended; row i of the loop is row rows[i] of the batch
+        self.stayed: list[int] | None = None  # which of the loop's rows the last step left, if it ended any
+
+    @classmethod
+    def from_hf(cls, prompts: Tensor, criteria: StoppingCriteriaList | None, config: GenerationConfig) -> "Stop":
+        """Transformers' criteria: length and end token as this class has them, any other asked.
+
+        Raises ValueError when nothing limits the reply's length.
+        """
+        end_ids = set(as_tuple(config.eos_token_id))
+        max_length = config.max_length
+        others: list[StoppingCriteria] = []
+        for criterion in criteria or ():
+            if isinstance(criterion, MaxLengthCriteria):
+                max_length = criterion.max_length
+            elif isinstance(criterion, EosTokenCriteria):
+                end_ids.update(criterion.eos_token_id.tolist())
+            else:
+                others.append(criterion)
+        if max_length is None:
+            raise ValueError("neither max_new_tokens nor max_length is given: expected a limit on the reply")
+        return cls(prompts, max_length - prompts.shape[1], tuple(end_ids), others)
+
+    @property
+    def done(self) -> bool:
+        """Whether every row has ended."""
+        return not self.rows
+
+    @property
+    def steps(self) -> list[int]:
+        """Verifications that each row took."""
+        return list(map(len, self.drafts))
+
+    @property
+    def remaining(self) -> int:
+        """The most tokens that any unfinished row may still emit."""
+        return self.max_new_tokens - min(len(self.generated[row]) for row in self.rows)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens generated so far by each unfinished row."""
+        return [len(self.generated[row]) for row in self.rows]
+
+    def prefix(self, index: int, drawn: Sequence[int] = ()) -> Tensor:
+        """Prompt and reply (1, T) of the unfinished row ``index``, with tokens ``drawn`` behind them."""
+        row = self.rows[index]
+        prompt = self.prompts[row]
+        return torch.cat([prompt, prompt.new_tensor([*self.generated[row], *drawn])])[None]
+
+    def emit(self, step: Step) -> list[list[int]]:
+        """Add each unfinished row's new tokens, up to an end token, the limit or a criterion.
+
+        Returns what was added, for every row of the batch (nothing for those that had ended before).
+        """
+        emitted: list[list[int]] = [[] for _ in self.generated]
+        stayed = []
+        for index, row in enumerate(self.rows):
+            begins = not self.generated[row]
+            ended, emitted[row] = self._emit_row(index, step.tokens[index][: step.n_accepted[index] + 1])
+            if not begins:
+                self.drafts[row].append((step.drafted, min(step.n_accepted[index], len(emitted[row]))))
+            if not ended:
+                stayed.append(index)
+        self.stayed = stayed if len(stayed) < len(self.rows) else None
+        self.rows = [self.rows[index] for index in stayed]
+        return emitted
+
+    def _emit_row(self, index: int, tokens: Sequence[int]) -> tuple[bool, list[int]]:
+        row = self.rows[index]
+        reply = self.generated[row]
+        before = len(reply)
+        for token in tokens:
+            reply.append(token)
+            if token in self.end_ids or len(reply) == self.max_new_tokens or self._asked_to_stop(index):
+                return True, reply[before:]
+        return False, reply[before:]
+
+    def _asked_to_stop(self, index: int) -> bool:
+        prefix, batch = self.prefix(index), len(self.generated)
+        for criterion in self.criteria:
+            if batch == 1 or type(criterion) in ROW_BY_ROW:
+                asked, row = prefix, 0
+            else:  # it may ask which row it is given: it finds this one at its place
+                asked, row = prefix.repeat(batch, 1), self.rows[index]
+            if _of_row(criterion(asked, None), row):
+                return True
+        return False
+
+
+def _of_row(answer: Tensor | bool, row: int) -> bool:
+    """What a criterion says of one row: it answers for each, or for all at once."""
+    answers = torch.as_tensor(answer).flatten()
+    return bool(answers[row] if len(answers) > 1 else answers.any())
+
+
+def as_tuple(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Token ids as transformers gives them: none, one or several."""
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)

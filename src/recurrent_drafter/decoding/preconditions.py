@@ -1,0 +1,73 @@
+"""What a request must be like before decoding starts: everything is refused here, by name."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+from transformers.generation.configuration_utils import GenerationMode
+
+from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.sampler import REFUSED, Sampler
+
+# What transformers hands to a decoding method besides the prompt; anything else a user has asked for.
+USUAL_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
+
+
+def check_ids(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise ValueError for prompts that are not integers (B, S), or a mask of another shape."""
+    kind = f"{input_ids.dtype} of shape {tuple(input_ids.shape)}"
+    if input_ids.dim() != 2 or input_ids.is_floating_point():
+        raise ValueError(f"input_ids are {kind}: expected integers of shape (batch, length)")
+    if attention_mask is not None and attention_mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask is of shape {tuple(attention_mask.shape)}, and input_ids are {kind}")
+
+
+def check_prompt(stop: Stop, context_length: int | None) -> None:
+    """Raise ValueError for prompts that are empty or do not leave room for the reply."""
+    batch, length = stop.prompts.shape
+    if batch == 0 or length == 0:
+        raise ValueError(f"the prompts are of shape ({batch}, {length}): expected at least one with one token")
+    if stop.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {stop.max_new_tokens}, expected at least 1")
+    if context_length is not None and length + stop.max_new_tokens > context_length:
+        raise ValueError(
+            f"a prompt of {length} tokens and {stop.max_new_tokens} new ones exceed the context of {context_length}: "
+            f"shorten the prompt, or ask for at most {max(context_length - length, 0)} new tokens"
+        )
+
+
+def check_padding(input_ids: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
+    """Raise ValueError for prompts that end in a pad, which the reply would follow, and for positions of one's own."""
+    own = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    if position_ids is not None and ((own.cumsum(1) - 1 != position_ids) & own.bool()).any():
+        raise ValueError("position_ids other than those of the prompts' tokens are not supported: leave them out")
+    padded = (own[:, -1] == 0).nonzero()[:, 0].tolist()
+    if padded:
+        raise ValueError(
+            f"row {padded[0]} of the prompts ends in a pad: expected padding on the left (padding_side='left') and at "
+            "least one token in each row"
+        )
+
+
+def refuse_unsupported(config: GenerationConfig, sampler: Sampler, arguments: dict[str, Any]) -> None:
+    """Raise ValueError, by name, for what this loop cannot do exactly."""
+    mode = config.get_generation_mode()
+    names = [
+        f"{name}=True"
+        for name in ("output_scores", "output_logits", "output_attentions", "output_hidden_states", "token_healing")
+        if getattr(config, name, None)
+    ]
+    if (config.num_beams or 1) > 1:
+        names.append(f"num_beams={config.num_beams}")
+    elif mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE):
+        names.append(f"the generation mode {mode.value!r}")
+    names += [f"the logits processor {type(p).__name__}" for p in sampler.processors if isinstance(p, REFUSED)]
+    cache = arguments.get("past_key_values")
+    if cache is not None and cache.get_seq_length() > 0:
+        names.append("past_key_values")
+    names += [name for name in arguments if name not in USUAL_ARGUMENTS and arguments[name] is not None]
+    if names:
+        raise ValueError(
+            f"not supported when decoding with a drafter: {', '.join(names)} (greedy search and sampling are)"
+        )

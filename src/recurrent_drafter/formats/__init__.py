@@ -1,0 +1,1 @@
+"""Drafters in other packages' layouts: Apple's and ``speculators``'."""

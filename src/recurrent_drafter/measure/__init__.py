@@ -1,0 +1,1 @@
+"""The one ruler: arms, interleaved, judged and compared; acceptance along known replies; tuning."""

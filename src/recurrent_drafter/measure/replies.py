@@ -1,0 +1,201 @@
+"""The verifier's own greedy replies: known text in which acceptance can be measured without decoding."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
+
+from recurrent_drafter.core.accept import Accepted, follow_tree
+from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights, draft_labels
+from recurrent_drafter.core.metrics import Walk, visited, walk
+from recurrent_drafter.core.tree import DraftTree, prefix_tree
+from recurrent_drafter.data import TrainExample
+from recurrent_drafter.decoding.decode import BeamDrafter, FixedPace, decode
+from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.sampler import Sampler
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.packed_linear import PackedLinears
+from recurrent_drafter.models.verifier import Verifier
+
+PARTS = ("prompt", "tokens")  # of a reply, in a file
+LOGITS_AT_A_TIME = 2**24  # that evaluation holds
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A prompt (S,) and the verifier's greedy continuation (R,), an end token included."""
+
+    prompt: Tensor
+    tokens: Tensor
+
+    def as_example(self) -> TrainExample:
+        """Text to train on: the continuation is the one span. Its text targets *are* the distilled targets at T = 0."""
+        spans = torch.full((len(self.prompt) + len(self.tokens),), -1)
+        spans[len(self.prompt) :] = 0
+        return TrainExample(torch.cat([self.prompt, self.tokens]), spans)
+
+
+def greedy_replies(
+    verifier: Verifier,
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    end_ids: Sequence[int],
+    batch_size: int = 32,
+) -> list[Reply]:
+    """Replies to prompts (S,) each, in batches of similar length; without ``end_ids`` each has ``max_new_tokens``."""
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    replies: dict[int, Reply] = {}
+    packed = PackedLinears(verifier.model)
+    with torch.inference_mode(), packed.applied():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            input_ids, attention_mask = left_padded([prompts[index] for index in rows], verifier.device)
+            stop = Stop(input_ids, max_new_tokens, end_ids)
+            for _ in decode(verifier, None, FixedPace(None), input_ids, attention_mask, stop, Sampler(stop)):
+                pass
+            for index, tokens in zip(rows, stop.generated, strict=True):
+                replies[index] = Reply(prompts[index], torch.tensor(tokens))
+    return [replies[index] for index in range(len(prompts))]
+
+
+def save_replies(path: Path, replies: Sequence[Reply]) -> None:
+    """Keep replies in one safetensors file, written whole or not at all."""
+    unfinished = path.with_suffix(".tmp")
+    save_file({f"{n}.{part}": getattr(r, part) for n, r in enumerate(replies) for part in PARTS}, unfinished)
+    unfinished.replace(path)
+
+
+def load_replies(path: Path) -> list[Reply]:
+    """What `save_replies` kept, in order."""
+    tensors = load_file(path)
+    return [Reply(*(tensors[f"{n}.{part}"] for part in PARTS)) for n in range(len(tensors) // len(PARTS))]
+
+
+def left_padded(prompts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Prompts as one batch (B, S) with its attention mask; what stands under a pad does not matter."""
+    longest = max(map(len, prompts))
+    input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, prompt in enumerate(prompts):
+        input_ids[row, longest - len(prompt) :] = prompt
+        attention_mask[row, longest - len(prompt) :] = 1
+    return input_ids.to(device), attention_mask.to(device)
+
+
+class HeldOutReplies:
+    """Replies kept with their hidden states, and the walk along them that greedy decoding would take."""
+
+    def __init__(self, verifier: Verifier, replies: Sequence[Reply]) -> None:
+        self.verifier = verifier
+        self.replies = [reply for reply in replies if len(reply.tokens) > 1]
+        if not self.replies:
+            raise ValueError("no held-out reply is longer than one token: nothing to measure acceptance on")
+        with torch.inference_mode():
+            self.hiddens = [self._reply_hiddens(reply) for reply in self.replies]
+
+    def _reply_hiddens(self, reply: Reply) -> Tensor:  # (R, H): the state each reply token was predicted from
+        text = torch.cat([reply.prompt, reply.tokens]).to(self.verifier.device)
+        first = len(reply.prompt) - 1
+        return self.verifier.hiddens(text[None])[0, first : first + len(reply.tokens)]
+
+    def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every reply's tokens (R,), and the states (R, H) that they were predicted from."""
+        return ((reply.tokens, hiddens) for reply, hiddens in zip(self.replies, self.hiddens, strict=True))
+
+    def tokens_per_step(self, drafter: RecurrentDrafter, shape: DraftShape) -> float:
+        """What greedy decoding of these replies yields at this fixed shape."""
+        return self.measure(drafter, shape, top_k=0)["tokens_per_step"]
+
+    @torch.inference_mode()
+    def measure(self, drafter: RecurrentDrafter, shape: DraftShape, top_k: int = 5) -> dict[str, float]:
+        """Acceptance along the replies, and what a drafter knows of them, from one pass over all of their tokens.
+
+        ``tokens_per_step`` is greedy decoding's own figure at this shape; ``acceptance_pos{k}`` the share of its steps
+        that accept k draft tokens or more. Teacher-forced, over every token of the replies and each depth d of the
+        beams: ``topk_accuracy_{k}_depth{d}``, for which a token that the draft vocabulary lacks is a miss, and
+        ``loss``, which such tokens do not count in.
+        """
+        verifier = self.verifier
+        if drafter.dtype != verifier.model.dtype:  # decoding casts it too
+            drafter = copy.deepcopy(drafter).to(verifier.model.dtype)  # type: ignore[arg-type]
+        hiddens = torch.cat(self.hiddens)
+        root = torch.cat([reply.tokens for reply in self.replies]).to(hiddens.device)
+        future = torch.cat([_future(reply.tokens, shape.beam_length + 1) for reply in self.replies]).to(hiddens.device)
+        chunk = max(1, LOGITS_AT_A_TIME // (max(shape.beam_width, shape.beam_length) * len(drafter.draft_ids)))
+        pieces = list(zip(*(x.split(chunk) for x in (hiddens, root, future)), strict=True))
+        draft = BeamDrafter(drafter, verifier.embed)
+        accepted = torch.cat([_n_accepted(draft, shape, *piece) for piece in pieces])
+        results = walk_metrics([n.tolist() for n in accepted.split(list(map(len, self.hiddens)))], shape.beam_length)
+        if top_k > 0:
+            known = _Known(shape.beam_length, min(top_k, len(drafter.draft_ids)))
+            for hidden, token, ahead in pieces:
+                known.add(drafter, verifier, hidden, token, ahead[:, :-1])
+            results |= known.metrics()
+        return results
+
+
+def _future(tokens: Tensor, count: int) -> Tensor:  # (R,) -> (R, count), IGNORED behind the reply's end
+    padded = functional.pad(tokens, (0, count), value=IGNORED)
+    return padded.unfold(0, count, 1)[1:]
+
+
+def _n_accepted(draft: BeamDrafter, shape: DraftShape, hidden: Tensor, root: Tensor, future: Tensor) -> Tensor:  # (n,)
+    """How many draft tokens each root would have had accepted, given the tokens (n, L + 1) that follow it."""
+    beams = draft(hidden, root, shape.beam_width, shape.beam_length)
+    tree = prefix_tree(root, beams, shape.nodes)
+    return _followed(tree, future).n_accepted
+
+
+def accepted_along(text: Tensor, tree: DraftTree) -> Accepted:  # (R,)
+    """What row i of a tree, whose root is token i of the text, has accepted where the text goes on as it does."""
+    return _followed(tree, _future(text, tree.max_depth + 1))
+
+
+def _followed(tree: DraftTree, future: Tensor) -> Accepted:  # (n, L + 1)
+    return follow_tree(tree, lambda node: future.gather(1, tree.depths.gather(1, node[:, None]))[:, 0])
+
+
+def walk_metrics(n_accepted: Sequence[list[int]], length: int) -> dict[str, float]:
+    """Tokens per step of the walks along several replies, and the share of steps that accept 1 .. ``length`` tokens."""
+    total = sum((walk(one) for one in n_accepted), Walk(0, 0))
+    steps = [one[root] for one in n_accepted for root in visited(one)]
+    shares = {f"acceptance_pos{k}": sum(n >= k for n in steps) / len(steps) for k in range(1, length + 1)}
+    return {"tokens_per_step": total.tokens_per_step, **shares}
+
+
+class _Known:
+    """Counts of the teacher-forced figures: hits (L, top_k) among tokens (L,), and the loss of those (L,) in D."""
+
+    def __init__(self, depths: int, top_k: int) -> None:
+        self.hits = torch.zeros(depths, top_k, dtype=torch.int64)
+        self.tokens = torch.zeros(depths, dtype=torch.int64)
+        self.losses, self.labels = torch.zeros(depths, dtype=torch.float64), torch.zeros(depths, dtype=torch.int64)
+
+    def add(
+        self, drafter: RecurrentDrafter, verifier: Verifier, hidden: Tensor, root: Tensor, targets: Tensor
+    ) -> None:  # (n, H), (n,), (n, L)
+        read = torch.cat([root[:, None], targets[:, :-1].clamp(min=0)], dim=1)
+        logits = drafter(hidden, verifier.embed(read))
+        best = drafter.draft_ids[logits.topk(self.hits.shape[1]).indices]  # (n, L, top_k)
+        labels = draft_labels(targets, drafter.draft_ids, verifier.vocab_size)
+        self.hits += (best == targets[:, :, None]).cumsum(-1).sum(0).cpu()
+        self.tokens += (targets != IGNORED).sum(0).cpu()
+        self.losses += cross_entropy(logits, labels).cpu()
+        self.labels += (labels != IGNORED).sum(0).cpu()
+
+    def metrics(self) -> dict[str, float]:
+        depths, top_k = self.hits.shape
+        shares = (self.hits / self.tokens.clamp(min=1)[:, None]).tolist()
+        loss = float((self.losses * depth_weights(self.labels, 1.0)).sum())
+        accuracies = {
+            f"topk_accuracy_{k}_depth{d}": shares[d - 1][k - 1]
+            for d in range(1, depths + 1)
+            for k in range(1, top_k + 1)
+        }
+        return {**accuracies, "loss": loss}

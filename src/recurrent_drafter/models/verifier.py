@@ -1,0 +1,279 @@
+"""The verifier: any stock Hugging Face causal LM, read through its own forward pass.
+
+This file and ``cache.py`` are the only ones that know how Hugging Face models are called.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from recurrent_drafter.core.tree import DraftTree
+from recurrent_drafter.models.cache import TreeCache
+from recurrent_drafter.models.compatibility import why_unsuitable
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one forward pass yields: logits (B, N, V), and hiddens (B, N, H), the LM head's own input."""
+
+    logits: Tensor
+    hiddens: Tensor
+
+
+class Verifier:
+    """A causal LM that can verify trees. Holds no state between calls; the model is used as it is.
+
+    Raises ValueError, with the reason, for models that cannot verify a tree or cannot be drafted for.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        reason = why_unsuitable(model)
+        if reason is not None:
+            raise ValueError(f"{type(model).__name__} cannot be a verifier: {reason}")
+        self.model = model
+        self.head: nn.Module = model.get_output_embeddings()
+        self.config = model.config.get_text_config()
+        self.embedding: nn.Module = model.get_input_embeddings()
+        self.vocab_size: int = self.head.weight.shape[0]  # type: ignore[assignment, union-attr, index]
+        self.hidden_size: int = self.head.weight.shape[1]  # type: ignore[assignment, union-attr, index]
+        # As transformers' own `create_masks_for_generate` reads a config: where layers have types, one mask for each
+        # type; else one mask for all, which slides if there is a window.
+        self._kinds: list[str] = sorted(set(getattr(self.config, "layer_types", None) or ()))
+        slides = "sliding_attention" in self._kinds or not self._kinds
+        self.window: int | None = (getattr(self.config, "sliding_window", None) or None) if slides else None
+        self._rope: dict[str, Any] = getattr(self.config, "rope_parameters", None) or {}
+        self.hidden_bias = torch.finfo(model.dtype).min
+
+    def is_of(self, model: PreTrainedModel) -> bool:
+        """Whether this is still a view of the model: false for another one, or if its embeddings were exchanged."""
+        return (
+            self.model is model
+            and self.head is model.get_output_embeddings()
+            and self.embedding is model.get_input_embeddings()
+            and self.vocab_size == self.head.weight.shape[0]
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's inputs go."""
+        return self.model.device
+
+    @property
+    def context_length(self) -> int | None:
+        """The most positions that the model computes alike; None when its config names no limit.
+
+        Rotary frequencies of type longrope change for a whole pass once it reaches behind the original context.
+        """
+        limit: int | None = getattr(self.config, "max_position_embeddings", None)
+        if self._rope.get("rope_type") == "longrope":
+            limit = self._rope.get("original_max_position_embeddings", limit)
+        return limit
+
+    @property
+    def last_position(self) -> int | None:
+        """The last position that may be asked for, where that is a hard limit: of a table, or of `context_length`."""
+        bounded = not self._rope or self._rope.get("rope_type") in ("longrope", "dynamic")
+        return self.context_length - 1 if bounded and self.context_length is not None else None
+
+    def embed(self, tokens: Tensor) -> Tensor:  # (...) -> (..., H)
+        """The model's own input embedding of tokens."""
+        return self.embedding(tokens)
+
+    def hiddens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # (B, S) -> (B, S, H)
+        """Last hidden states of whole sequences, as the LM head reads them, without paying for the head."""
+        positions = None if attention_mask is None else positions_under(attention_mask)
+        with self._head_input(keep_rows=1) as captured:
+            self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
+        return captured[0]
+
+    def logits(self, hiddens: Tensor) -> Tensor:  # (..., H) -> (..., V)
+        """The model's own logits of what its head reads, by its own forward pass: soft caps and scales included.
+
+        The model reads one token meanwhile, whose place before the head ``hiddens`` take.
+        """
+        token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
+
+        def instead(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (hiddens.flatten(0, -2)[None].to(args[0].dtype), *args[1:])
+
+        handle = self.head.register_forward_pre_hook(instead)
+        try:
+            output = self.model(input_ids=token, use_cache=False)
+        finally:
+            handle.remove()
+        return output.logits.view(*hiddens.shape[:-1], -1)
+
+    @contextmanager
+    def sharded(self) -> Iterator[None]:
+        """Within it each process keeps a share of every layer, and a pass gathers one layer at a time.
+
+        So all processes have to run the same passes. Embeddings and head stay whole, as do layers of mixed or
+        quantised parameters. Behind it, unless it ends by an error, every process holds the whole model again.
+        """
+        from torch.distributed.fsdp import fully_shard  # imported here: not every build of torch has it
+
+        names = set(self.model._no_split_modules or ())
+        layers = [module for module in self.model.modules() if type(module).__name__ in names]
+        kinds = {parameter.dtype for layer in layers for parameter in layer.parameters()}
+        if len(kinds) != 1 or not kinds.pop().is_floating_point:
+            layers = []
+        shards = [fully_shard(layer, reshard_after_forward=True) for layer in layers]
+        yield  # an error may be this process's alone, and then nobody would gather with it
+        for shard in shards:
+            shard.set_reshard_after_forward(False)
+            shard.unshard()
+
+    def as_bias(self, visible: Tensor) -> Tensor:
+        """A boolean mask as an additive one in the model's dtype, which every attention implementation takes."""
+        bias = torch.zeros(visible.shape, dtype=self.model.dtype, device=visible.device)
+        return bias.masked_fill_(~visible, self.hidden_bias)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        cache: TreeCache,
+        *,
+        distance: Tensor | None = None,
+        last_only: bool = False,
+    ) -> Pass:
+        """One pass over N new tokens per row, behind the cache's kept columns.
+
+        Args:
+            tokens: (B, N). positions: (B, N), the position that each token stands for.
+            visible: (B, N, kept + N) additive mask in the model's dtype, 0 where a token may look.
+            cache: the columns so far. It keeps none of the new ones by itself.
+            distance: (B, N, kept + N), how many tokens back each column lies; needed where there is a ``window``.
+            last_only: logits for the last token only, (B, 1, V).
+        """
+        with self._head_input(keep_rows=1 if last_only else None) as captured:
+            output = self.model(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=self._masks(visible[:, None], distance),
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return Pass(output.logits, captured[0])
+
+    def _masks(self, visible: Tensor, distance: Tensor | None) -> Tensor | dict[str, Tensor]:  # (B, 1, N, columns)
+        if self.window is None:
+            return visible
+        if distance is None:
+            raise ValueError(
+                f"{self.config.model_type} attends to a window of {self.window} tokens: distance is needed"
+            )
+        sliding = visible.masked_fill(distance[:, None] >= self.window, self.hidden_bias)
+        if len(self._kinds) < 2:
+            return sliding
+        return {"full_attention": visible, "sliding_attention": sliding}
+
+    def open(self, input_ids: Tensor, attention_mask: Tensor | None, capacity: int) -> tuple["VerifierSession", Pass]:
+        """Read the prompts (B, S), left-padded where ``attention_mask`` is 0; return the session and the last pass."""
+        _, length = input_ids.shape
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        own = attention_mask.bool()
+        columns = torch.arange(length, device=input_ids.device)
+        distance = (columns[:, None] - columns)[None]  # (1, S, S)
+        # A pad sees itself, or its softmax would have nothing to sum over; nothing sees a pad.
+        seen = (distance == 0) | ((distance > 0) & own[:, None, :])
+        cache = TreeCache(self.config.num_hidden_layers, max(capacity, length))
+        positions = positions_under(attention_mask)
+        result = self.forward(input_ids, positions, self.as_bias(seen), cache, distance=distance, last_only=True)
+        cache.keep_all()
+        return VerifierSession(self, cache, own), result
+
+    @contextmanager
+    def _head_input(self, keep_rows: int | None) -> Iterator[list[Tensor]]:
+        """Collect what the LM head is given; let it compute only the last ``keep_rows`` positions if asked."""
+        captured: list[Tensor] = []
+
+        def collect(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            captured.append(args[0])
+            return None if keep_rows is None else (args[0][:, -keep_rows:], *args[1:])
+
+        handle = self.head.register_forward_pre_hook(collect)
+        try:
+            yield captured
+        finally:
+            handle.remove()
+
+
+class VerifierSession:
+    """The verified text of a batch: its cache, and what of the prompts each row may see.
+
+    Args:
+        verifier: the model. cache: holds the prompts' columns.
+        own: (B, S) bool, False where the prompts are padded.
+    """
+
+    def __init__(self, verifier: Verifier, cache: TreeCache, own: Tensor) -> None:
+        self.verifier, self.cache = verifier, cache
+        self._pads = (~own).sum(1, keepdim=True)  # (B, 1)
+        # (B, capacity): pads are hidden; how far a row's text reaches is the cache's knowledge.
+        self._prompt_bias = nn.functional.pad(verifier.as_bias(own), (0, cache.capacity - own.shape[1]))
+
+    @property
+    def lengths(self) -> list[int]:
+        """Columns kept per row, its prompt's pads included."""
+        return self.cache.lengths
+
+    def forward_tree(self, tree: DraftTree) -> Pass:
+        """Verify a tree: every node sees the verified text and its own ancestors, at its depth's position."""
+        _, nodes = tree.tokens.shape
+        base, width = self.cache.base, self.cache.longest + nodes
+        missing = width - self._prompt_bias.shape[1]
+        if missing > 0:
+            self._prompt_bias = nn.functional.pad(self._prompt_bias, (0, max(missing, width)))
+        bias = self._prompt_bias[:, None, :width]
+        if nodes > 1 or not isinstance(base, int):
+            bias = bias.repeat(1, nodes, 1)
+            if not isinstance(base, int):
+                stale = torch.arange(width, device=bias.device) >= base  # (B, columns), the tree's own among them
+                bias.masked_fill_(stale[:, None], self.verifier.hidden_bias)
+            self._put(bias, self.verifier.as_bias(tree.ancestors))
+        positions = tree.depths + (base - self._pads)
+        distance = self._distance(positions, width) if self.verifier.window is not None else None
+        last = self.verifier.last_position
+        if last is not None:  # rows differ in what they may still emit: a tree may reach further than one ever will
+            positions[:, 1:].clamp_(max=last)
+        return self.verifier.forward(tree.tokens, positions, bias, self.cache, distance=distance)
+
+    def keep(self, path: Tensor, n_accepted: list[int]) -> None:
+        """Add to each row's text the first 1 + ``n_accepted`` nodes of its path (B, 1 + depth)."""
+        self.cache.keep(path, n_accepted)
+
+    def select(self, rows: list[int]) -> None:
+        """Go on with these rows of the batch, ascending."""
+        if len(rows) == len(self.lengths):
+            return
+        self.cache.select(rows)
+        index = torch.tensor(rows).to(self._pads.device, non_blocking=True)
+        self._pads, self._prompt_bias = self._pads[index], self._prompt_bias[index]
+
+    def _distance(self, positions: Tensor, width: int) -> Tensor:  # (B, N) -> (B, N, columns)
+        """How many tokens each column lies before each node; a column of the text stands where its number says."""
+        columns = torch.arange(width, device=positions.device) - self._pads
+        self._put(columns[:, None], positions[:, None])
+        return positions[:, :, None] - columns[:, None]
+
+    def _put(self, rows: Tensor, block: Tensor) -> None:  # (B, n, columns), (B, n, N)
+        """Write what holds for the tree's own columns, which lie behind each row's text."""
+        base, nodes = self.cache.base, block.shape[2]
+        if isinstance(base, int):
+            rows[:, :, base : base + nodes] = block
+        else:
+            columns = base + torch.arange(nodes, device=block.device)  # (B, N)
+            rows.scatter_(2, columns[:, None].expand_as(block), block)
+
+
+def positions_under(attention_mask: Tensor) -> Tensor:  # (B, S) -> (B, S)
+    """Positions that count only what is not masked, as `generate` gives them."""
+    return (attention_mask.long().cumsum(1) - 1).clamp(min=0)

@@ -1,0 +1,1 @@
+"""What a result is made of: command, versions, hardware, hashes, trackers."""

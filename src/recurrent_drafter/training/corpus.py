@@ -1,0 +1,160 @@
+"""First stage of a training: the verifier, and the text to train and to evaluate on."""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from recurrent_drafter.data import (
+    Dialogue,
+    DialogueStream,
+    LoadedDialogues,
+    LoadReport,
+    RefusedError,
+    Turn,
+    encode_prompt,
+    load_dialogues,
+    prompts_from_dialogues,
+)
+from recurrent_drafter.decoding.generation_state import as_tuple
+from recurrent_drafter.measure.replies import HeldOutReplies, Reply, greedy_replies
+from recurrent_drafter.models.loading import load_verifier
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.provenance import RUN_RECORD
+from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.options import DataOptions
+
+HELD_OUT_PROMPT = 256  # tokens of a held-out prompt at most
+STREAMED_PROMPTS = 8  # of a stream so many times as many conversations are read as prompts are wanted
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A verifier with its tokenizer, and the tokens that end a reply of it."""
+
+    verifier: Verifier
+    tokenizer: PreTrainedTokenizerBase
+    end_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrainingText:
+    """Conversations (or texts) to train on, and the account of them: of a stream, of what has been read so far."""
+
+    dialogues: Iterable[Dialogue]
+    account: Callable[[], LoadReport]
+
+    @property
+    def report(self) -> LoadReport:
+        """The account as it stands."""
+        return self.account()
+
+
+def open_pair(args: TrainingArguments) -> Pair:
+    """Load the verifier and check lengths against its context; the chat template asked for becomes the tokenizer's."""
+    name = str(args.llm_name_or_path)
+    dtype = "float32" if args.quick else "auto"
+    model, tokenizer = load_verifier(name, dtype=dtype, cache_dir=args.cache_dir)
+    if args.chat_template is not None:
+        tokenizer.chat_template = chat_template(args.chat_template)
+    pair = pair_of(model, tokenizer)
+    context = pair.verifier.context_length
+    beyond = args.distill_num_future_tokens - 1 if args.use_distilled_dataset else 0
+    for flag, length, most in (
+        ("model_max_length", 0 if args.quick else args.model_max_length, context and context - beyond),
+        ("eval_max_new_tokens", args.eval_max_new_tokens, context and context - 1),
+    ):
+        if most is not None and length > most:
+            raise ValueError(f"--{flag} is {length}, expected at most {most}: {name} has a context of {context} tokens")
+    return pair
+
+
+def pair_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
+    """A reply ends at what the model or the tokenizer calls an end."""
+    ends = {*as_tuple(model.generation_config.eos_token_id), *as_tuple(tokenizer.eos_token_id)}
+    return Pair(Verifier(model), tokenizer, tuple(sorted(ends)))
+
+
+def chat_template(given: str) -> str:
+    """The template itself, or the content of the file that was named."""
+    if "{" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OSError(f"--chat_template {given}: neither a Jinja template nor a file that can be read") from error
+
+
+def training_text(pair: Pair, args: TrainingArguments) -> TrainingText:
+    """The conversations to train on; questions without answers get the verifier's own."""
+    if args.streaming:
+        earlier = read_before(args.resume_from_checkpoint)
+        stream = DialogueStream(args.dataset_name, args.dataset_path, args.cache_dir, earlier)
+        return TrainingText(stream, lambda: stream.report)
+    loaded = load_dialogues(args.dataset_name, args.dataset_path, "train", cache_dir=args.cache_dir)
+    print(f"training data: {loaded.report.source} ({loaded.report.schema} records): {loaded.report.summary()}")
+    if any(dialogue.turns and not dialogue.has_reply for dialogue in loaded.dialogues):
+        print(f"{loaded.report.source} has questions only: the verifier's own greedy replies are the answers")
+        return TrainingText(answered(loaded.dialogues, pair, args), lambda: loaded.report)
+    return TrainingText(loaded.dialogues, lambda: loaded.report)
+
+
+def read_before(checkpoint: str | None) -> LoadReport | None:
+    """The account of the data up to a checkpoint; None where there is none, or a kill came before its record."""
+    record = Path(checkpoint or "") / RUN_RECORD
+    if checkpoint is None or not record.is_file():
+        return None
+    return LoadReport(**json.loads(record.read_text())["data"])
+
+
+def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> list[Dialogue]:
+    """Conversations of these questions with the verifier's greedy replies, for as long as they fit its context."""
+    context = pair.verifier.context_length
+    most = args.model_max_length if context is None else min(args.model_max_length, context)
+    new_tokens = max(most // 4, 1)
+    talks: list[list[Turn]] = [[] for _ in dialogues]
+    for number in range(max(len(dialogue.turns) for dialogue in dialogues)):
+        asked, prompts = [], []
+        for talk, dialogue in zip(talks, dialogues, strict=True):
+            if len(dialogue.turns) <= number or len(talk) < 2 * number:
+                continue
+            try:
+                prompt = encode_prompt([*talk, dialogue.turns[number]], pair.tokenizer)
+            except RefusedError:
+                continue
+            if 0 < len(prompt) <= most - new_tokens:
+                asked.append((talk, dialogue.turns[number]))
+                prompts.append(prompt)
+        for (talk, question), reply in zip(
+            asked, greedy_replies(pair.verifier, prompts, new_tokens, pair.end_ids), strict=True
+        ):
+            text = str(pair.tokenizer.decode(reply.tokens, skip_special_tokens=True)).strip()
+            if text:
+                talk += [question, Turn("assistant", text)]
+    return [Dialogue(tuple(talk)) for talk in talks if talk]
+
+
+def held_out_replies(pair: Pair, args: TrainingArguments) -> HeldOutReplies:
+    """The verifier's replies to prompts of the evaluation part; ``--quick`` goes on past end tokens."""
+    name, path = args.eval_dataset_name, args.eval_dataset_path
+    if name is None and path is None:
+        name, path = args.dataset_name, args.dataset_path
+    limit = STREAMED_PROMPTS * args.eval_max_examples if args.streaming else None
+    loaded = load_dialogues(name, path, "eval", limit=limit, cache_dir=args.cache_dir)
+    end_ids = () if args.quick else pair.end_ids
+    return HeldOutReplies(
+        pair.verifier, replies_to(pair, loaded, args.eval_max_examples, args.eval_max_new_tokens, end_ids)
+    )
+
+
+def replies_to(pair: Pair, loaded: LoadedDialogues, most: int, new_tokens: int, end_ids: Sequence[int]) -> list[Reply]:
+    """The verifier's greedy replies to prompts of these conversations, ``most`` of them or as many as there are."""
+    context = pair.verifier.context_length
+    longest = HELD_OUT_PROMPT if context is None else min(HELD_OUT_PROMPT, context - new_tokens)
+    count = min(most, len({dialogue.digest() for dialogue in loaded.dialogues}))
+    prompts = prompts_from_dialogues(loaded.dialogues, pair.tokenizer, count=count, max_length=longest, fewest=1)
+    replies = greedy_replies(pair.verifier, prompts, new_tokens, end_ids)
+    print(f"evaluation: the verifier's replies to {len(prompts)} held-out prompts of {loaded.report.source}")
+    return replies

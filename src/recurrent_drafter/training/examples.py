@@ -1,0 +1,105 @@
+"""Training rows: the roots of a text and the targets of each."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from recurrent_drafter.core.losses import IGNORED
+from recurrent_drafter.data import TrainExample
+from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
+
+
+@dataclass(frozen=True)
+class RootExample:
+    """A text (S,), the positions of its roots (P,) and the K targets of each root (P, K), `IGNORED` where none.
+
+    ``number`` is its place in a training set, for messages.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    number: int = -1
+
+
+def loss_mask(example: TrainExample, end_ids: Sequence[int]) -> Tensor:  # (S,) bool
+    """Which positions are roots: tokens the verifier would have to generate, but not an end token, nor the first."""
+    mask = (example.span_ids >= 0) & ~torch.isin(example.input_ids, torch.tensor(list(end_ids)))
+    mask[0] = False  # nothing precedes it, so no hidden state predicted it
+    return mask
+
+
+def with_text_targets(example: TrainExample, depths: int, end_ids: Sequence[int]) -> RootExample:
+    """Ground truth: each root's targets are the text that follows it."""
+    roots = loss_mask(example, end_ids)
+    targets = text_targets(example.input_ids, example.span_ids, roots, depths, tuple(end_ids))
+    return RootExample(example.input_ids, roots.nonzero()[:, 0], targets)
+
+
+def cut_behind_end(targets: Tensor, end_ids: tuple[int, ...]) -> Tensor:  # (P, K) -> (P, K)
+    """Targets with `IGNORED` behind the first end token, which itself counts."""
+    if not end_ids:
+        return targets
+    ended = torch.isin(targets, targets.new_tensor(end_ids)).int().cumsum(1)
+    behind = torch.zeros_like(ended, dtype=torch.bool)
+    behind[:, 1:] = ended[:, :-1] > 0
+    return targets.masked_fill(behind, IGNORED)
+
+
+def text_targets(input_ids: Tensor, span_ids: Tensor, roots: Tensor, depths: int, end_ids: tuple[int, ...]) -> Tensor:
+    """Ground truth: the tokens that follow each marked position (P, K), within its span and up to an end token."""
+    (length,) = input_ids.shape
+    positions = roots.nonzero()[:, 0, None]  # (P, 1)
+    ahead = positions + torch.arange(1, depths + 1, device=input_ids.device)  # (P, K)
+    inside = ahead < length
+    ahead = ahead.clamp(max=length - 1)
+    inside &= span_ids[ahead] == span_ids[positions]
+    return cut_behind_end(input_ids[ahead].masked_fill(~inside, IGNORED), end_ids)
+
+
+def frequent_tokens(examples: Sequence[RootExample], size: int, vocab_size: int, always: Sequence[int]) -> Tensor:
+    """The ``size`` most frequent target tokens (D,), ascending; ``always`` (the end tokens) are in it."""
+    counts = torch.zeros(vocab_size, dtype=torch.int64)
+    for example in examples:
+        counts += torch.bincount(example.targets[example.targets != IGNORED], minlength=vocab_size)
+    counts[list(always)] = counts.sum() + 1
+    return counts.argsort(descending=True, stable=True)[:size].sort().values
+
+
+def coverage(examples: Sequence[RootExample], draft_ids: Tensor) -> float:
+    """The share of target tokens that the draft vocabulary holds."""
+    inside = sum(int(torch.isin(example.targets, draft_ids).sum()) for example in examples)
+    return inside / max(sum(int((example.targets != IGNORED).sum()) for example in examples), 1)
+
+
+def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:
+    """Right-padded texts (B, S) with their numbers, and all roots in one list: rows, positions (P,), targets (P, K)."""
+    longest = max(len(example.input_ids) for example in examples)
+    input_ids = torch.zeros(len(examples), longest, dtype=torch.int64)
+    attention_mask = torch.zeros_like(input_ids)
+    for row, example in enumerate(examples):
+        input_ids[row, : len(example.input_ids)] = example.input_ids
+        attention_mask[row, : len(example.input_ids)] = 1
+    return {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "rows": torch.cat([torch.full_like(example.positions, row) for row, example in enumerate(examples)]),
+        "positions": torch.cat([example.positions for example in examples]),
+        "targets": torch.cat([example.targets for example in examples]),
+        "numbers": torch.tensor([example.number for example in examples]),
+    }
+
+
+def run_fingerprint(verifier: str, examples: Sequence[RootExample], settings: Mapping[str, Any]) -> str:
+    """Of what makes a training the same training, for ``DrafterTrainer(fingerprint=...)``.
+
+    Args:
+        verifier: its `verifier_fingerprint`.
+        examples: the training set, targets included.
+        settings: what else must not change before the training is resumed: method, drafter, learning rate, ...
+    """
+    data = hash_of_tensors(tensor for e in examples for tensor in (e.input_ids, e.positions, e.targets))
+    return hash_of({"verifier": verifier, "data": data, "settings": dict(settings)})

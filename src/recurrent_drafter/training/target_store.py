@@ -1,0 +1,141 @@
+"""Distilled targets on disk: computed in shards, once, by as many processes as there are.
+
+A directory holds one run: ``manifest.json`` and a safetensors file of token ids per shard. Files appear whole, by
+renaming, so whatever a killed run leaves behind is finished work.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from recurrent_drafter.data import TrainExample
+from recurrent_drafter.models.loading import verifier_fingerprint
+from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
+from recurrent_drafter.training.distillation import Draw, all_with_distilled_targets, packed_for_passes
+from recurrent_drafter.training.examples import RootExample
+
+MANIFEST = "manifest.json"
+SHARD_TEXTS = 32  # texts in a shard: what a kill costs at most
+POLL_SECONDS = 0.2
+
+
+def distilled_dataset(
+    verifier: Verifier,
+    examples: Sequence[TrainExample],
+    depths: int,
+    end_ids: Sequence[int],
+    directory: Path,
+    *,
+    temperature: float = 0.0,
+    seed: int = 0,
+    fingerprint: str | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> list[RootExample]:
+    """Every text with the verifier's own K tokens behind each of its roots, from ``directory`` where it has them.
+
+    Args:
+        verifier: continues the prefixes.
+        examples: the texts.
+        depths: K, tokens per continuation.
+        end_ids: tokens that end one.
+        directory: made if missing; finished shards in it are used again.
+        temperature: 0 is greedy, the paper's setting.
+        seed: of the noise at a temperature above 0; the example's number, position and depth complete it.
+        fingerprint: `verifier_fingerprint`, where the caller has it already.
+        on_progress: is given how far in the list of texts this process is, and how many there are.
+        process_index: this process computes every ``process_count``-th shard, then waits for the others' shards.
+        process_count: processes that share the directory.
+
+    Raises ValueError, in one line, where the directory holds targets of another verifier, other data or settings.
+    """
+    settings = {
+        "verifier": fingerprint or verifier_fingerprint(verifier),
+        "data": hash_of_tensors(tensor for e in examples for tensor in (e.input_ids, e.span_ids)),
+        "texts": len(examples),
+        "depths": depths,
+        "end_ids": sorted(end_ids),
+        "temperature": temperature,
+        "seed": seed if temperature > 0 else None,
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    starts = range(0, len(examples), SHARD_TEXTS)
+    paths = [directory / f"shard-{number:05d}.safetensors" for number in range(len(starts))]
+    _claim(directory, settings, paths)
+    own = range(process_index, len(paths), process_count)
+    with packed_for_passes(verifier) if not all(paths[i].exists() for i in own) else nullcontext():
+        for i in own:
+            some = examples[starts[i] : starts[i] + SHARD_TEXTS]
+            if not paths[i].exists():
+                draw = Draw(temperature, seed)
+                rows = all_with_distilled_targets(verifier, some, depths, end_ids, draw, first_id=starts[i])
+                _write_shard(paths[i], rows)
+            if on_progress is not None:
+                on_progress(min((i + 1) * SHARD_TEXTS, len(examples)), len(examples))
+    while not all(path.exists() for path in paths):  # other processes' shards
+        time.sleep(POLL_SECONDS)
+    return [row for path in paths for row in _read_shard(path)]
+
+
+def _claim(directory: Path, settings: Mapping[str, Any], paths: Sequence[Path]) -> None:
+    """Write the manifest, or hold the one that is there against these settings."""
+    manifest = directory / MANIFEST
+    if manifest.exists():
+        theirs = json.loads(manifest.read_text())["settings"]
+        differing = [name for name in settings if theirs.get(name) != settings[name]]
+        if differing:
+            raise ValueError(
+                f"{directory} holds the distilled targets of another run, which differs in {', '.join(differing)}: "
+                "give another directory, or remove this one"
+            )
+        return
+    if any(directory.glob("shard-*.safetensors")):
+        raise ValueError(f"{directory} holds shards without their {MANIFEST}: give another directory")
+    record = {"hash": hash_of(settings), "settings": dict(settings), "shards": [path.name for path in paths]}
+    _replace(manifest, lambda unfinished: unfinished.write_text(json.dumps(record, indent=1) + "\n"))
+
+
+def _write_shard(path: Path, rows: Sequence[RootExample]) -> None:
+    def packed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(list(tensors)).to(torch.int32)
+
+    shard = {
+        "input_ids": packed([row.input_ids for row in rows]),
+        "lengths": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int32),
+        "positions": packed([row.positions for row in rows]),
+        "roots": torch.tensor([len(row.positions) for row in rows], dtype=torch.int32),
+        "targets": packed([row.targets for row in rows]),
+    }
+    _replace(path, lambda unfinished: save_file(shard, unfinished))
+
+
+def _read_shard(path: Path) -> list[RootExample]:
+    try:
+        shard = {name: tensor.long() for name, tensor in load_file(path).items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): remove it, and it will be computed again") from error
+    lengths, roots = shard["lengths"].tolist(), shard["roots"].tolist()
+    columns = (shard["input_ids"].split(lengths), shard["positions"].split(roots), shard["targets"].split(roots))
+    return [RootExample(*row) for row in zip(*columns, strict=True)]
+
+
+def _replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a name of this process's own, and rename it once it is whole and on the disk."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(unfinished)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
