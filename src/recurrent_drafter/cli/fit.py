@@ -11,7 +11,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from recurrent_drafter.cli.callbacks import ShowProgress, StopWhenInterrupted, progress_bar
 from recurrent_drafter.cli.output import save_drafter
-from recurrent_drafter.data import LengthGrouped, ShuffledStream
+from recurrent_drafter.data.batches import LengthGrouped, ShuffledStream
 from recurrent_drafter.decoding.costs import Costs, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.estimate import break_even, predicted_speedup

@@ -31,7 +31,7 @@ from recurrent_drafter.cli.estimating import StepTimes
 from recurrent_drafter.cli.fit import default_shape, facts, fit, measure, new_drafter, new_trainer, save_trained
 from recurrent_drafter.cli.options import PromptOptions, TuneOptions
 from recurrent_drafter.core.metrics import Walk
-from recurrent_drafter.data import load_dialogues
+from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.costs import MEASURED_ROWS, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.estimate import predicted_speedup
