@@ -192,7 +192,7 @@ def measure(drafter: RecurrentDrafter, pair: Pair) -> Costs:
     context = min(MEASURED_CONTEXT, (verifier.context_length or MEASURED_CONTEXT + 32) - 32)
     with torch.inference_mode(), PackedLinears(verifier.model).applied(), PackedLinears(drafter).applied():
         draft = BeamDrafter(drafter, verifier.embed)
-        return measure_costs(verifier, draft, shape.beam_width, max(context, 1), rows=(1, 2, 4, 8, 12, 16))
+        return measure_costs(verifier, draft, max(context, 1), rows=(1, 2, 4, 8, 12, 16), widths=(shape.beam_width,))
 
 
 def facts(args: TrainingArguments) -> dict[str, Any]:
