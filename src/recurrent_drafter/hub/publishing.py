@@ -17,11 +17,11 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, errors
 from huggingface_hub.utils import validate_repo_id
 
-from recurrent_drafter.decoding.costs import FILE as TUNING
+from recurrent_drafter.decoding.costs import TUNING_FILE
 from recurrent_drafter.measure.divergence import FILE as VERIFICATION
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 
-RECORDS = ("run.json", TUNING, VERIFICATION)
+RECORDS = ("run.json", TUNING_FILE, VERIFICATION)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 GENERATE = '''"""Decodes with the recurrent drafter of this repository; README.md says how to call it."""
 
