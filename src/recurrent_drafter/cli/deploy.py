@@ -16,8 +16,7 @@ from recurrent_drafter.bench.summary import read_records
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.decoding.costs import TUNING_FILE
 from recurrent_drafter.hub.publishing import assemble, check_repo_name, publish
-from recurrent_drafter.measure.divergence import FILE as VERIFICATION
-from recurrent_drafter.measure.divergence import read_verification
+from recurrent_drafter.measure.divergence import VERIFICATION_FILE, read_verification
 from recurrent_drafter.models.loading import load_drafter
 from recurrent_drafter.report.card import Known, is_hub_name, model_card
 
@@ -111,7 +110,7 @@ def written_card(drafter: Path, known: Known, repo_id: str) -> str:
         return model_card(repo_id, known)
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ValueError(
-            f"run.json, {TUNING_FILE} or {VERIFICATION} in {drafter}, or --bench_file, is not as this version "
+            f"run.json, {TUNING_FILE} or {VERIFICATION_FILE} in {drafter}, or --bench_file, is not as this version "
             f"writes it ({error!r}): make it again or take it away"
         ) from error
 

@@ -18,10 +18,10 @@ from huggingface_hub import HfApi, constants, errors
 from huggingface_hub.utils import validate_repo_id
 
 from recurrent_drafter.decoding.costs import TUNING_FILE
-from recurrent_drafter.measure.divergence import FILE as VERIFICATION
+from recurrent_drafter.measure.divergence import VERIFICATION_FILE
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 
-RECORDS = ("run.json", TUNING_FILE, VERIFICATION)
+RECORDS = ("run.json", TUNING_FILE, VERIFICATION_FILE)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 GENERATE = '''"""Decodes with the recurrent drafter of this repository; README.md says how to call it."""
 
@@ -53,7 +53,7 @@ def assemble(drafter: Path, folder: Path, repo_id: str, card: str, *, base_model
     from. A record of a verification that does not count is left out.
     Raises ValueError, before anything is written, where one of the records holds an access token.
     """
-    names = [name for name in RECORDS if verified or name != VERIFICATION]
+    names = [name for name in RECORDS if verified or name != VERIFICATION_FILE]
     records = [drafter / name for name in names if (drafter / name).is_file()]
     for record in records:
         if ACCESS_TOKEN.search(record.read_bytes()):
