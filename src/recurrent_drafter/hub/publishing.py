@@ -1,13 +1,4 @@
-"""Publishing on the Hugging Face Hub, and what a published drafter runs behind ``generate``.
-
-`assemble` makes the folder, `publish` uploads it as one commit, and `generate_with_drafter` is what the folder's
-``custom_generate/generate.py`` calls, so that for everybody else
-
-    model.generate(**inputs, custom_generate="user/drafter", trust_remote_code=True)
-
-is enough. Transformers (5.19) copies that file into its modules cache and runs it there, under the commit that it came
-from; of a local folder it keeps a hash of the code and not the place.
-"""
+"""Publishing on the Hugging Face Hub: `assemble` makes a drafter's folder, `publish` uploads it as one commit."""
 
 import re
 import shutil
