@@ -18,7 +18,7 @@ UNSTATED = "not-stated"
 
 
 @dataclass(frozen=True)
-class Known:
+class CardFacts:
     """All that a card is made of; a record that there is none of is empty."""
 
     config: RecurrentDraftingConfig
@@ -31,7 +31,7 @@ class Known:
     bench: Sequence[Record] = ()
 
 
-def model_card(repo_id: str, known: Known) -> str:
+def model_card(repo_id: str, known: CardFacts) -> str:
     """README.md of the repository, with its front matter."""
     linked = is_hub_name(known.base_model)
     data = ModelCardData(
@@ -59,7 +59,7 @@ def is_hub_name(name: str) -> bool:
     return True
 
 
-def _opening(repo_id: str, known: Known, linked: bool) -> Iterator[str]:
+def _opening(repo_id: str, known: CardFacts, linked: bool) -> Iterator[str]:
     config, base = known.config, known.base_model
     name = f"[{base}](https://huggingface.co/{base})" if linked else f"`{base}`"
     yield f"# {repo_id.partition('/')[2]}"
@@ -71,13 +71,13 @@ def _opening(repo_id: str, known: Known, linked: bool) -> Iterator[str]:
     residual = f"{config.num_draft_layers} residual layers"
     state = "recurrent state" if config.rnn else "sum of embeddings"
     shape = config.draft_shape
-    licence = known.license or f"not stated by its publisher; the terms of {name} and of the training data apply"
+    license = known.license or f"not stated by its publisher; the terms of {name} and of the training data apply"
     rows = {
         "verifier": f"{name}: width {config.hidden_size:,}, vocabulary {config.vocab_size:,}",
         "drafter": f"{known.parameters:,} parameters: {state}, {residual} of width {config.exit_dim:,}",
         "draft vocabulary": f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens",
         "saved shape of draft": f"{shape.beam_width} beams of {shape.beam_length} tokens, {shape.nodes} nodes at most",
-        "licence": licence,
+        "license": license,
     }
     yield "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
