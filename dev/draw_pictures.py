@@ -64,14 +64,10 @@ def canvas(width: float, height: float) -> Axes:
     return axes
 
 
-def box(
-    axes: Axes, x: float, y: float, text: str, color: str = PLAIN, width: float = 2.4, height: float = 1.1
-) -> None:
+def box(axes: Axes, x: float, y: float, text: str, color: str = PLAIN, width: float = 2.4, height: float = 1.1) -> None:
     """A word in a box around (x, y)."""
     corner = (x - width / 2, y - height / 2)
-    axes.add_patch(
-        FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=0.2", fc=color, ec="none")
-    )
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=0.2", fc=color, ec="none"))
     say(axes, x, y, text)
 
 
