@@ -7,10 +7,9 @@ import shutil
 import signal
 import socket
 import sys
-import time
 
 import pytest
-from running import SECONDS, Command
+from running import Command
 from vllm_stand_in import free_port, install
 
 from recurrent_drafter import RecurrentDrafter, RecurrentDraftingConfig
@@ -37,13 +36,6 @@ def folder(tmp_path_factory):
     weights = folder / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     return folder
-
-
-def waiting_until(command, written):
-    until = time.monotonic() + SECONDS
-    while written not in (text := command._read(".stdout") + command._read(".stderr")):
-        assert command.process.is_alive() and time.monotonic() < until, text
-        time.sleep(0.05)
 
 
 def test_it_serves_and_reports(installed, tmp_path):
@@ -81,7 +73,7 @@ def test_it_serves_and_reports(installed, tmp_path):
 
 def test_another_signal_is_passed_on(installed, tmp_path):
     command = Command([*SERVE, "demo", "--port", str(free_port())], tmp_path, environment=installed)
-    waiting_until(command, "Ctrl-C ends it")
+    command.wait_for("Ctrl-C ends it")
     os.kill(command.process.pid, signal.SIGTERM)
     ended = command.ended()
     assert ended.code == 5 and "heard SIGTERM" in ended.err and "served 4 requests" in ended.out

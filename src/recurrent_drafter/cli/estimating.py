@@ -33,7 +33,7 @@ def estimate_lines(found: Estimate) -> Iterator[str]:
         yield f"distilling {found.distilled:,} conversations before that: {duration(found.distilled_seconds)}"
     yield (
         f"memory: {found.peak_bytes / GIB:.2f} GiB at the peak of {STEPS} steps, of which "
-        f"{found.kept_bytes / GIB:.2f} are the verifier's weights and the drafter's with gradients and optimiser; "
+        f"{found.kept_bytes / GIB:.2f} are the verifier's weights and the drafter's with gradients and optimizer; "
         "nothing was trained"
     )
 

@@ -45,7 +45,6 @@ class EncodeReport:
     refused: int = 0
 
     def summary(self) -> str:
-        """One line for people."""
         line = f"{self.examples:,} examples, {self.tokens:,} tokens, {self.trained_tokens:,} of them trained on"
         notes = {
             "cut at the maximal length": self.truncated,
@@ -64,12 +63,10 @@ class Encoded:
     refusal: str = ""
 
     def add(self, example: TrainExample) -> None:
-        """Count an example."""
         trained = int((example.span_ids >= 0).sum())
         self.counts.update(examples=1, tokens=len(example.input_ids), trained_tokens=trained)
 
     def report(self) -> EncodeReport:
-        """The account so far."""
         return EncodeReport(**self.counts)
 
 

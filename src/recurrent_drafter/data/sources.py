@@ -49,8 +49,6 @@ HAVE_EVALUATION_SET = (
 
 @dataclass(frozen=True)
 class LoadedDialogues:
-    """Dialogues and the account of how they were read."""
-
     dialogues: tuple[Dialogue, ...]
     report: LoadReport
 

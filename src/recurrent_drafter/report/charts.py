@@ -1,4 +1,4 @@
-"""Drawings of a reproduction's findings, as SVG (layer 4; needs matplotlib, of the ``report`` extra)."""
+"""Drawings of a reproduction's findings, as SVG (needs matplotlib, of the ``report`` extra)."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from recurrent_drafter.reproduce.statistics import Estimate
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-COLOURS = ("#4c6a92", "#d98f3e", "#3f8f6b", "#a2506b", "#7a6bb0", "#8a8f45")  # told apart in grey, too
+COLORS = ("#4c6a92", "#d98f3e", "#3f8f6b", "#a2506b", "#7a6bb0", "#8a8f45")  # told apart in gray, too
 
 
 def svg(figure: "Figure") -> bytes:
@@ -23,7 +23,7 @@ def svg(figure: "Figure") -> bytes:
 
 
 def intervals(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> bytes:
-    """Points with their intervals: groups below each other, their members in colours."""
+    """Points with their intervals: groups below each other, their members in colors."""
     from matplotlib.figure import Figure
 
     members = list(dict.fromkeys(member for group in groups.values() for member in group))
@@ -33,12 +33,12 @@ def intervals(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> bytes
     for group in groups.values():
         ticks.append(place + (len(group) - 1) / 2)
         for member, estimate in group.items():
-            colour = COLOURS[members.index(member) % len(COLOURS)]
+            color = COLORS[members.index(member) % len(COLORS)]
             # An interval of percentiles need not hold the figure itself.
             reach = [[max(estimate.value - estimate.low, 0)], [max(estimate.high - estimate.value, 0)]]
             named = any(member == text for text in axes.get_legend_handles_labels()[1])
             axes.errorbar(
-                estimate.value, place, xerr=reach, fmt="o", color=colour, capsize=2, label=None if named else member
+                estimate.value, place, xerr=reach, fmt="o", color=color, capsize=2, label=None if named else member
             )
             place += 1
         place += 1
@@ -51,7 +51,7 @@ def intervals(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> bytes
 
 
 def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, logarithmic: bool = False) -> bytes:
-    """Curves; names that are the same up to a ``#`` share a colour and one entry in the legend."""
+    """Curves; names that are the same up to a ``#`` share a color and one entry in the legend."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 3.8), layout="constrained")
@@ -61,8 +61,8 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
         kind = name.partition("#")[0]
         named = any(kind == text for text in axes.get_legend_handles_labels()[1])
         xs, ys = zip(*points, strict=True)
-        colour = COLOURS[kinds.index(kind) % len(COLOURS)]
-        axes.plot(xs, ys, marker="o", markersize=3, linewidth=1.3, color=colour, label=None if named else kind)
+        color = COLORS[kinds.index(kind) % len(COLORS)]
+        axes.plot(xs, ys, marker="o", markersize=3, linewidth=1.3, color=color, label=None if named else kind)
     if logarithmic:
         axes.set_xscale("log", base=2)
         ticks = sorted({x for points in series.values() for x, _ in points})

@@ -9,15 +9,18 @@ from typing import ClassVar
 from jinja2 import Environment, PackageLoader
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under the names of their columns, in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
 @dataclass(frozen=True)
 class Paragraph:
-    """Prose."""
-
     kind: ClassVar[str] = "paragraph"
     text: str
 
     def markdown(self, _: str) -> str:
-        """As it is."""
         return self.text
 
 
@@ -29,19 +32,15 @@ class Code:
     text: str
 
     def markdown(self, _: str) -> str:
-        """Fenced."""
         return f"```\n{self.text}\n```"
 
 
 @dataclass(frozen=True)
 class Items:
-    """A list."""
-
     kind: ClassVar[str] = "items"
     lines: Sequence[str]
 
     def markdown(self, _: str) -> str:
-        """With dashes."""
         return "\n".join(f"- {line}" for line in self.lines)
 
 
@@ -55,10 +54,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self, _: str) -> str:
-        """With pipes."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        cells = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return "\n".join([f"{self.caption}\n", *cells])
+        return f"{self.caption}\n\n{markdown_table(self.columns, self.rows)}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,6 @@ class Picture:
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
 
     def markdown(self, folder: str) -> str:
-        """A link to the file beside the text."""
         return f"![{self.caption}]({folder}/{self.name}.svg)\n\n*{self.caption}*"
 
 
@@ -92,14 +87,11 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """For links to it."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report."""
-
     title: str
     sections: Sequence[Section]
 

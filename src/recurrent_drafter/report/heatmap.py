@@ -1,4 +1,4 @@
-"""A figure over beam width and length, as a picture (layer 4; needs matplotlib, of the ``report`` extra)."""
+"""A figure over beam width and length, as a picture (needs matplotlib, of the ``report`` extra)."""
 
 import importlib.util
 import os
@@ -14,7 +14,6 @@ MISSING = "no picture is drawn, because matplotlib is not installed: pip install
 
 
 def can_draw() -> bool:
-    """Whether matplotlib is there."""
     return importlib.util.find_spec("matplotlib") is not None
 
 

@@ -44,7 +44,6 @@ def identical(batch: Record) -> str:
 
 
 def measured(entry: Record) -> str:
-    """A speed-up with its interval."""
     return figure(Estimate(*entry["speedup"]))
 
 
@@ -116,7 +115,6 @@ def width_and_length(shapes: Record) -> Iterator[Block]:
 
 
 def batches(shapes: Record) -> Iterator[Block]:
-    """Measured speed at every batch size."""
     rows = []
     for batch in shapes["batches"]:
         for name, entry in batch["decoded"].items():

@@ -55,7 +55,7 @@ def interval_picture(findings: Findings, places: Sequence[Place]) -> Picture:
             group = groups.setdefault(f"{arm.training_set}\n{SCOPES[arm.scope]}\n{beams(where)}", {})
             group[method(arm)] = findings.estimate(arm, where)
     drawn = charts.intervals(groups, f"tokens per step on {places[0].set}, 95 % intervals")
-    caption = f"Tokens per step on {places[0].set} by training set, scope and beams x length; colours are methods."
+    caption = f"Tokens per step on {places[0].set} by training set, scope and beams x length; colors are methods."
     return Picture(f"tokens-per-step-{places[0].set}", caption, drawn)
 
 
@@ -138,7 +138,6 @@ def recurrence(findings: Findings) -> Iterator[Block]:
 
 
 def curves(findings: Findings) -> Iterator[Block]:
-    """Acceptance while training."""
     yield Table(
         "What every training did: steps, seconds, texts and positions learnt from, and the share of the target tokens "
         "that its draft vocabulary holds.",

@@ -27,12 +27,10 @@ def training(arm: Arm) -> str:
 
 
 def place(where: Place) -> str:
-    """A set and a shape."""
     return f"{where.set}, {beams(where)}"
 
 
 def beams(where: Place) -> str:
-    """A shape."""
     return f"{where.beam_width} x {where.beam_length}"
 
 

@@ -98,7 +98,8 @@ def measured_costs(drafter: RecurrentDrafter, verifier: Verifier) -> Costs:
     context = min(MEASURED_CONTEXT, (verifier.context_length or MEASURED_CONTEXT + 32) - 32)
     with torch.inference_mode(), PackedLinears(verifier.model).applied(), PackedLinears(drafter).applied():
         draft = BeamDrafter(drafter, verifier.embed)
-        return measure_costs(verifier, draft, max(context, 1), rows=(1, 2, 4, 8, 12, 16), widths=(shape.beam_width,))
+        costs = measure_costs(verifier, draft, max(context, 1), rows=(1, 2, 4, 8, 12, 16), widths=(shape.beam_width,))
+    return costs.of_width(shape.beam_width)
 
 
 def step_seconds(material: Material, draft_ids: torch.Tensor, args: TrainingArguments, steps: int = STEPS) -> float:
