@@ -38,7 +38,7 @@ INK, FAINT, PAPER, PLAIN, DRAFT, AGREED, OWN = (light for light, _ in COLORS.val
 WORDS = ("red", "planet", "dot", "and", "with", "in")
 TEXT = ("Mars", "is", "a")  # verified, in the cache
 AGREES = {0: "planet", 1: "with", 4: "two"}  # node: the verifier's own next word, along the accepted path
-OTHERS = {2: "in", 3: "a", 5: "the"}  # and what it would say behind the other nodes
+OTHERS = {2: "in", 3: "a", 5: "the"}  # and what it would say after the other nodes
 
 # docs/figures.md, `recurrent-drafter bench --prompts 20 --profile`: per cent of a step of `auto`
 SHARES = {"verify": 63.0, "draft": 27.1, "pace": 3.6, "accept": 2.9, "tree": 1.6, "host": 0.9, "cache": 0.4}
@@ -132,7 +132,7 @@ def one_step(tree: DraftTree) -> Axes:
     """What the verifier says at every node, the path it agrees with, and where the next step begins."""
     axes = canvas(27, 13.4)
     say(axes, 1, 1, "1  draft: beams from the root and its hidden state, merged to a tree", align="left")
-    say(axes, 1, 2.1, "2  verify: one pass, and the model's own next word behind every node", align="left")
+    say(axes, 1, 2.1, "2  verify: one pass, and the model's own next word after every node", align="left")
     accepted = set(AGREES)
     tops = [6, 4.9, 8, 4, 5.8, 8]
     draw_tree(axes, tree, 5.6, tops, lambda node: (AGREED if node in accepted else DRAFT) if node else PLAIN)
@@ -153,7 +153,7 @@ def one_step(tree: DraftTree) -> Axes:
     for number, (word, color) in enumerate((("red", PLAIN), ("planet", AGREED), ("with", AGREED), ("two", OWN))):
         box(axes, 2.2 + 2.7 * number, 11.4, word, color)
     say(axes, 12.2, 11.05, "2 draft tokens accepted + 1 = 3 tokens from one pass", align="left", size=10)
-    say(axes, 12.2, 11.9, "next root: “two”, with the hidden state behind “with”", FAINT, align="left", size=10)
+    say(axes, 12.2, 11.9, "next root: “two”, with the hidden state after “with”", FAINT, align="left", size=10)
     return axes
 
 
