@@ -23,7 +23,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "tree": [(decode_module, "prefix_tree"), (decode_module, "root_tree")],
     "accept": [(decode_module, "follow_tree"), (decode_module, "hidden_after"), (Sampler, "draws")],
     "cache": [(VerifierSession, "keep"), (VerifierSession, "select")],
-    "controller": [(TreeController, name) for name in ("plan", "deeper", "budget", "observe")],
+    "controller": [(TreeController, name) for name in ("plan", "budget", "observe")],
     "host": [(Step, "on_host"), (GenerationState, "emit")],
 }
 OTHER = "other"
