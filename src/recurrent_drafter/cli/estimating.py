@@ -3,14 +3,14 @@
 from collections.abc import Iterator
 
 from recurrent_drafter.measure.estimate import expected_tokens
-from recurrent_drafter.training.estimation import STEPS, Estimate
+from recurrent_drafter.training.estimation import STEPS, TrainingEstimate
 
 RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ATTAINABLE = 0.8  # acceptance per draft token that a good drafter can be hoped to have
 GIB = 2**30
 
 
-def estimate_lines(found: Estimate) -> Iterator[str]:
+def estimate_lines(found: TrainingEstimate) -> Iterator[str]:
     """The times, the break-even of every draft length, the ceiling at several acceptances, and what training costs."""
     costs, plain = found.costs, found.costs.verify[0]
     relative = ", ".join(f"{n}: {t / plain:.2f}" for n, t in zip(costs.rows, costs.verify, strict=True))

@@ -38,7 +38,7 @@ DEPTHS_AT_MOST = 1024  # positions of the noise are numbered p * this + depth
 
 
 @dataclass(frozen=True)
-class Draw:
+class TokenDraw:
     """How a continuation's tokens are drawn: greedily at ``temperature`` 0, else with noise of ``seed``."""
 
     temperature: float = 0.0
@@ -84,7 +84,7 @@ def distil(
     depths: int,
     end_ids: Sequence[int],
     *,
-    draw: Draw | None = None,
+    draw: TokenDraw | None = None,
     text_ids: Sequence[int] | None = None,
     chunk: int | None = None,
 ) -> list[Tensor]:
@@ -97,7 +97,7 @@ def distil(
     targets: list[Tensor] = [torch.empty(0, depths, dtype=torch.int64)] * len(texts)
     with packed_for_passes(verifier):
         for group in _groups([len(text) for text in texts], [len(root) for root in roots], tokens):
-            batch = _Batch(verifier, [texts[i] for i in group], [numbers[i] for i in group], draw or Draw())
+            batch = _SharedPass(verifier, [texts[i] for i in group], [numbers[i] for i in group], draw or TokenDraw())
             for index, rows in zip(group, batch.run([roots[i] for i in group], depths, tokens), strict=True):
                 targets[index] = cut_behind_end(rows, tuple(end_ids))
     return targets
@@ -119,10 +119,10 @@ def _groups(lengths: Sequence[int], roots: Sequence[int], tokens: int) -> list[l
     return groups
 
 
-class _Batch:
+class _SharedPass:
     """Texts read once, side by side, whose roots then run in chunks."""
 
-    def __init__(self, verifier: Verifier, texts: Sequence[Tensor], numbers: Sequence[int], draw: Draw) -> None:
+    def __init__(self, verifier: Verifier, texts: Sequence[Tensor], numbers: Sequence[int], draw: TokenDraw) -> None:
         self.verifier, self.texts, self.draw = verifier, texts, draw
         self.numbers = torch.tensor(numbers, device=verifier.device)[:, None]  # (B, 1)
 
@@ -206,7 +206,7 @@ def all_with_distilled_targets(
     examples: Sequence[TrainExample],
     depths: int,
     end_ids: Sequence[int],
-    draw: Draw | None = None,
+    draw: TokenDraw | None = None,
     first_id: int = 0,
 ) -> list[RootExample]:
     """Several texts at once, numbered from ``first_id`` on in the noise of ``draw``."""

@@ -33,7 +33,7 @@ SAMPLE, DISTILLED, STEPS = 256, 8, 5  # conversations that are encoded and disti
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TrainingEstimate:
     """What a drafter of the asked architecture can gain here, and what it costs to train.
 
     Attributes:
@@ -66,7 +66,7 @@ class Estimate:
         return ceiling(self.costs, rate, self.depths)
 
 
-def estimated(text: TrainingText, material: Material, args: TrainingArguments, tell: OnProgress) -> Estimate:
+def estimated(text: TrainingText, material: Material, args: TrainingArguments, tell: OnProgress) -> TrainingEstimate:
     """Measure with a drafter of the asked architecture and random weights, on a sample of the text."""
     pair, verifier = material.pair, material.pair.verifier
     dialogues = list(text.dialogues) if not args.streaming else None
@@ -88,7 +88,7 @@ def estimated(text: TrainingText, material: Material, args: TrainingArguments, t
     distilled, each = 0, 0.0
     if args.use_distilled_dataset:
         distilled, each = min(args.distill_max_examples, round(texts)), distilling_seconds(pair, examples, args)
-    return Estimate(costs, args.depths, steps, seconds, distilled, distilled * each, peak_bytes(), kept)
+    return TrainingEstimate(costs, args.depths, steps, seconds, distilled, distilled * each, peak_bytes(), kept)
 
 
 def measured_costs(drafter: RecurrentDrafter, verifier: Verifier) -> Costs:

@@ -6,7 +6,8 @@ What ``recurrent-drafter train`` does, for a caller without a terminal: nothing 
 import copy
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import get_available_reporting_integrations
+from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.data.sources import DialogueLike
 from recurrent_drafter.measure.estimate import break_even
@@ -31,7 +33,7 @@ from recurrent_drafter.training.checkpoints import (
     saying_what_was_not_written,
 )
 from recurrent_drafter.training.corpus import Pair, held_out_replies, open_pair, training_text
-from recurrent_drafter.training.estimation import Estimate, estimated, measured_costs
+from recurrent_drafter.training.estimation import TrainingEstimate, estimated, measured_costs
 from recurrent_drafter.training.options import BEST
 from recurrent_drafter.training.progress import (
     OnProgress,
@@ -104,7 +106,7 @@ def train(
     """
     begun = time.monotonic()
     args = prepared(_as_given(arguments, verifier, data), on_progress)
-    with saying_what_was_not_written(Path(str(args.output_dir))), closing_trackers():
+    with _session(args):
         pair = open_pair(verifier, tokenizer, args)
         text = training_text(data, pair, args, on_progress)
         if args.quick:
@@ -134,7 +136,7 @@ def evaluate(
     """
     args = prepared(_as_given(arguments, verifier, data), on_progress)
     folder = Path(str(args.output_dir))
-    with saying_what_was_not_written(folder), closing_trackers():
+    with _session(args):
         pair = open_pair(verifier, tokenizer, args)
         name = drafter if isinstance(drafter, str) else drafter.name_or_path
         drafter = _opened(drafter, pair)
@@ -154,12 +156,13 @@ def estimate(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     on_progress: OnProgress = log_progress,
-) -> Estimate:
+) -> TrainingEstimate:
     """Whether a drafter of this architecture can pay here, and what `train` would cost; trains and writes nothing."""
     args = prepared(_as_given(arguments, verifier, data), on_progress, writes=False)
-    pair = open_pair(verifier, tokenizer, args)
-    text = training_text(data, pair, args, on_progress)
-    return estimated(text, Material(pair, None, held_out_replies(data, pair, args, on_progress)), args, on_progress)
+    with _session(args):
+        pair = open_pair(verifier, tokenizer, args)
+        text = training_text(data, pair, args, on_progress)
+        return estimated(text, Material(pair, None, held_out_replies(data, pair, args, on_progress)), args, on_progress)
 
 
 def prepared(arguments: TrainingArguments, tell: OnProgress, *, writes: bool = True) -> TrainingArguments:
@@ -225,6 +228,19 @@ def save_trained(trainer: DrafterTrainer, folder: Path, record: RunRecord) -> tu
         save_drafter(drafter, folder)
         record.write(folder, metrics=metrics, history=trainer.state.log_history)
     return _figures(metrics), drafter
+
+
+@contextmanager
+def _session(args: TrainingArguments) -> Iterator[None]:
+    """Without transformers' progress bars; what fails at a tracker or on a full disk is said in one line."""
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        with saying_what_was_not_written(Path(str(args.output_dir))), closing_trackers():
+            yield
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def _as_given(

@@ -20,7 +20,7 @@ from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
-from recurrent_drafter.training.distillation import Draw, all_with_distilled_targets, packed_for_passes
+from recurrent_drafter.training.distillation import TokenDraw, all_with_distilled_targets, packed_for_passes
 from recurrent_drafter.training.examples import RootExample
 
 MANIFEST = "manifest.json"
@@ -77,7 +77,7 @@ def distilled_dataset(
         for i in own:
             some = examples[starts[i] : starts[i] + SHARD_TEXTS]
             if not paths[i].exists():
-                draw = Draw(temperature, seed)
+                draw = TokenDraw(temperature, seed)
                 rows = all_with_distilled_targets(verifier, some, depths, end_ids, draw, first_id=starts[i])
                 _write_shard(paths[i], rows)
             if on_progress is not None:
