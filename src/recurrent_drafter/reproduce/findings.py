@@ -65,7 +65,7 @@ class Findings:
         return next((record for record in self.records if record.get("kind") == kind), None)
 
     def replies(self, set_name: str) -> tuple[int, int]:
-        """How many replies of a set are walked along, and the tokens in them behind each one's first."""
+        """How many replies of a set are walked along, and the tokens in them after each one's first."""
         entries = (e for records in self.trainings.values() for record in records for e in record["evaluations"])
         entry = next(entry for entry in entries if entry["set"] == set_name)
         return len(entry["tokens"]), sum(entry["tokens"])

@@ -1,4 +1,4 @@
-"""What a reproduction runs: its options, the trainings of its grid, and the sweeps behind them."""
+"""What a reproduction runs: its options, the trainings of its grid, and the sweeps after them."""
 
 import itertools
 import shlex

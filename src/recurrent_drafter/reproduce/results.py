@@ -1,7 +1,7 @@
 """The folder of a reproduction: what it was asked for, and one file for everything that is done.
 
 ``settings.json`` is written first. Each job's ``record.json`` appears whole, so a run that was killed at any moment
-goes on behind its last finished job. ``results.jsonl`` and the report are made of these files alone.
+goes on after its last finished job. ``results.jsonl`` and the report are made of these files alone.
 """
 
 import hashlib
