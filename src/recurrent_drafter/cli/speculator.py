@@ -1,15 +1,10 @@
 """One way to open a drafter for every command: all that can be wrong with it is said here."""
 
-from pathlib import Path
-
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.loading import check_tokenizer, load_drafter
-from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.models.loading import check_tokenizer
 
 
 def open_speculator(
@@ -36,12 +31,4 @@ def drafter_path(base_model: str, path: str | None) -> str:
                 f"train_speculator.py --llm_name_or_path {base_model}, or use generate_speculator.py --autoregressive"
             )
         path = str(demo_drafter_path())
-    if path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-        raise OSError(f"there is no drafter at {path}: expected the directory that train_speculator.py saved it to")
     return path
-
-
-def open_drafter(path: str, verifier: Verifier, tokenizer: PreTrainedTokenizerBase) -> RecurrentDrafter:
-    """The drafter alone, in float32 as it is trained. Raises as `open_speculator` does."""
-    open_speculator("", path, verifier.model, tokenizer)
-    return load_drafter(path, dtype=torch.float32).to(verifier.device)  # type: ignore[arg-type]

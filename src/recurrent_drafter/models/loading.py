@@ -82,6 +82,8 @@ def computes_in_bfloat16(device: str) -> bool:
 
 def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:
     """A drafter from a directory or the Hub; only safetensors are read. Raises OSError or ValueError, in one line."""
+    if str(path).startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
+        raise OSError(f"there is no drafter at {path}: expected the directory that train_speculator.py saved it to")
     if Path(path).exists() and not (Path(path) / "config.json").is_file():
         raise OSError(f"{path} holds no config.json: expected the directory of a trained drafter")
     try:
