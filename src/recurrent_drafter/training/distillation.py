@@ -127,7 +127,6 @@ class _Batch:
         self.numbers = torch.tensor(numbers, device=verifier.device)[:, None]  # (B, 1)
 
     def run(self, roots: Sequence[Tensor], depths: int, tokens: int) -> list[Tensor]:  # [(P,)] -> [(P, K)]
-        """Targets of each text's roots."""
         batch, device = len(self.texts), self.verifier.device
         most = max(map(len, roots))
         width = max(1, min(most, tokens // batch))
