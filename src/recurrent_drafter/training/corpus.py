@@ -17,7 +17,7 @@ from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import RUN_RECORD
 from recurrent_drafter.training.arguments import TrainingArguments
-from recurrent_drafter.training.options import DataOptions
+from recurrent_drafter.training.options import DataOptions, read_template
 
 HELD_OUT_PROMPT = 256  # tokens of a held-out prompt at most
 STREAMED_PROMPTS = 8  # of a stream so many times as many conversations are read as prompts are wanted
@@ -51,7 +51,7 @@ def open_pair(args: TrainingArguments) -> Pair:
     dtype = "float32" if args.quick else "auto"
     model, tokenizer = load_verifier(name, dtype=dtype, cache_dir=args.cache_dir)
     if args.chat_template is not None:
-        tokenizer.chat_template = chat_template(args.chat_template)
+        tokenizer.chat_template = read_template(args.chat_template)
     pair = pair_of(model, tokenizer)
     context = pair.verifier.context_length
     beyond = args.distill_num_future_tokens - 1 if args.use_distilled_dataset else 0
@@ -68,16 +68,6 @@ def pair_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
     """A reply ends at what the model or the tokenizer calls an end."""
     ends = {*as_tuple(model.generation_config.eos_token_id), *as_tuple(tokenizer.eos_token_id)}
     return Pair(Verifier(model), tokenizer, tuple(sorted(ends)))
-
-
-def chat_template(given: str) -> str:
-    """The template itself, or the content of the file that was named."""
-    if "{" in given:
-        return given
-    try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OSError(f"--chat_template {given}: neither a Jinja template nor a file that can be read") from error
 
 
 def training_text(pair: Pair, args: TrainingArguments) -> TrainingText:
