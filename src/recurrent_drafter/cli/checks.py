@@ -1,12 +1,10 @@
 """What is wrong with a command line, found before anything loads: paths, contradictions, what cannot be written."""
 
 import ast
-import dataclasses
 import importlib.util
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from recurrent_drafter.cli.options.decoding import (
     EvaluationOptions,
@@ -18,21 +16,11 @@ from recurrent_drafter.cli.options.measuring import BenchOptions, PromptOptions,
 from recurrent_drafter.cli.options.publishing import ConvertOptions, DeployOptions
 from recurrent_drafter.cli.parser import OptionParser, unknown_argument
 from recurrent_drafter.data.parsing import check_file
-from recurrent_drafter.records.paths import check_writable, make_writable
+from recurrent_drafter.records.paths import TUNING_FILE, check_writable, make_writable
 from recurrent_drafter.reproduce.plan import ReproduceOptions
-from recurrent_drafter.training.options import TrainingOptions
+from recurrent_drafter.training.options import TrainingOptions, check_paths
 
 SAMPLED = 0.8  # the temperature of a verification's sampled pass
-TUNING_FILE = "tuning.json"
-
-
-def check_paths(*options: Any) -> None:
-    """Raise ValueError or OSError for a path among options that leads nowhere."""
-    for one in options:
-        for field in dataclasses.fields(one):
-            check, value = field.metadata.get("check"), getattr(one, field.name)
-            if check is not None and value is not None:
-                check(value)
 
 
 def check_generate(

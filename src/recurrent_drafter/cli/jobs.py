@@ -21,14 +21,14 @@ import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.progress import Progress
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.cli import train, tune
 from recurrent_drafter.cli.callbacks import progress_bar
 from recurrent_drafter.cli.errors import reporting
 from recurrent_drafter.cli.estimating import StepTimes
 from recurrent_drafter.cli.fit import default_shape, facts, fit, measure, new_drafter, new_trainer, save_trained
-from recurrent_drafter.cli.options import PromptOptions, TuneOptions
+from recurrent_drafter.cli.main import quiet
+from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions
 from recurrent_drafter.core.metrics import Walk
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.costs import MEASURED_ROWS, measure_costs
@@ -60,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (folder,) = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows what is going on
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    quiet()
     results = Results.from_folder(Path(folder))
     # The trainings' own arguments decide how processes are joined (--use_cpu), and `PartialState` is what they made.
     rank = train.options(training_flags(results.plan.showcase, results.options, results.folder)).process_index

@@ -15,7 +15,7 @@ from recurrent_drafter.cli.errors import reporting
 from recurrent_drafter.cli.options import decoding, measuring, publishing, serving
 from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.reproduce.plan import ReproduceOptions
-from recurrent_drafter.training.options import TrainingOptions
+from recurrent_drafter.training.options import TrainingOptions, check_paths
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Command:
     what: str
     options: tuple[type, ...]
     run: str
-    check: Callable[..., None] = checks.check_paths
+    check: Callable[..., None] = check_paths
     read: Callable[[OptionParser, Sequence[str]], tuple[Any, ...]] = OptionParser.options
     more: str = ""
 

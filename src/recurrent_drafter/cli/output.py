@@ -8,16 +8,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.records.paths import check_checkpoint
 from recurrent_drafter.training.checkpoints import last_checkpoint
-
-
-def make_writable(output: Path) -> None:
-    """Make the folder. Raises OSError where nothing can be written, before a training finds out at its end."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
-    except OSError as error:
-        raise OSError(f"--output_dir {output} cannot be written to ({error.strerror}): give another folder") from error
 
 
 def checkpoint_to_resume(asked: str | None, output: Path) -> str | None:
@@ -25,8 +17,7 @@ def checkpoint_to_resume(asked: str | None, output: Path) -> str | None:
     if asked is None or asked.lower() == "false":
         return None
     if asked.lower() != "true":
-        if not (Path(asked) / "trainer_state.json").is_file():
-            raise OSError(f"there is no checkpoint at {asked}: give a folder checkpoint-N, or True for the newest one")
+        check_checkpoint(asked)
         return asked
     newest = last_checkpoint(output)
     print(f"going on from {newest}" if newest else f"no checkpoint in {output}: training begins anew")

@@ -44,17 +44,25 @@ class OptionParser(argparse.ArgumentParser):
 
     def options(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """An instance of each dataclass. Raises ValueError for flags that do not exist or fit."""
-        options, unknown = self.known_options(argv)
+        return self.made_of(self.values(argv))
+
+    def values(self, argv: Sequence[str]) -> dict[str, Any]:
+        """What the flags say, by the names of the fields, defaults left out."""
+        found, unknown = self.parse_known_args(list(argv))
         if unknown:
             raise unknown_argument(unknown[0])
-        return options
+        return vars(found)
 
     def known_options(self, argv: Sequence[str]) -> tuple[tuple[Any, ...], list[str]]:
         """As `options`, and the words that belong to none of these flags, in their order."""
         found, rest = self.parse_known_args(list(argv))
+        return self.made_of(vars(found)), rest
+
+    def made_of(self, values: dict[str, Any]) -> tuple[Any, ...]:
+        """An instance of each dataclass."""
         names = [{field.name for field in dataclasses.fields(kind)} for kind in self.kinds]
-        given = [{name: value for name, value in vars(found).items() if name in own} for own in names]
-        return tuple(kind(**values) for kind, values in zip(self.kinds, given, strict=True)), rest
+        given = [{name: value for name, value in values.items() if name in own} for own in names]
+        return tuple(kind(**own) for kind, own in zip(self.kinds, given, strict=True))
 
 
 def unknown_argument(word: str) -> ValueError:
@@ -129,7 +137,8 @@ def explained(field: dataclasses.Field[Any]) -> str:
     """A field's help, with its default unless that goes without saying."""
     text = str(field.metadata.get("help", "")).replace("%", "%%")
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if default in (None, True, False, "", []) or default is dataclasses.MISSING or "default" in text:
+    unsaid = default is dataclasses.MISSING or isinstance(default, bool) or default in (None, "", [])
+    if unsaid or "default" in text:
         return text
     shown = " ".join(map(str, default)) if isinstance(default, list) else getattr(default, "value", default)
     return f"{text} (default: {shown})"

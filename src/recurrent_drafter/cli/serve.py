@@ -1,24 +1,18 @@
 """``recurrent-drafter serve``: vLLM's own OpenAI server with a drafter in it, checked before any model loads."""
 
 import json
-import os
 import shlex
-import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_verifier_path
-from recurrent_drafter.cli.errors import parse_known, reporting
+from recurrent_drafter.cli.options.serving import ServeOptions, flag_names
 from recurrent_drafter.cli.server import Server
-from recurrent_drafter.cli.speculator import drafter_path
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import (
     check_pair,
@@ -29,8 +23,6 @@ from recurrent_drafter.models.loading import (
 )
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.vllm.checking import check_length
-from recurrent_drafter.vllm.compatibility import TESTED, installed_version
-from recurrent_drafter.vllm.options import ServingOptions
 
 ANY_ADDRESS = (None, "0.0.0.0", "::")
 

@@ -11,34 +11,32 @@ from pathlib import Path
 
 import torch
 from transformers.integrations import get_available_reporting_integrations
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.cli import quick
 from recurrent_drafter.cli.callbacks import progress_bar
-from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
+from recurrent_drafter.cli.checks import read_training
+from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.estimating import estimate
 from recurrent_drafter.cli.fit import facts, finish, fit, new_drafter, new_trainer, report_speedup
-from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable, saying_what_was_not_written
+from recurrent_drafter.cli.output import checkpoint_to_resume, saying_what_was_not_written
+from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.cli.speculator import open_drafter
 from recurrent_drafter.records.provenance import EVALUATION
 from recurrent_drafter.records.trackers import check_services, closing_trackers
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, held_out_replies, open_pair, training_text
+from recurrent_drafter.training.options import TrainingOptions
 from recurrent_drafter.training.run_record import RunRecord
 from recurrent_drafter.training.targets import draft_vocabulary, make_targets
 
 
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(own: TrainingOptions, inherited: Sequence[str], *, argv: Sequence[str]) -> int:
     """Train a drafter for a causal language model, or evaluate one."""
     started = time.monotonic()
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = options(arguments)
+    args = with_inherited(own, inherited)
     if args.demo:
         print(plan(args))
         return 0
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with ExitStack() as stack:
         if args.process_index > 0:  # one of several processes speaks
@@ -46,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare(args)
         try:
             with saying_what_was_not_written(Path(str(args.output_dir))), closing_trackers():
-                return run(args, ["train_speculator.py", *arguments], started)
+                return stages(args, ["train_speculator.py", *argv], started)
         except KeyboardInterrupt:
             print("\ninterrupted: run the same command again; with --resume_from_checkpoint True it goes on from the "
                   f"last checkpoint in {args.output_dir}, if there is one", file=sys.stderr)  # fmt: skip
@@ -55,13 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def options(argv: Sequence[str]) -> TrainingArguments:
     """The command line as one checked set of options."""
-    (args,) = parse(argv, main.__doc__ or "", TrainingArguments)
-    assert isinstance(args, TrainingArguments)
-    args.refuse_idle([word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word[:2] == "--"])
-    return args
+    return with_inherited(*read_training(OptionParser(TrainingOptions), argv))
 
 
-def run(args: TrainingArguments, argv: Sequence[str], started: float) -> int:
+def with_inherited(own: TrainingOptions, inherited: Sequence[str]) -> TrainingArguments:
+    """Our options, and transformers' as their flags say."""
+    values = OptionParser(TrainingArguments).values(inherited)
+    return TrainingArguments(**{**vars(own), **values})
+
+
+def stages(args: TrainingArguments, argv: Sequence[str], started: float) -> int:
     """All stages, or as many as the phase has."""
     pair = open_pair(args)
     if args.phase == "eval":
@@ -140,5 +141,4 @@ def prepare(args: TrainingArguments) -> None:
     if args.estimate:
         return
     output = Path(str(args.output_dir))
-    make_writable(output)
     args.resume_from_checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, output)

@@ -15,7 +15,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from recurrent_drafter.decoding.costs import TUNING_FILE, Costs, Tuning, measure_costs
+from recurrent_drafter.decoding.costs import Costs, Tuning, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter, Draft, FixedPace, Pace, decode
 from recurrent_drafter.decoding.draft_controller import LONGEST, AutoPace
 from recurrent_drafter.decoding.generation_state import Stop, as_tuple
@@ -26,6 +26,7 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, load_drafter
 from recurrent_drafter.models.packed_linear import PackedLinears, swapped
 from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.paths import TUNING_FILE
 
 logger = logging.getLogger(__name__)
 QUICK_ROWS = (1, 4, 12, 24, 64, 128)  # timed before the first reply, which waits for it: as many as may be verified

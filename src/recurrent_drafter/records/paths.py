@@ -3,6 +3,8 @@
 import tempfile
 from pathlib import Path
 
+TUNING_FILE = "tuning.json"  # beside a drafter, what `tune` found
+
 
 def is_path(name: str) -> bool:
     """Whether it can only be a path, and no name on the Hub."""
@@ -25,7 +27,7 @@ def check_drafter(path: str) -> None:
 
 
 def check_checkpoint(asked: str) -> None:
-    """Raise OSError unless it is the folder of a training's checkpoint, or a truth value, for the newest one or none."""
+    """Raise OSError unless it is a checkpoint's folder, or a truth value: the newest one, or none."""
     if asked.lower() not in ("true", "false") and not (Path(asked) / "trainer_state.json").is_file():
         raise OSError(f"there is no checkpoint at {asked}: give a folder checkpoint-N, or True for the newest one")
 

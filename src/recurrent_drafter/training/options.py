@@ -40,6 +40,15 @@ def check_least(options: Any) -> None:
             raise ValueError(f"--{member.name} is {value}, expected at least {least}")
 
 
+def check_paths(*options: Any) -> None:
+    """Raise ValueError or OSError for a path among options that leads nowhere."""
+    for one in options:
+        for member in dataclasses.fields(one):
+            check, value = member.metadata.get("check"), getattr(one, member.name)
+            if check is not None and value is not None:
+                check(value)
+
+
 def refuse_both(options: Any, *pairs: tuple[str, str]) -> None:
     """Raise ValueError for two options of which one says the contrary of the other."""
     for first, second in pairs:

@@ -60,8 +60,8 @@ class BenchOptions(_Pair, _Source):
     batch_size: int = option(1, "prompts generated from together")
     temperature: float = option(0.0, "0 is greedy")
     seed: int = option(0, "of sampling")
-    beam_width: int = option(10, "of the arm with a fixed shape")
-    beam_length: int = option(4, "of the arm with a fixed shape")
+    beam_width: int = option(10, "of the arm with a fixed shape", least=1)
+    beam_length: int = option(4, "of the arm with a fixed shape", least=1)
     profile: bool = option(False, "also show where a step's time and memory go")
     output_file: str | None = option(None, "every run as a JSON line")
     join: list[str] | None = option(

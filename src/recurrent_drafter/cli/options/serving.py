@@ -12,7 +12,7 @@ from typing import Any, Literal
 from recurrent_drafter.cli.options.decoding import drafter_path
 from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.records.paths import check_drafter, check_model
-from recurrent_drafter.training.options import check_least, option
+from recurrent_drafter.training.options import check_least, check_paths, option
 from recurrent_drafter.vllm.compatibility import TESTED, installed_version
 from recurrent_drafter.vllm.options import ServingOptions
 
@@ -115,15 +115,13 @@ def flag_names(flags: Sequence[str]) -> set[str]:
     return {word.split("=")[0].split(".")[0].replace("_", "-") for word in flags if word.startswith("-")}
 
 
-def check_serve(options: ServeOptions, flags: Sequence[str]) -> None:  # noqa: ARG001  (vLLM's own)
+def check_serve(options: ServeOptions, flags: Sequence[str]) -> None:
     """Raise for a vLLM that does not serve drafters, a port that is taken, and for paths."""
     if not options.dry_run:
         check_vllm(any_version=options.any_vllm)
         check_port(options.host, options.port)
     options.drafter  # noqa: B018  (raises where none is named)
-    check_model(options.base_model)
-    if options.speculator_path is not None:
-        check_drafter(options.speculator_path)
+    check_paths(options)
 
 
 def check_vllm(*, any_version: bool) -> None:
