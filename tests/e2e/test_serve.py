@@ -9,10 +9,10 @@ import socket
 import sys
 
 import pytest
+from models import save_wrong_drafters
 from running import Command
 from vllm_stand_in import free_port, install
 
-from recurrent_drafter import RecurrentDrafter, RecurrentDraftingConfig
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
 
 SERVE = ["recurrent-drafter", "serve"]
@@ -27,11 +27,7 @@ def installed(tmp_path_factory):
 def folder(tmp_path_factory):
     """Drafters with one thing wrong each."""
     folder = tmp_path_factory.mktemp("drafters")
-    shape = json.loads((demo_drafter_path() / "config.json").read_text())
-    sizes = {"hidden_size": shape["hidden_size"], "vocab_size": shape["vocab_size"]}
-    small = {"num_draft_layers": 0, "draft_vocab_size": 8, "exit_dim": 8, "verifier_name_or_path": "other"}
-    for name, wrong in (("width", {"hidden_size": 32}), ("tokenizer", {"tokenizer_hash": "0123456789abcdef"})):
-        RecurrentDrafter(RecurrentDraftingConfig(**{**sizes, **small, **wrong})).save_pretrained(folder / name)
+    save_wrong_drafters(folder)
     shutil.copytree(demo_drafter_path(), folder / "cut")
     weights = folder / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

@@ -51,7 +51,7 @@ from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.paths import TUNING_FILE
 from recurrent_drafter.records.provenance import provenance, write_json
-from recurrent_drafter.report.heatmap import MISSING, can_draw, draw_speed_maps
+from recurrent_drafter.report.charts import MISSING, can_draw, draw_speed_maps
 
 ALONE, AUTO = "autoregression", "auto"
 

@@ -130,8 +130,8 @@ def text_pieces(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
 
 
 def _parquet(path: Path) -> Iterator[Place]:
-    import pyarrow  # type: ignore[import-untyped]  # imported here: a second's work that other files do not need
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow  # imported here: a second's work that other files do not need
+    import pyarrow.parquet
 
     number = 0
     try:

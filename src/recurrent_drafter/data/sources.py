@@ -207,10 +207,10 @@ def _collect(records: Iterable[Place], source: str, split: Split, limit: int | N
 
 def _hub_records(name: str, split: Split, cache_dir: str | None, streaming: bool) -> Iterator[Place]:
     """Records of a hub dataset; every way in which the hub can fail becomes one DataError."""
-    from datasets.exceptions import DatasetsError  # type: ignore[import-untyped]
+    from datasets.exceptions import DatasetsError
     from huggingface_hub import errors
 
-    http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # its client's: httpx or httpx2
+    http_error: type[Exception] = errors.HTTPError  # its client's: httpx or httpx2
 
     try:
         rows = iter(_hub_rows(name, split, cache_dir, streaming))
@@ -229,7 +229,7 @@ def _hub_records(name: str, split: Split, cache_dir: str | None, streaming: bool
 
 def _hub_rows(name: str, split: Split, cache_dir: str | None, streaming: bool) -> Iterable[Any]:
     """What the hub holds of a dataset, record by record."""
-    import datasets  # type: ignore[import-untyped]  # imported here: slow, and the bundled data does not need it
+    import datasets  # imported here: slow, and the bundled data does not need it
     from huggingface_hub import hf_hub_download
 
     found = HUB_DATASETS[name]

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from recurrent_drafter.bench.summary import markdown, rows_of
 from recurrent_drafter.formats.hub_names import is_hub_name
 from recurrent_drafter.models.config import RecurrentDraftingConfig
+from recurrent_drafter.report.document import markdown_table
 
 Record = Mapping[str, Any]
 UNSTATED = "not-stated"
@@ -66,7 +67,7 @@ def _opening(repo_id: str, known: CardFacts, linked: bool) -> Iterator[str]:
         "saved shape of draft": f"{shape.beam_width} beams of {shape.beam_length} tokens, {shape.nodes} nodes at most",
         "license": license,
     }
-    yield "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    yield markdown_table(["", ""], list(rows.items()))
 
 
 def _use(repo_id: str, base_model: str) -> Iterator[str]:
@@ -101,15 +102,13 @@ def _verification(verified: Record) -> Iterator[str]:
         f"Output compared token by token on {verified['prompts']} prompts, {_dtype(verified)}, "
         f"{_machine(verified)}. A tie is a difference that rounding explains."
     )
-    lines = ["| pass | decoding | tokens/step | against | identical | ties | bugs |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for name, pairs in verified["counts"].items():
         for pair in pairs:
-            per_step = pair["tokens_per_step"]
-            shown = [name, pair["candidate"], "" if per_step is None else f"{per_step:.2f}", pair["reference"]]
-            lines.append(
-                f"| {' | '.join([*shown, *(str(pair.get(kind, 0)) for kind in ('identical', 'tie', 'BUG'))])} |"
-            )
-    yield "\n".join(lines)
+            per_step = "" if pair["tokens_per_step"] is None else f"{pair['tokens_per_step']:.2f}"
+            counts = (str(pair.get(kind, 0)) for kind in ("identical", "tie", "BUG"))
+            rows.append([name, pair["candidate"], per_step, pair["reference"], *counts])
+    yield markdown_table(["pass", "decoding", "tokens/step", "against", "identical", "ties", "bugs"], rows)
     yield _command(["recurrent-drafter", "verify", *verified["argv"]])
 
 
@@ -123,9 +122,9 @@ def _training(run: Record) -> Iterator[str]:
         said.append(f"data {data['source']}: {data['kept']:,} conversations or texts (sha256 {data['sha256'][:16]}...)")
     yield "; ".join(said) + "."
     names = ["eval_tokens_per_step", *sorted(name for name in metrics if name.startswith("eval_acceptance_pos"))]
-    rows = [f"| {name} | {metrics[name]:.3f} |" for name in names if name in metrics]
+    rows = [[name, f"{metrics[name]:.3f}"] for name in names if name in metrics]
     if rows:
-        yield "\n".join(["| on held-out prompts, greedy, by the acceptance walk | |", "|---|---|", *rows])
+        yield markdown_table(["on held-out prompts, greedy, by the acceptance walk", ""], rows)
     yield _command(["python", *run["argv"]])
 
 
@@ -136,12 +135,17 @@ def _tuning(tuning: Record) -> Iterator[str]:
     asked = tuning["asked"]
     protocol = f"{'sustained, exactly' if asked['sustained'] else 'reply, up to'} {asked['new_tokens']} new tokens"
     yield f"{protocol}, greedy, {tuning['dtype']}, {_machine(tuning)}; over autoregression, with 95 % intervals."
-    lines = ["| batch | shape | tokens/step | speed-up |", "|---|---|---|---|"]
-    for batch in tuning["batches"]:
-        for name, found in batch["decoded"].items():
-            speed = "{:.2f} ({:.2f}-{:.2f})".format(*found["speedup"])
-            lines.append(f"| {batch['batch_size']} | {name} | {found['tokens_per_step']:.2f} | {speed} |")
-    yield "\n".join(lines)
+    rows = [
+        [
+            str(batch["batch_size"]),
+            name,
+            f"{found['tokens_per_step']:.2f}",
+            "{:.2f} ({:.2f}-{:.2f})".format(*found["speedup"]),
+        ]
+        for batch in tuning["batches"]
+        for name, found in batch["decoded"].items()
+    ]
+    yield markdown_table(["batch", "shape", "tokens/step", "speed-up"], rows)
     yield _command(["recurrent-drafter", "tune", *tuning["argv"]])
 
 

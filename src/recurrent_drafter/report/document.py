@@ -9,6 +9,12 @@ from typing import ClassVar
 from jinja2 import Environment, PackageLoader
 
 
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under the names of their columns, in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
 @dataclass(frozen=True)
 class Paragraph:
     kind: ClassVar[str] = "paragraph"
@@ -48,9 +54,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self, _: str) -> str:
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        cells = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return "\n".join([f"{self.caption}\n", *cells])
+        return f"{self.caption}\n\n{markdown_table(self.columns, self.rows)}"
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from recurrent_drafter.report import sweeps, trainings
+from recurrent_drafter.report.charts import MISSING, can_draw
 from recurrent_drafter.report.document import Block, Code, Document, Items, Paragraph, Section, Table
-from recurrent_drafter.report.heatmap import MISSING, can_draw
 from recurrent_drafter.report.published import DISTILLATION, MAIN, TREE_SAVES
 from recurrent_drafter.report.words import SCOPES, VERDICTS, change, percent, place
 from recurrent_drafter.reproduce.findings import Arm, Findings, Place

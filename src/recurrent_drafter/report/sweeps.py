@@ -6,7 +6,6 @@ import numpy as np
 
 from recurrent_drafter.report import charts
 from recurrent_drafter.report.document import Block, Paragraph, Picture, Section, Table
-from recurrent_drafter.report.heatmap import can_draw, heat_maps
 from recurrent_drafter.report.published import APPLE_MLX, BEST_WIDTH, MAIN, TREE_SAVES, VOCABULARY
 from recurrent_drafter.report.words import figure
 from recurrent_drafter.reproduce.findings import Findings
@@ -84,12 +83,12 @@ def width_and_length(shapes: Record) -> Iterator[Block]:
         }
         for batch in shapes["batches"]
     }
-    if can_draw():
+    if charts.can_draw():
         tokens = {"whole tree": {at: estimate.value for at, estimate in walked.items()}}
-        drawn = charts.svg(heat_maps(tokens, "", "tokens per step"))
+        drawn = charts.svg(charts.heat_maps(tokens, "", "tokens per step"))
         yield Picture("tokens-by-shape", "Tokens per step over beam width and length, whole tree.", drawn)
         speeds = {name: {at: cell["speedup"] for at, cell in cells.items()} for name, cells in predicted.items()}
-        drawn = charts.svg(heat_maps(speeds, "", "speed over autoregression (predicted)"))
+        drawn = charts.svg(charts.heat_maps(speeds, "", "speed over autoregression (predicted)"))
         caption = "Predicted speed over beam width and length, at the number of tree nodes that is fastest there."
         yield Picture("speed-by-shape", caption, drawn)
     first = next(iter(predicted.values()))
@@ -129,7 +128,7 @@ def batches(shapes: Record) -> Iterator[Block]:
         ["batch", "batches", "draft", "tokens per step", "speed", "output identical"],
         rows,
     )
-    if can_draw() and len(shapes["batches"]) > 1:
+    if charts.can_draw() and len(shapes["batches"]) > 1:
         series = {
             kind: [
                 (batch["batch_size"], batch["decoded"][batch["best"] if kind != AUTO else AUTO]["speedup"][0])
@@ -185,7 +184,7 @@ def draft_vocabulary(vocabulary: Record) -> Iterator[Block]:
         ["draft vocabulary", "covers", "tokens per step", "cost of a draft token", "predicted speed"],
         rows,
     )
-    if can_draw() and len(points) > 1:
+    if charts.can_draw() and len(points) > 1:
         series = {
             "tokens per step": [(size, tokens) for size, tokens, _ in points],
             "predicted speed": [(size, speed) for size, _, speed in points],

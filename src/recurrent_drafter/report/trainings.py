@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 
 from recurrent_drafter.report import charts
 from recurrent_drafter.report.document import Block, Paragraph, Picture, Section, Table
-from recurrent_drafter.report.heatmap import can_draw
 from recurrent_drafter.report.published import DISTILLATION
 from recurrent_drafter.report.words import SCOPES, VERDICTS, beams, change, figure, method, percent, place, training
 from recurrent_drafter.reproduce.findings import Arm, Findings, Place
@@ -42,7 +41,7 @@ def everything(findings: Findings) -> Iterator[Block]:
         [[training(arm), *(" ".join(f"{x:.2f}" for x in findings.walks(arm, where).of_each_seed) for where in places)]
          for arm in arms],
     )  # fmt: skip
-    if can_draw():
+    if charts.can_draw():
         for name in dict.fromkeys(where.set for where in places):
             yield interval_picture(findings, [where for where in places if where.set == name])
 
@@ -157,7 +156,7 @@ def curves(findings: Findings) -> Iterator[Block]:
             for record in records
         ],
     )
-    if not can_draw():
+    if not charts.can_draw():
         return
     series = {
         f"{method(arm)}, {SCOPES[arm.scope]}#{arm.training_set}{record['seed']}": [
