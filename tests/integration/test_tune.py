@@ -90,8 +90,7 @@ def test_a_tuning_that_holds_is_used_without_measuring(tmp_path, monkeypatch):
     ids, mask = prompts(1)
     assert torch.equal(generate(model, ids, mask, custom_generate=speculator), generate(model, ids, mask))
     assert speculator.costs == tuning.costs
-    (pace,) = speculator._paces.values()
-    assert pace.shape == DraftShape(3, LONGEST)
+    assert speculator.controller(temperature=0.0).shape == DraftShape(3, LONGEST)
 
 
 @pytest.mark.parametrize("changed", [{"dtype": "bfloat16"}, {"hardware": {"device": "abacus"}}, {"verifier": {}}])

@@ -18,7 +18,7 @@ from recurrent_drafter.bench.summary import markdown, read_records, rows_of, wri
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.noise import draw_tokens
 from recurrent_drafter.core.tree import prefix_tree
-from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.measure import comparison as compare_module
 from recurrent_drafter.measure.arms import AUTO, HF, PLAIN
 from recurrent_drafter.measure.comparison import ArmResult, Batch, Decoding, Run, batches_of, emitted
@@ -91,7 +91,7 @@ def test_oracle_overwrites_slot_0_and_leaves_no_other_one_right():
     prompts = torch.tensor([[1, 2], [3, 4]])
     drafter.learn(prompts[0], [5, 6, 7, 8])
     drafter.learn(prompts[1], [9, 10, 0, 1])
-    stop = Stop(prompts, 4)
+    stop = GenerationState(prompts, 4)
     stop.generated, stop.rows = [[5], [9, 10]], [0, 1]
     drafter.follow(stop)
     drafted = torch.tensor([[[0, 6], [7, 0], [8, 8]]]).expand(2, -1, -1)  # (B, L, W), some right by chance
@@ -120,7 +120,7 @@ def test_oracle_hits_are_the_same_again_and_grow_with_the_rate():
 
 def test_oracle_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="does not know the reply"):
-        oracle(0.5).follow(Stop(torch.tensor([[1]]), 4))
+        oracle(0.5).follow(GenerationState(torch.tensor([[1]]), 4))
 
 
 def test_expected_tokens_of_an_oracle_follow_its_hits(monkeypatch):

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
@@ -7,7 +8,7 @@ from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingCon
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.core.metrics import median_interval, walk
 from recurrent_drafter.data.encoding import TrainExample
-from recurrent_drafter.decoding.generation_state import Step, Stop
+from recurrent_drafter.decoding.generation_state import GenerationState, Step
 from recurrent_drafter.training.examples import cut_behind_end, frequent_tokens, loss_mask, with_text_targets
 
 H, V, END = 8, 12, 9
@@ -122,10 +123,10 @@ def test_interval_holds_the_median():
 
 
 def test_stop_cuts_inside_an_accepted_path():
-    stop = Stop(torch.zeros(2, 3, dtype=torch.int64), max_new_tokens=4, end_ids=[END])
+    stop = GenerationState(torch.zeros(2, 3, dtype=torch.int64), max_new_tokens=4, end_ids=[END])
 
     def emit(tokens, n_accepted):
-        return stop.emit(Step(n_accepted, tokens, path=[], drafted=4))
+        return stop.emit(Step(n_accepted, tokens, path=[], drafted=4, log_probs=np.zeros((len(tokens), 1))))
 
     assert emit([[1], [2]], [0, 0]) == [[1], [2]]
     assert stop.remaining == 3

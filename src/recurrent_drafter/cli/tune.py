@@ -25,8 +25,8 @@ from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions
 from recurrent_drafter.cli.prompts import load_prompts
 from recurrent_drafter.cli.verify import explain
 from recurrent_drafter.decoding.costs import Costs, Tuning, conditions
-from recurrent_drafter.decoding.decode import BeamDrafter, FixedPace, Pace
-from recurrent_drafter.decoding.draft_controller import LONGEST, AutoPace
+from recurrent_drafter.decoding.decode import BeamDrafter, DraftController, FixedController
+from recurrent_drafter.decoding.draft_controller import LONGEST, TreeController
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure.divergence import Comparison, first_divergence
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies, left_padded
@@ -156,19 +156,19 @@ def check(
 ) -> tuple[dict[str, list[Timed]], list[Comparison]]:
     """Decode with the best shapes and `auto`, interleaved with autoregression, whose output is the reference."""
     top = best[0].shape
-    paces: dict[str, Pace] = {ALONE: FixedPace(None)}
-    paces |= {label(found.shape): FixedPace(found.shape) for found in best}
-    paces[AUTO] = AutoPace(single.of_width(top.beam_width), DraftShape(top.beam_width, LONGEST))
+    controllers: dict[str, DraftController] = {ALONE: FixedController(None)}
+    controllers |= {label(found.shape): FixedController(found.shape) for found in best}
+    controllers[AUTO] = TreeController(single.of_width(top.beam_width), DraftShape(top.beam_width, LONGEST))
     groups = [bench.prompts[start : start + batch] for start in range(0, len(bench.prompts), batch)]
     batches = [left_padded(group, bench.verifier.device) for group in groups]
     draft = BeamDrafter(bench.drafter, bench.verifier.embed)
     decoders: dict[str, Callable[[tuple[Tensor, Tensor]], Timed]] = {
         name: partial(
-            decode_timed, bench.verifier, draft, pace, new_tokens=bench.asked.new_tokens, end_ids=bench.end_ids
+            decode_timed, bench.verifier, draft, controller, new_tokens=bench.asked.new_tokens, end_ids=bench.end_ids
         )
-        for name, pace in paces.items()
+        for name, controller in controllers.items()
     }
-    task = bench.progress.add_task(f"decoding at batch {batch}, {len(paces)} ways", total=len(groups))
+    task = bench.progress.add_task(f"decoding at batch {batch}, {len(controllers)} ways", total=len(groups))
     runs = confirm(decoders, batches, done=lambda: bench.progress.advance(task))
     bench.progress.remove_task(task)
     replies = {name: [reply for run in timed for reply in run.replies] for name, timed in runs.items()}

@@ -19,8 +19,8 @@ from torch import Tensor
 from recurrent_drafter.core.metrics import Walk, median_interval, walk
 from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.decoding.costs import MEASURED_ROWS, Costs, least_seconds, measure_costs
-from recurrent_drafter.decoding.decode import BeamDrafter, Draft, Pace, decode
-from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.decode import BeamDrafter, Draft, DraftController, decode
+from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.measure.replies import HeldOutReplies, accepted_along
 from recurrent_drafter.models.config import DraftShape
@@ -97,7 +97,7 @@ class BatchCosts:
         return float(self.verify.verifying(self.batch * nodes)) + drafting
 
     def of_width(self, width: int) -> Costs:
-        """The costs as `AutoPace` takes them, with what one more token of this width's drafts takes."""
+        """The costs as `TreeController` takes them, with what one more token of this width's drafts takes."""
         lengths = sorted(length for other, length in self.drafting if other == width)
         first, last = (self.drafting[width, length] for length in (lengths[0], lengths[-1]))
         level = (last - first) / (lengths[-1] - lengths[0]) if len(lengths) > 1 else last / lengths[0]
@@ -198,21 +198,21 @@ class Timed:
 def decode_timed(
     verifier: Verifier,
     draft: Draft,
-    pace: Pace,
+    controller: DraftController,
     batch: tuple[Tensor, Tensor],
     new_tokens: int,
     end_ids: Sequence[int],
 ) -> Timed:
     """Decode prompts and mask (B, S) greedily, with the clock started when prefill is done."""
     input_ids, attention_mask = batch
-    stop = Stop(input_ids, new_tokens, end_ids)
+    state = GenerationState(input_ids, new_tokens, end_ids)
     with torch.inference_mode():
-        steps = decode(verifier, draft, pace, input_ids, attention_mask, stop, Sampler(stop))
+        steps = decode(verifier, draft, controller, state, Sampler(state), attention_mask)
         next(steps)
         begun = time.perf_counter()
         for _ in steps:
             pass
-        return Timed(stop.generated, sum(stop.steps), time.perf_counter() - begun)
+        return Timed(state.generated, sum(state.steps), time.perf_counter() - begun)
 
 
 def confirm(

@@ -125,7 +125,8 @@ def _training(run: Record) -> Iterator[str]:
     rows = [[name, f"{metrics[name]:.3f}"] for name in names if name in metrics]
     if rows:
         yield markdown_table(["on held-out prompts, greedy, by the acceptance walk", ""], rows)
-    yield _command(["python", *run["argv"]])
+    if run["argv"]:  # else it was trained from Python
+        yield _command(["python", *run["argv"]])
 
 
 def _tuning(tuning: Record) -> Iterator[str]:

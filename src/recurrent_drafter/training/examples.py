@@ -75,6 +75,11 @@ def coverage(examples: Sequence[RootExample], draft_ids: Tensor) -> float:
     return inside / max(sum(int((example.targets != IGNORED).sum()) for example in examples), 1)
 
 
+def example_length(example: RootExample) -> int:
+    """Tokens of its text."""
+    return len(example.input_ids)
+
+
 def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:
     """Right-padded texts (B, S) with their numbers, and all roots in one list: rows, positions (P,), targets (P, K)."""
     longest = max(len(example.input_ids) for example in examples)
