@@ -28,7 +28,7 @@ def test_texts_that_share_passes_get_what_generate_gives(name, chunk):
             assert row.tolist() == generate(model, prefix, torch.ones_like(prefix), new=3)[0, -3:].tolist()
 
 
-def test_nothing_is_asked_of_the_model_behind_its_context():
+def test_nothing_is_asked_of_the_model_beyond_its_context():
     model = tiny_model("gpt2", n_positions=16)
     ids = torch.arange(1, 17)
     targets = distilled_targets(Verifier(model), ids, torch.ones(16, dtype=torch.bool), 3, ())

@@ -106,7 +106,7 @@ def do_jobs(results: Results) -> int:
                 worker.send_signal(signal.SIGINT)
                 code = worker.wait() and INTERRUPTED
         if code == INTERRUPTED:
-            print("interrupted: run the same command again, it goes on behind the last finished job", file=sys.stderr)
+            print("interrupted: run the same command again, it goes on after the last finished job", file=sys.stderr)
             return INTERRUPTED
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         if code == REFUSED and not results.at_work.exists():

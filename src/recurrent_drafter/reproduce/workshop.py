@@ -167,7 +167,6 @@ class Workshop:
         }
 
     def drafter(self, folder: Path) -> RecurrentDrafter:
-        """A drafter as decoding would load it."""
         verifier = self.pair.verifier
         return load_drafter(folder, dtype=verifier.model.dtype).to(verifier.device).eval()  # type: ignore[arg-type]
 

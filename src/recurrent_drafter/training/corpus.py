@@ -50,7 +50,6 @@ class TrainingText:
 
     @property
     def report(self) -> LoadReport:
-        """The account as it stands."""
         return self.account()
 
 

@@ -1,7 +1,7 @@
 """Distilled targets on disk: computed in shards, once, by as many processes as there are.
 
 A directory holds one run: ``manifest.json`` and a safetensors file of token ids per shard. Files appear whole, by
-renaming, so whatever a killed run leaves behind is finished work.
+renaming, so whatever a killed run leaves is finished work.
 """
 
 import json
@@ -42,7 +42,7 @@ def distilled_dataset(
     process_index: int = 0,
     process_count: int = 1,
 ) -> list[RootExample]:
-    """Every text with the verifier's own K tokens behind each of its roots, from ``directory`` where it has them.
+    """Every text with the verifier's own K tokens after each of its roots, from ``directory`` where it has them.
 
     Args:
         verifier: continues the prefixes.

@@ -48,7 +48,6 @@ class Material:
 
     @property
     def sample(self) -> Sequence[RootExample]:
-        """Examples to count tokens in."""
         return self.targets.sample if self.targets is not None else ()
 
 
