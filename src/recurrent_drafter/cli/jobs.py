@@ -15,11 +15,11 @@ from pathlib import Path
 from accelerate import PartialState
 from rich.console import Console
 from rich.progress import Progress
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.cli import train, tune
 from recurrent_drafter.cli.errors import reporting
-from recurrent_drafter.cli.options import PromptOptions, TuneOptions
+from recurrent_drafter.cli.main import quiet
+from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions
 from recurrent_drafter.cli.terminal import TrainingTerminal
 from recurrent_drafter.measure.tuning import measure_acceptance
 from recurrent_drafter.models.drafter import RecurrentDrafter
@@ -38,8 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     (folder,) = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows what is going on
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    quiet()
     results = Results.from_folder(Path(folder))
     # The trainings' own arguments decide how processes are joined (--use_cpu), and `PartialState` is what they made.
     rank = train.options(training_flags(results.plan.showcase, results.options, results.folder)).process_index

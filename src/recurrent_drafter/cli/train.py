@@ -7,34 +7,31 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
 
-from transformers.utils import logging as hf_logging
-
-from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
+from recurrent_drafter.cli.checks import read_training
+from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.estimating import estimate_lines
+from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.cli.terminal import TrainingTerminal
 from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.options import TrainingOptions
 from recurrent_drafter.training.pipeline import TrainedDrafter, estimate, evaluate, train
 
 WORTH = ("predicted_speedup", "break_even")  # figures of this machine, beside those of the held-out replies
 
 
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(own: TrainingOptions, inherited: Sequence[str], *, argv: Sequence[str]) -> int:
     """Train a drafter for a causal language model, or evaluate one."""
     started = time.monotonic()
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = options(arguments)
+    args = with_inherited(own, inherited)
     if args.demo:
         print(plan(args))
         return 0
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with ExitStack() as stack:
         if args.process_index > 0:  # one of several processes speaks
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
-            return run(args, ["train_speculator.py", *arguments], started)
+            return do(args, ["train_speculator.py", *argv], started)
         except KeyboardInterrupt:
             print("\ninterrupted: run the same command again; with --resume_from_checkpoint True it goes on from the "
                   f"last checkpoint in {args.output_dir}, if there is one", file=sys.stderr)  # fmt: skip
@@ -43,13 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def options(argv: Sequence[str]) -> TrainingArguments:
     """The command line as one checked set of options."""
-    (args,) = parse(argv, main.__doc__ or "", TrainingArguments)
-    assert isinstance(args, TrainingArguments)
-    args.refuse_idle([word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word[:2] == "--"])
-    return args
+    return with_inherited(*read_training(OptionParser(TrainingOptions), argv))
 
 
-def run(args: TrainingArguments, command: Sequence[str], started: float) -> int:
+def with_inherited(own: TrainingOptions, inherited: Sequence[str]) -> TrainingArguments:
+    """Our options, and transformers' as their flags say."""
+    values = OptionParser(TrainingArguments).values(inherited)
+    return TrainingArguments(**{**vars(own), **values})
+
+
+def do(args: TrainingArguments, command: Sequence[str], started: float) -> int:
     """Train, evaluate or estimate, and say what came of it."""
     verifier = str(args.llm_name_or_path)
     with TrainingTerminal() as terminal:

@@ -14,6 +14,7 @@ from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
 from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.records.paths import check_checkpoint
 
 UNFINISHED = ".unfinished"
 RUN = "run_fingerprint.json"
@@ -128,18 +129,8 @@ def checkpoint_to_resume(asked: str | bool | None, output: Path) -> str | None:
     if asked.lower() == "true":
         newest = last_checkpoint(output)
         return str(newest) if newest else None
-    if not (Path(asked) / STATE).is_file():
-        raise OSError(f"there is no checkpoint at {asked}: give a folder checkpoint-N, or True for the newest one")
+    check_checkpoint(asked)
     return asked
-
-
-def make_writable(output: Path) -> None:
-    """Make the folder. Raises OSError where nothing can be written, before a training finds out at its end."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=output).close()
-    except OSError as error:
-        raise OSError(f"--output_dir {output} cannot be written to ({error.strerror}): give another folder") from error
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import RUN_RECORD
 from recurrent_drafter.training.arguments import TrainingArguments
-from recurrent_drafter.training.options import DataOptions
+from recurrent_drafter.training.options import DataOptions, read_template
 from recurrent_drafter.training.progress import OnProgress, Progress
 
 HELD_OUT_PROMPT = 256  # tokens of a held-out prompt at most
@@ -70,7 +70,7 @@ def open_pair(
         raise ValueError(f"the verifier is on {verifier.device} and training runs on {args.device}: move it there")
     if args.chat_template is not None:
         tokenizer = copy.copy(tokenizer)  # the caller's own stays as it is
-        tokenizer.chat_template = chat_template(args.chat_template)
+        tokenizer.chat_template = read_template(args.chat_template)
     pair = pair_of(verifier, tokenizer)
     context = pair.verifier.context_length
     beyond = args.distill_num_future_tokens - 1 if args.use_distilled_dataset else 0
@@ -88,16 +88,6 @@ def pair_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
     """A reply ends at what the model or the tokenizer calls an end."""
     ends = {*as_tuple(model.generation_config.eos_token_id), *as_tuple(tokenizer.eos_token_id)}
     return Pair(Verifier(model), tokenizer, tuple(sorted(ends)))
-
-
-def chat_template(given: str) -> str:
-    """The template itself, or the content of the file that was named."""
-    if "{" in given:
-        return given
-    try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OSError(f"--chat_template {given}: neither a Jinja template nor a file that can be read") from error
 
 
 def training_text(

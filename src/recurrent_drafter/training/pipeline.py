@@ -22,13 +22,13 @@ from recurrent_drafter.measure.estimate import break_even
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, check_tokenizer, load_drafter
 from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.paths import make_writable
 from recurrent_drafter.records.provenance import EVALUATION
 from recurrent_drafter.records.trackers import check_services, closing_trackers
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.budget import TimeBudget
 from recurrent_drafter.training.checkpoints import (
     checkpoint_to_resume,
-    make_writable,
     save_drafter,
     saying_what_was_not_written,
 )
