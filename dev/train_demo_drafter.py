@@ -15,7 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainingArguments
 
 from recurrent_drafter.assets import demo_verifier_path
-from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
+from recurrent_drafter.data.prompts import prompts_from_dialogues
+from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
 from recurrent_drafter.models.config import DraftShape, RecurrentDraftingConfig
 from recurrent_drafter.models.drafter import RecurrentDrafter

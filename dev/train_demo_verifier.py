@@ -27,7 +27,8 @@ from torch.nn.functional import cross_entropy
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from recurrent_drafter.assets import demo_verifier_path
-from recurrent_drafter.data import DataError, Dialogue, load_dialogues
+from recurrent_drafter.data.dialogues import DataError, Dialogue
+from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.data.templates import render
 
 TRAIN_FILES = ("sgd_train.sharegpt.jsonl.gz", "gsm8k_train.sharegpt.jsonl.gz")

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainingArguments
 
-from recurrent_drafter.data import TrainExample
+from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.verifier import Verifier

@@ -18,7 +18,7 @@ from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingCon
 from recurrent_drafter.core.accept import follow_tree
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import prefix_tree
-from recurrent_drafter.data import TrainExample
+from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.decoding.decode import BeamDrafter, FixedPace, decode, hidden_after
 from recurrent_drafter.decoding.generation_state import Stop
 from recurrent_drafter.decoding.sampler import Sampler

@@ -9,7 +9,9 @@ import torch
 from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.bench import evaluation
 from recurrent_drafter.cli import bench, generate
-from recurrent_drafter.data import Turn, encode_prompt, load_questions
+from recurrent_drafter.data.dialogues import Turn
+from recurrent_drafter.data.prompts import encode_prompt
+from recurrent_drafter.data.questions import load_questions
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 
 FEW = ["--eval_mt_bench", "--max_num_prompts", "3", "--max_generation_length", "12", "--dtype", "float32"]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from recurrent_drafter.assets import sample_path
-from recurrent_drafter.data import load_dialogues
+from recurrent_drafter.data.sources import load_dialogues
 
 SCRIPT = Path(__file__).resolve().parents[2] / "dev" / "train_demo_verifier.py"
 pytestmark = [

@@ -13,7 +13,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 
 from recurrent_drafter.cli.output import saying_what_was_not_written
 from recurrent_drafter.core.losses import IGNORED
-from recurrent_drafter.data import TrainExample
+from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import verifier_fingerprint

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import logging
 
-import numpy as np
 import pytest
 import torch
 from models import generate, prompts, random_drafter, tiny_model
@@ -13,7 +12,7 @@ from test_decoding import overfit
 import recurrent_drafter.cli.tune as command
 import recurrent_drafter.decoding.speculator as speculator_module
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
-from recurrent_drafter.decoding.costs import FILE, Costs, Tuning, conditions
+from recurrent_drafter.decoding.costs import TUNING_FILE, Costs, Tuning, conditions
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
@@ -77,7 +76,7 @@ def test_prediction_by_hand():
 def tuned_folder(path, model, **changed):
     RecurrentDraftingSpeculator(random_drafter(beam_width=2)).save_pretrained(path)
     tuning = Tuning(DraftShape(3, 2, 5), Costs((1, 2, 8), (1.0, 1.1, 1.2), 0.01), conditions(model) | changed)
-    (path / FILE).write_text(json.dumps(tuning.as_record()))
+    (path / TUNING_FILE).write_text(json.dumps(tuning.as_record()))
     return tuning
 
 
@@ -101,12 +100,12 @@ def test_a_tuning_for_something_else_is_ignored(changed, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "recurrent_drafter"):
         speculator = RecurrentDraftingSpeculator.from_pretrained(tmp_path, verifier=model)
     assert speculator.costs is None
-    assert f"{FILE} is not used: it is for the {next(iter(changed))}" in caplog.text
+    assert f"{TUNING_FILE} is not used: it is for the {next(iter(changed))}" in caplog.text
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"costs": []}', "[1]", ""])
 def test_a_damaged_tuning_is_ignored(content, tmp_path, caplog):
-    (tmp_path / FILE).write_text(content)
+    (tmp_path / TUNING_FILE).write_text(content)
     assert Tuning.from_folder(tmp_path) is None
     assert "cannot be read and is ignored" in caplog.text
 
@@ -124,7 +123,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert "matplotlib is not installed" in said.err
     assert "predicted" in said.out
     assert not (folder / "tuning.png").exists()
-    record = json.loads((folder / FILE).read_text())
+    record = json.loads((folder / TUNING_FILE).read_text())
     assert [batch["batch_size"] for batch in record["batches"]] == [1, 2]
     model, _ = command.load_verifier("demo", dtype="float32")
     speculator = RecurrentDraftingSpeculator.from_pretrained(folder, verifier=model)
@@ -168,8 +167,8 @@ def test_costs_of_a_batch_count_all_its_rows():
     verifier = Verifier(model)
     with torch.inference_mode():
         costs = speculator_module.measure_costs(
-            verifier, BeamDrafter(random_drafter(), verifier.embed), 2, 20, batch=3, rows=(1, 2, 4), repeats=1
+            verifier, BeamDrafter(random_drafter(), verifier.embed), 20, batch=3, rows=(1, 2, 4), widths=(2,), repeats=1
         )
     assert costs.rows == (3, 6, 12)
-    assert costs(np.array([6]))[0] == costs.verify[1]
+    assert costs.verifying(6) == costs.verify[1]
     assert dataclasses.asdict(costs)["rows"] == costs.rows

@@ -8,18 +8,11 @@ import torch
 from transformers import AutoTokenizer
 
 from recurrent_drafter.assets import demo_verifier_path, sample_path
-from recurrent_drafter.data import (
-    DataError,
-    DialogueStream,
-    LengthGrouped,
-    ShuffledStream,
-    encode_examples,
-    grouped_order,
-    iterate_examples,
-    load_dialogues,
-    padding_share,
-)
+from recurrent_drafter.data.batches import LengthGrouped, ShuffledStream, grouped_order, padding_share
+from recurrent_drafter.data.dialogues import DataError
+from recurrent_drafter.data.encoding import encode_examples, iterate_examples
 from recurrent_drafter.data.parsing import read_records
+from recurrent_drafter.data.sources import DialogueStream, load_dialogues
 
 
 @pytest.fixture(scope="module")

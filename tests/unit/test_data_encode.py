@@ -8,17 +8,11 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_verifier_path, sample_path
-from recurrent_drafter.data import (
-    VICUNA_TEMPLATE,
-    DataError,
-    Dialogue,
-    Turn,
-    chat_template_of,
-    encode_examples,
-    encode_prompt,
-    load_dialogues,
-    prompts_from_dialogues,
-)
+from recurrent_drafter.data.dialogues import DataError, Dialogue, Turn
+from recurrent_drafter.data.encoding import encode_examples
+from recurrent_drafter.data.prompts import encode_prompt, prompts_from_dialogues
+from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.data.templates import VICUNA_TEMPLATE, chat_template_of
 
 SYSTEM, HI, HELLO = Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assistant", "Hello!")
 BYE, GOODBYE = Turn("user", "Bye"), Turn("assistant", "Goodbye.")

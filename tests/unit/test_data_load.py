@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from recurrent_drafter.assets import demo_verifier_path, sample_path
-from recurrent_drafter.data import DATASET_NAMES, DataError, Dialogue, Turn, load_dialogues
+from recurrent_drafter.data.dialogues import DataError, Dialogue, Turn
+from recurrent_drafter.data.sources import DATASET_NAMES, load_dialogues
 
 HELLO = Dialogue((Turn("user", "Hi"), Turn("assistant", "Hello")))
 
@@ -273,7 +274,7 @@ def test_bundled_samples() -> None:
 
 def test_bundled_data_loads_without_the_hub_libraries() -> None:
     code = (
-        "import sys; from recurrent_drafter.data import load_dialogues; load_dialogues('demo', None, 'eval'); "
+        "import sys; from recurrent_drafter.data.sources import load_dialogues; load_dialogues('demo', None, 'eval'); "
         "sys.exit(int('datasets' in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -6,7 +6,7 @@ from transformers import AutoModel
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingConfig
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.core.metrics import median_interval, walk
-from recurrent_drafter.data import TrainExample
+from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.decoding.generation_state import Step, Stop
 from recurrent_drafter.training.examples import cut_behind_end, frequent_tokens, loss_mask, with_text_targets
 

@@ -12,7 +12,9 @@ from recurrent_drafter.bench.scores import ArmScores, Evaluation, join, read_eva
 from recurrent_drafter.cli.scores import category_table
 from recurrent_drafter.core import metrics
 from recurrent_drafter.core.metrics import Acceptance, sums_interval
-from recurrent_drafter.data import DataError, Question, load_questions, questions, spread
+from recurrent_drafter.data import questions
+from recurrent_drafter.data.dialogues import DataError
+from recurrent_drafter.data.questions import Question, load_questions, spread
 
 
 def answer(question, turn, ids, drafts, category="math", outcome=""):

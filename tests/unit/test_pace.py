@@ -37,7 +37,7 @@ class Machine:
                 tree = self.draft(pace, root, width, length, claimed or max(rate, 1e-3))
             lengths.append(tree.max_depth)
             nodes = tree.tokens.shape[1]
-            self.now += self.slowdown * float(self.costs(np.array([batch * nodes]))[0])
+            self.now += self.slowdown * float(self.costs.verifying(np.array([batch * nodes]))[0])
             accepted = [self.accepted(rate, tree, length, row) for row in range(batch)]
             longest = max(accepted) + 1
             path = [self.chain(tree, row)[:longest] for row in range(batch)]
@@ -76,7 +76,7 @@ class Machine:
 
 
 def test_costs_are_read_between_and_beyond_what_was_measured():
-    assert CHEAP(np.array([1, 2, 4, 10, 16, 20])).tolist() == pytest.approx([10, 10 + 1 / 3, 11, 12.5, 14, 15])
+    assert CHEAP.verifying([1, 2, 4, 10, 16, 20]).tolist() == pytest.approx([10, 10 + 1 / 3, 11, 12.5, 14, 15])
 
 
 def test_calibration_begins_at_the_drafters_word_and_learns_what_is_true():
@@ -138,7 +138,7 @@ def test_close_to_the_best_fixed_length_and_never_slower(rate, costs, slowdown, 
     rates = []
     for length in range(7):
         expected = sum(rate**depth for depth in range(length + 1))
-        cost = slowdown * (float(costs(np.array([batch * (length + 1)]))[0]) + length * costs.draft_level)
+        cost = slowdown * (float(costs.verifying(np.array([batch * (length + 1)]))[0]) + length * costs.draft_level)
         rates.append(batch * expected / cost)
     assert tokens / seconds >= 0.97 * rates[0]
     uneven = 1 + pace_module.UNEVEN * np.log2(batch)  # these rows never end, but the pace reckons with the last one

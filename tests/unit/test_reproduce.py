@@ -14,7 +14,7 @@ from models import random_drafter, tiny_model
 from recurrent_drafter.cli import reproduce, train
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.core.beam import Beams
-from recurrent_drafter.data import TrainExample
+from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import provenance

@@ -8,7 +8,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.core.metrics import Acceptance
-from recurrent_drafter.data import Question, RefusedError, Turn, encode_prompt
+from recurrent_drafter.data.dialogues import Turn
+from recurrent_drafter.data.prompts import encode_prompt
+from recurrent_drafter.data.questions import Question
+from recurrent_drafter.data.templates import RefusedError
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.comparison import Batch, emitted, now
 from recurrent_drafter.measure.divergence import Draw, first_divergence, processors_of

@@ -20,7 +20,8 @@ from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.figures import arm_table, profile_table
 from recurrent_drafter.cli.scores import join_files
 from recurrent_drafter.cli.speculator import open_speculator
-from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
+from recurrent_drafter.data.prompts import prompts_from_dialogues
+from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import AUTO, LOOKUP_TOKENS, lookup_fits, shape_name, standard_arms, variant

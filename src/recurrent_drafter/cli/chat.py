@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.options import GenerateOptions, SamplingOptions, is_text
 from recurrent_drafter.core.metrics import Acceptance
-from recurrent_drafter.data import Turn, encode_prompt
+from recurrent_drafter.data.dialogues import Turn
+from recurrent_drafter.data.prompts import encode_prompt
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import without_drafter
 

@@ -5,7 +5,9 @@ from typing import Literal
 
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.data import Dialogue, TrainExample, encode_examples, load_dialogues
+from recurrent_drafter.data.dialogues import Dialogue
+from recurrent_drafter.data.encoding import TrainExample, encode_examples
+from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.training.corpus import Pair, pair_of
 

@@ -16,7 +16,8 @@ from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.figures import arm_table
 from recurrent_drafter.cli.speculator import open_speculator
-from recurrent_drafter.data import load_dialogues, prompts_from_dialogues
+from recurrent_drafter.data.prompts import prompts_from_dialogues
+from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import HF, PLAIN, hf_arm, our_arm

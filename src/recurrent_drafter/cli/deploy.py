@@ -14,10 +14,9 @@ from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.bench.summary import read_records
 from recurrent_drafter.cli.errors import parse, reporting
-from recurrent_drafter.decoding.costs import FILE as TUNING
+from recurrent_drafter.decoding.costs import TUNING_FILE
 from recurrent_drafter.hub.publishing import assemble, check_repo_name, publish
-from recurrent_drafter.measure.divergence import FILE as VERIFICATION
-from recurrent_drafter.measure.divergence import read_verification
+from recurrent_drafter.measure.divergence import VERIFICATION_FILE, read_verification
 from recurrent_drafter.models.loading import load_drafter
 from recurrent_drafter.report.card import Known, is_hub_name, model_card
 
@@ -111,8 +110,8 @@ def written_card(drafter: Path, known: Known, repo_id: str) -> str:
         return model_card(repo_id, known)
     except (KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ValueError(
-            f"run.json, {TUNING} or {VERIFICATION} in {drafter}, or --bench_file, is not as this version writes it "
-            f"({error!r}): make it again or take it away"
+            f"run.json, {TUNING_FILE} or {VERIFICATION_FILE} in {drafter}, or --bench_file, is not as this version "
+            f"writes it ({error!r}): make it again or take it away"
         ) from error
 
 
@@ -143,7 +142,7 @@ def gather(drafter: Path, options: DeployOptions) -> Known:
         license=options.license,
         run=read(drafter / "run.json"),
         verified=verified,
-        tuning=read(drafter / TUNING),
+        tuning=read(drafter / TUNING_FILE),
         bench=() if options.bench_file is None else read_bench(Path(options.bench_file).expanduser()),
     )
 

@@ -24,7 +24,7 @@ from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.cli import deploy, generate, train, verify
 from recurrent_drafter.cli.errors import parse, reporting
-from recurrent_drafter.data import load_dialogues
+from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.measure.divergence import read_verification
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.records.provenance import EVALUATION as EVALUATION_RECORD

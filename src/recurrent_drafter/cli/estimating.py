@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback
 
 from recurrent_drafter.cli.fit import measure, new_drafter, new_trainer
-from recurrent_drafter.data import encode_examples
+from recurrent_drafter.data.encoding import encode_examples
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.measure.estimate import break_even, ceiling, expected_tokens, training_bytes
 from recurrent_drafter.models.config import DraftShape

@@ -17,7 +17,7 @@ from recurrent_drafter.bench.scores import ArmScores, Evaluation
 from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.options import EvaluationOptions, GenerateOptions, SamplingOptions, SpeculatorOptions
 from recurrent_drafter.cli.scores import show
-from recurrent_drafter.data import Question, load_questions, spread
+from recurrent_drafter.data.questions import Question, load_questions, spread
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import without_drafter

@@ -11,7 +11,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from recurrent_drafter.cli.callbacks import ShowProgress, StopWhenInterrupted, progress_bar
 from recurrent_drafter.cli.output import save_drafter
-from recurrent_drafter.data import LengthGrouped, ShuffledStream
+from recurrent_drafter.data.batches import LengthGrouped, ShuffledStream
 from recurrent_drafter.decoding.costs import Costs, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.estimate import break_even, predicted_speedup
@@ -192,7 +192,7 @@ def measure(drafter: RecurrentDrafter, pair: Pair) -> Costs:
     context = min(MEASURED_CONTEXT, (verifier.context_length or MEASURED_CONTEXT + 32) - 32)
     with torch.inference_mode(), PackedLinears(verifier.model).applied(), PackedLinears(drafter).applied():
         draft = BeamDrafter(drafter, verifier.embed)
-        return measure_costs(verifier, draft, shape.beam_width, max(context, 1), rows=(1, 2, 4, 8, 12, 16))
+        return measure_costs(verifier, draft, max(context, 1), rows=(1, 2, 4, 8, 12, 16), widths=(shape.beam_width,))
 
 
 def facts(args: TrainingArguments) -> dict[str, Any]:

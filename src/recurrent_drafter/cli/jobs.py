@@ -17,7 +17,6 @@ from contextlib import ExitStack, redirect_stdout
 from functools import cache, partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import PartialState
 from rich.console import Console
@@ -31,7 +30,7 @@ from recurrent_drafter.cli.estimating import StepTimes
 from recurrent_drafter.cli.fit import default_shape, facts, fit, measure, new_drafter, new_trainer, save_trained
 from recurrent_drafter.cli.options import PromptOptions, TuneOptions
 from recurrent_drafter.core.metrics import Walk
-from recurrent_drafter.data import load_dialogues
+from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.costs import MEASURED_ROWS, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.estimate import predicted_speedup
@@ -281,10 +280,10 @@ class Workshop:
         with torch.inference_mode(), PackedLinears(verifier.model).applied():
             most = 1 + max(widths, default=1) * DEPTHS
             sizes_timed = [count for count in MEASURED_ROWS if count < most] + [most]
-            costs = measure_costs(verifier, BeamDrafter(drafter, verifier.embed), 1, context, rows=sizes_timed)
+            costs = measure_costs(verifier, BeamDrafter(drafter, verifier.embed), context, rows=sizes_timed)
         rows = []
         for width, size in sizes.items():
-            apart, merged = costs(np.array([1 + width * DEPTHS, 1 + round(size)])).tolist()
+            apart, merged = costs.verifying([1 + width * DEPTHS, 1 + round(size)]).tolist()
             tokens = {"beam_width": width, "beam_length": DEPTHS, "candidates": width * DEPTHS, "distinct": size}
             rows.append({**tokens, "seconds_apart": apart, "seconds_merged": merged})
         return {"rows": rows}

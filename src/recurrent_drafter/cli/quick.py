@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from recurrent_drafter.data import prompts_from_dialogues
+from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.measure.replies import Reply, greedy_replies, load_replies, save_replies
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText

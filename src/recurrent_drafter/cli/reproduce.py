@@ -12,7 +12,7 @@ from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
 from recurrent_drafter.cli.estimating import duration
 from recurrent_drafter.cli.output import make_writable
-from recurrent_drafter.data import Split, load_dialogues
+from recurrent_drafter.data.sources import Split, load_dialogues
 from recurrent_drafter.records.provenance import provenance
 from recurrent_drafter.report.reproduction import write_report
 from recurrent_drafter.reproduce.plan import ReproduceOptions, Source, training_flags

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.cli.conversation import ConversationOptions, open_conversation
 from recurrent_drafter.cli.errors import parse, reporting
-from recurrent_drafter.data import TrainExample
+from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.training.examples import loss_mask
 
 OPTIONS = (ConversationOptions,)

@@ -22,7 +22,7 @@ from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable, sa
 from recurrent_drafter.cli.speculator import open_drafter
 from recurrent_drafter.records.provenance import EVALUATION
 from recurrent_drafter.records.trackers import check_services, closing_trackers
-from recurrent_drafter.training.arguments import TrainingArguments, refuse_idle
+from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, held_out_replies, open_pair, training_text
 from recurrent_drafter.training.run_record import RunRecord
 from recurrent_drafter.training.targets import draft_vocabulary, make_targets
@@ -57,7 +57,7 @@ def options(argv: Sequence[str]) -> TrainingArguments:
     """The command line as one checked set of options."""
     (args,) = parse(argv, main.__doc__ or "", TrainingArguments)
     assert isinstance(args, TrainingArguments)
-    refuse_idle(args, [word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word[:2] == "--"])
+    args.refuse_idle([word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word[:2] == "--"])
     return args
 
 

@@ -24,7 +24,7 @@ from recurrent_drafter.cli.generate import load_speculator
 from recurrent_drafter.cli.options import PromptOptions, SpeculatorOptions, TuneOptions
 from recurrent_drafter.cli.prompts import load_prompts
 from recurrent_drafter.cli.verify import explain
-from recurrent_drafter.decoding.costs import FILE, Costs, Tuning, conditions
+from recurrent_drafter.decoding.costs import TUNING_FILE, Costs, Tuning, conditions
 from recurrent_drafter.decoding.decode import BeamDrafter, FixedPace, Pace
 from recurrent_drafter.decoding.draft_controller import LONGEST, AutoPace
 from recurrent_drafter.decoding.generation_state import as_tuple
@@ -147,7 +147,7 @@ def output_folder(which: SpeculatorOptions, options: TuneOptions) -> Path:
         if not folder.is_dir():
             raise OSError(f"{folder} is not a local folder: give --output_dir DIR for what tune writes")
     try:
-        check_writable(folder / FILE)
+        check_writable(folder / TUNING_FILE)
     except OSError as error:
         raise OSError(f"{error}; --output_dir DIR names another, --copy_drafter makes a tuned drafter of it") from None
     return folder
@@ -255,8 +255,8 @@ def save(
     holds_for = conditions(model)
     made = {**provenance(argv, model.device.type), "asked": dataclasses.asdict(bench.asked)}
     batches = [as_record(found) for found in findings]
-    write_json(folder / FILE, {**made, **Tuning(best.shape, single, holds_for).as_record(), "batches": batches})
-    said = [f"{folder / FILE}: {label(best.shape)} at batch {findings[0].batch}, and the costs measured here"]
+    write_json(folder / TUNING_FILE, {**made, **Tuning(best.shape, single, holds_for).as_record(), "batches": batches})
+    said = [f"{folder / TUNING_FILE}: {label(best.shape)} at batch {findings[0].batch}, and the costs measured here"]
     if can_draw():
         grids = {f"batch {found.batch}": {cell: x.speedup for cell, x in found.cells.items()} for found in findings}
         hardware = holds_for["hardware"]
@@ -268,7 +268,7 @@ def save(
         said.append(f"used from now on, on this machine and in this dtype, by --speculator_path {folder}")
     else:
         said.append(
-            f"{folder} holds no drafter: {FILE} is used where it lies beside one (--copy_drafter puts it there)"
+            f"{folder} holds no drafter: {TUNING_FILE} is used where it lies beside one (--copy_drafter puts it there)"
         )
     return said
 

@@ -22,8 +22,8 @@ from recurrent_drafter.cli.prompts import load_prompts
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.divergence import (
-    FILE,
     NOTHING,
+    VERIFICATION_FILE,
     Comparison,
     Draw,
     GenerateBatch,
@@ -110,11 +110,12 @@ def local_folder(speculator_path: str | None) -> Path | None:
 def keep(console: Console, folder: Path, record: dict[str, Any]) -> None:
     """Leave the result beside the drafter: what is published can then show that it was verified."""
     try:
-        write_json(folder / FILE, record)
-        console.print(f"kept beside the drafter: {folder / FILE}")
+        write_json(folder / VERIFICATION_FILE, record)
+        console.print(f"kept beside the drafter: {folder / VERIFICATION_FILE}")
     except OSError as error:  # the result holds all the same
         console.print(
-            f"{folder / FILE} could not be written ({error.strerror}): the drafter does not count as verified"
+            f"{folder / VERIFICATION_FILE} could not be written ({error.strerror}): "
+            "the drafter does not count as verified"
         )
 
 

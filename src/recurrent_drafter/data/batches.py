@@ -1,4 +1,4 @@
-"""In which order examples are trained on: shuffled, with neighbours of like length so that little is padding.
+"""In which order examples are trained on: shuffled, with neighbors of like length so that little is padding.
 
 The order is a function of seed and epoch alone: a resumed training goes on with the order that it was begun with.
 """
@@ -53,7 +53,6 @@ class LengthGrouped(Sampler[int]):
         self.lengths, self.batch, self.seed, self.epoch = lengths, batch, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each pass."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -80,7 +79,6 @@ class ShuffledStream(IterableDataset[T]):
         self.buffer, self.batch, self.seed, self.epoch = buffer, batch, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer before each pass."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[T]:

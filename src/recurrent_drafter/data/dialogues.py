@@ -37,8 +37,6 @@ class SkippedError(Exception):
 
 @dataclass(frozen=True)
 class Turn:
-    """One message of a conversation."""
-
     role: Role
     content: str
 
@@ -52,7 +50,6 @@ class Dialogue:
 
     @property
     def has_reply(self) -> bool:
-        """Whether an assistant turn occurs."""
         return any(turn.role == "assistant" for turn in self.turns)
 
     def digest(self) -> bytes:

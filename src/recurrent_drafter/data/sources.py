@@ -5,7 +5,7 @@ import itertools
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -16,16 +16,38 @@ from recurrent_drafter.data.parsing import Place, read_records, text_pieces
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "eval", "all"]
-DATASET_NAMES = ("demo", "sharegpt", "alpaca", "mtbench", "wikitext")
-HAVE_EVALUATION_SET = ("demo", "alpaca", "wikitext")  # those with an evaluation set of their own
+_ONE_IN = 20  # share of a set without an evaluation set of its own that is held out
 
-_ONE_IN = 20  # share of a set without an evaluation split of its own that is held out
+
+@dataclass(frozen=True)
+class HubDataset:
+    """Where a dataset lies on the hub. Its records have a schema of ``dialogues.py``, or hold one line of text each.
+
+    Its evaluation set, if it has one, is a split of the same repository or a file (repository, name) of another.
+    """
+
+    repository: str
+    config: str | None = None
+    evaluation_split: str | None = None
+    evaluation_file: tuple[str, str] | None = None
+    lines: bool = False
+
+
+HUB_DATASETS = {
+    "sharegpt": HubDataset("Aeala/ShareGPT_Vicuna_unfiltered"),
+    "alpaca": HubDataset("tatsu-lab/alpaca", evaluation_file=("tatsu-lab/alpaca_eval", "alpaca_eval.json")),
+    "mtbench": HubDataset("HuggingFaceH4/mt_bench_prompts"),
+    "wikitext": HubDataset("Salesforce/wikitext", "wikitext-2-raw-v1", evaluation_split="validation", lines=True),
+}
+DATASET_NAMES = ("demo", *HUB_DATASETS)
+HAVE_EVALUATION_SET = (
+    "demo",
+    *(name for name, found in HUB_DATASETS.items() if found.evaluation_split or found.evaluation_file),
+)
 
 
 @dataclass(frozen=True)
 class LoadedDialogues:
-    """Dialogues and the account of how they were read."""
-
     dialogues: tuple[Dialogue, ...]
     report: LoadReport
 
@@ -83,55 +105,72 @@ class DialogueStream:
         cache_dir: str | None = None,
         earlier: LoadReport | None = None,
     ) -> None:
-        self._source = (dataset_name, dataset_path, "train", cache_dir)
+        self._source = dataset_name, dataset_path, cache_dir
         self._earlier = earlier
-        self._count(str(dataset_path or dataset_name), "")
-
-    def _count(self, source: str, schema: str) -> None:
-        self._name, self._schema = source, schema
-        self._total = self._kept = 0
-        self._skipped: Counter[str] = Counter()
-        self._hash = hashlib.sha256()
+        self._reading = _Reading(str(dataset_path or dataset_name))
 
     @property
     def report(self) -> LoadReport:
         """What has been read; the hash, like the counts, is of the beginning of the source, as far as that goes."""
-        sha256 = self._hash.hexdigest()
-        return LoadReport(self._total, self._kept, dict(self._skipped), self._schema, self._name, sha256)
+        return self._reading.report()
+
+    def __iter__(self) -> Iterator[Dialogue]:
+        name, path, cache_dir = self._source
+        records, source, own_split = _records(name, path, "train", cache_dir, streaming=True)
+        self._reading = reading = _Reading(source)
+        for dialogue in reading.dialogues(records):
+            if own_split or not _held_out(dialogue):
+                reading.keep(dialogue)
+                self._check_beginning()
+                yield dialogue
+        self._check_beginning(ended=True)
 
     def _check_beginning(self, *, ended: bool = False) -> None:
-        earlier = self._earlier
+        earlier, reading = self._earlier, self._reading
         if earlier is None:
             return
-        too_short = ended and self._kept < earlier.kept
-        if too_short or (self._kept == earlier.kept and self._hash.hexdigest() != earlier.sha256):
+        too_short = ended and reading.kept < earlier.kept
+        if too_short or (reading.kept == earlier.kept and reading.hash.hexdigest() != earlier.sha256):
             raise DataError(
-                f"{self._name} does not begin with the {earlier.kept:,} conversations that this training has "
+                f"{reading.source} does not begin with the {earlier.kept:,} conversations that this training has "
                 "read: resume with the data that it was begun with, or give another output folder"
             )
 
-    def __iter__(self) -> Iterator[Dialogue]:
-        name, path, split, cache_dir = self._source
-        records, source, own_split = _records(name, path, cast(Split, split), cache_dir, streaming=True)
-        self._count(source, "")
+
+@dataclass
+class _Reading:
+    """The running account of a source: parses its records, counts them, and hashes what is kept of them."""
+
+    source: str
+    schema: str = ""
+    total: int = 0
+    kept: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+    hash: Any = field(default_factory=hashlib.sha256)
+
+    def dialogues(self, records: Iterable[Place]) -> Iterator[Dialogue]:
+        """The usable records, parsed by the first one's schema; DataError names the place of one that breaks it."""
         for place, record in records:
-            self._total += 1
+            self.total += 1
             try:
-                self._schema = self._schema or find_schema(record)
-                dialogue = parse_record(record, self._schema)
+                self.schema = self.schema or find_schema(record)
+                dialogue = parse_record(record, self.schema)
             except SkippedError as reason:
-                self._skipped[str(reason)] += 1
+                self.skipped[str(reason)] += 1
                 continue
             except DataError as error:
                 raise DataError(f"{place}: {error}") from None
-            if own_split or not _held_out(dialogue):
-                self._kept += 1
-                self._hash.update(dialogue.digest())
-                self._check_beginning()
-                yield dialogue
-        if self._total == 0:
-            raise DataError(f"{source} is empty: it holds no records")
-        self._check_beginning(ended=True)
+            yield dialogue
+        if self.total == 0:
+            raise DataError(f"{self.source} is empty: it holds no records")
+
+    def keep(self, dialogue: Dialogue) -> None:
+        self.kept += 1
+        self.hash.update(dialogue.digest())
+
+    def report(self) -> LoadReport:
+        skipped, sha256 = dict(self.skipped), self.hash.hexdigest()
+        return LoadReport(self.total, self.kept, skipped, self.schema, self.source, sha256)
 
 
 def _held_out(dialogue: Dialogue) -> bool:
@@ -140,43 +179,30 @@ def _held_out(dialogue: Dialogue) -> bool:
 
 
 def _collect(records: Iterable[Place], source: str, split: Split, limit: int | None) -> LoadedDialogues:
-    """Parse, count and divide; reads no further than ``limit`` demands."""
-    parsed: dict[str, list[Dialogue]] = {"train": [], "eval": []}
-    skipped: Counter[str] = Counter()
-    schema, total = "", 0
-    for place, record in records:
-        total += 1
-        try:
-            schema = schema or find_schema(record)
-            dialogue = parse_record(record, schema)
-        except SkippedError as reason:
-            skipped[str(reason)] += 1
-            continue
-        except DataError as error:
-            raise DataError(f"{place}: {error}") from None
-        side = "eval" if split != "all" and _held_out(dialogue) else "train"
-        parsed[side].append(dialogue)
+    """Read and divide; no further than ``limit`` demands."""
+    reading, side = _Reading(source), "eval" if split == "eval" else "train"
+    parts: dict[str, list[Dialogue]] = {"train": [], "eval": []}
+    for dialogue in reading.dialogues(records):
+        parts["eval" if split != "all" and _held_out(dialogue) else "train"].append(dialogue)
         # The side of the smallest hash below is settled only once something has been held out.
-        enough = limit is not None and len(parsed["eval" if split == "eval" else "train"]) >= limit
-        if enough and (split == "all" or parsed["eval"]):
+        enough = limit is not None and len(parts[side]) >= limit
+        if enough and (split == "all" or parts["eval"]):
             break
-    if total == 0:
-        raise DataError(f"{source} is empty: it holds no records")
-    if not any(parsed.values()):
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(skipped.items()))
-        raise DataError(f"{source}: none of the {total:,} records can be used ({reasons})")
-    if split != "all" and not parsed["eval"]:
-        smallest = min(dialogue.digest() for dialogue in parsed["train"])
-        for side in ("eval", "train"):  # all copies of it, so that none stays behind
-            parsed[side] = [d for d in parsed["train"] if (d.digest() == smallest) == (side == "eval")]
-    dialogues = tuple(parsed["eval" if split == "eval" else "train"][:limit])
+    if not any(parts.values()):
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(reading.skipped.items()))
+        raise DataError(f"{source}: none of the {reading.total:,} records can be used ({reasons})")
+    if split != "all" and not parts["eval"]:
+        smallest = min(dialogue.digest() for dialogue in parts["train"])
+        parts[side] = [d for d in parts["train"] if (d.digest() == smallest) == (side == "eval")]  # with all its copies
+    dialogues = tuple(parts[side][:limit])
     if not dialogues:
         raise DataError(
             f"{source}: nothing is left for {split}, because one conversation cannot be both trained on and held out; "
             "give at least two different ones"
         )
-    sha256 = hashlib.sha256(b"".join(dialogue.digest() for dialogue in dialogues)).hexdigest()
-    return LoadedDialogues(dialogues, LoadReport(total, len(dialogues), dict(skipped), schema, source, sha256))
+    for dialogue in dialogues:
+        reading.keep(dialogue)
+    return LoadedDialogues(dialogues, reading.report())
 
 
 def _hub_records(name: str, split: Split, cache_dir: str | None, streaming: bool) -> Iterator[Place]:
@@ -202,23 +228,17 @@ def _hub_records(name: str, split: Split, cache_dir: str | None, streaming: bool
 
 
 def _hub_rows(name: str, split: Split, cache_dir: str | None, streaming: bool) -> Iterable[Any]:
+    """What the hub holds of a dataset, record by record."""
     import datasets  # type: ignore[import-untyped]  # imported here: slow, and the bundled data does not need it
-
-    def rows(repository: str, part: str, config: str | None = None) -> Iterable[dict[str, Any]]:
-        loaded = datasets.load_dataset(repository, config, split=part, cache_dir=cache_dir, streaming=streaming)
-        return cast(Iterable[dict[str, Any]], loaded)
-
-    if name == "sharegpt":
-        return rows("Aeala/ShareGPT_Vicuna_unfiltered", "train")
-    if name == "mtbench":
-        return rows("HuggingFaceH4/mt_bench_prompts", "train")
-    if name == "wikitext":
-        part = "validation" if split == "eval" else "train"
-        lines = (row["text"] for row in rows("Salesforce/wikitext", part, "wikitext-2-raw-v1"))
-        return ({"text": piece} for _, piece in text_pieces(lines))
-    if split != "eval":
-        return rows("tatsu-lab/alpaca", "train")
     from huggingface_hub import hf_hub_download
 
-    file = hf_hub_download("tatsu-lab/alpaca_eval", "alpaca_eval.json", repo_type="dataset", cache_dir=cache_dir)
-    return (record for _, record in read_records(Path(file)))
+    found = HUB_DATASETS[name]
+    if split == "eval" and found.evaluation_file:
+        repository, filename = found.evaluation_file
+        file = hf_hub_download(repository, filename, repo_type="dataset", cache_dir=cache_dir)
+        return (record for _, record in read_records(Path(file)))
+    part = found.evaluation_split if split == "eval" and found.evaluation_split else "train"
+    rows = datasets.load_dataset(found.repository, found.config, split=part, cache_dir=cache_dir, streaming=streaming)
+    if found.lines:
+        return ({"text": piece} for _, piece in text_pieces(row["text"] for row in rows))
+    return cast(Iterable[Any], rows)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jinja2
-import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -44,18 +43,10 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, chat_template: str | No
     return VICUNA_TEMPLATE
 
 
-def encode_prompt(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
-) -> torch.Tensor:
-    """Tokens (S,) int64 of a conversation up to where the next reply begins; RefusedError if the template objects."""
-    text, _ = _render(turns, tokenizer, chat_template_of(tokenizer, chat_template), generation_prompt=True)
-    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
-
-
 def render_with_replies(
     turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: str
 ) -> tuple[str, list[tuple[int, int]]]:
-    """The conversation's text, and per reply the characters from behind the generation prompt to the reply's end.
+    """The conversation's text, and per reply the characters from the end of the generation prompt to the reply's end.
 
     Whether the end token lies inside an interval is the template's affair. Raises RefusedError.
     """
@@ -73,9 +64,11 @@ def render_with_replies(
     return text, intervals
 
 
-def render(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+def render(
+    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: str, *, generation_prompt: bool = False
+) -> str:
     """The conversation as the template writes it; RefusedError if the template rejects it."""
-    return _render(turns, tokenizer, template, generation_prompt=False)[0]
+    return _render(turns, tokenizer, template, generation_prompt)[0]
 
 
 def _render(
@@ -103,7 +96,7 @@ def _locate(
     """Characters of reply ``index``, by the prompt that precedes it; the end token is left outside."""
     if index == 0:
         raise RefusedError("the conversation begins with a reply, and the chat template has no generation marks")
-    prompt, _ = _render(turns[:index], tokenizer, template, generation_prompt=True)
+    prompt = render(turns[:index], tokenizer, template, generation_prompt=True)
     content = turns[index].content.strip()  # many templates strip it
     start = text.find(content, len(prompt))
     if not text.startswith(prompt) or start < 0:

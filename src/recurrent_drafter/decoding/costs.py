@@ -4,8 +4,8 @@ import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,36 +25,64 @@ from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hardware import hardware
 
+logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 
+TUNING_FILE = "tuning.json"
 MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 USUAL_LENGTH = 4  # of the draft that is timed
+LEAST = 1e-6  # seconds, of what a clock cannot tell from nothing
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured on this machine, in seconds.
+    """What the parts of a step take on one machine, in seconds: verifying by nodes, drafting by width and length.
 
     Args:
-        rows: how many nodes a pass verified, all rows of a batch together, ascending from 1.
-        verify: a step's time for each, with everything but drafting.
-        draft_level: drafting, for each token of a draft's length.
+        rows: how many nodes a pass verified, all rows of a batch together, ascending.
+        verify: seconds of a step for each of ``rows``, with everything but drafting.
+        draft_level: seconds of drafting for one more token of a draft's length.
+        drafts: seconds of drafting W beams of L tokens, by (W, L). Empty: ``draft_level`` for each token, at any width.
+        batch: how many rows of a batch were measured.
     """
 
     rows: tuple[int, ...]
     verify: tuple[float, ...]
     draft_level: float
+    drafts: Mapping[tuple[int, int], float] = field(default_factory=dict)
+    batch: int = 1
 
-    def __call__(self, rows: npt.NDArray[np.int64]) -> Floats:
+    def verifying(self, rows: npt.ArrayLike) -> Floats:
         """Seconds of verifying so many nodes: linear between the measured ones and beyond the last."""
-        x, y = np.asarray(self.rows, dtype=float), np.asarray(self.verify)
-        inside = np.interp(rows, x, y)
+        wanted, x, y = np.asarray(rows), np.asarray(self.rows, dtype=float), np.asarray(self.verify)
+        inside = np.interp(wanted, x, y)
         slope = (y[-1] - y[-2]) / (x[-1] - x[-2]) if len(x) > 1 else y[-1]
-        return np.where(rows > x[-1], y[-1] + slope * (rows - x[-1]), inside)
+        return np.where(wanted > x[-1], y[-1] + slope * (wanted - x[-1]), inside)
+
+    def drafting(self, width: int, length: int) -> float:
+        """Seconds of drafting W beams of L tokens. Raises KeyError for a pair that ``drafts`` lacks."""
+        return self.drafts[width, length] if self.drafts else length * self.draft_level
+
+    def step(self, shape: DraftShape | None) -> float:
+        """Seconds of a step of ``batch`` rows at a shape; without one, of plain autoregression.
+
+        >>> Costs(rows=(1, 3), verify=(4.0, 5.0), draft_level=0.5).step(DraftShape(1, 2))
+        6.0
+        """
+        if shape is None:
+            return float(self.verifying(self.batch))
+        return float(self.verifying(self.batch * shape.nodes)) + self.drafting(shape.beam_width, shape.beam_length)
+
+    def of_width(self, width: int) -> "Costs":
+        """The same with drafts of this width alone: ``draft_level`` is what one more of their tokens takes."""
+        seconds = {length: taken for (other, length), taken in self.drafts.items() if other == width}
+        first, last = min(seconds), max(seconds)
+        level = (seconds[last] - seconds[first]) / (last - first) if last > first else seconds[last] / last
+        return dataclasses.replace(self, draft_level=max(level, LEAST), drafts={})
 
 
 def isotonic(hits: Floats, trials: Floats) -> Floats:
-    """Rates hits / trials that never fall, by pooling neighbours that do (least squares, weighted by trials).
+    """Rates hits / trials that never fall, by pooling neighbors that do (least squares, weighted by trials).
 
     >>> isotonic(np.array([1.0, 6.0, 3.0]), np.array([10.0, 10.0, 10.0])).tolist()
     [0.1, 0.45, 0.45]
@@ -70,34 +98,50 @@ def isotonic(hits: Floats, trials: Floats) -> Floats:
 def measure_costs(
     verifier: Verifier,
     draft: Draft,
-    width: int,
     context: int,
     *,
     batch: int = 1,
     rows: Sequence[int] = MEASURED_ROWS,
+    widths: Sequence[int] = (1,),
+    lengths: Sequence[int] = (USUAL_LENGTH,),
     repeats: int = 5,
 ) -> Costs:
-    """Time real steps behind texts of ``context`` tokens, each verifying so many nodes (``rows``, ascending from 1).
+    """Time real steps after texts of ``context`` tokens, and drafts.
 
-    The least of ``repeats`` counts.
+    Args:
+        verifier: the verifier, its layers packed or not as decoding will have them.
+        draft: what drafts.
+        context: tokens of each row's text.
+        batch: B, the rows that take a step together.
+        rows: nodes that each row verifies, ascending from 1.
+        widths: W of the drafts; `Costs.draft_level` is the first one's.
+        lengths: L of the drafts. Levels are alike, so each width's times are put on a line over its lengths.
+        repeats: rounds over everything; the least time of each counts.
     """
-    device = verifier.device
-    text = torch.zeros(batch, max(context, 1), dtype=torch.int64, device=device)
+    text = torch.zeros(batch, max(context, 1), dtype=torch.int64, device=verifier.device)
     session, read = verifier.open(text, None, text.shape[1] + rows[-1])
     root, hidden = text[:, -1], read.hiddens[:, -1]
     sampler = Sampler(Stop(text, 1))
 
     def step(nodes: int) -> None:
-        leaves = torch.zeros(batch, 1, nodes - 1, dtype=torch.int64, device=device)
+        leaves = torch.zeros(batch, 1, nodes - 1, dtype=torch.int64, device=text.device)
         tree = prefix_tree(root, Beams(leaves, leaves, leaves.float()), nodes) if nodes > 1 else root_tree(root)
         follow_tree(tree, sampler.draws(tree, session.forward_tree(tree).logits)).n_accepted.tolist()
 
-    def drafting(levels: int) -> None:
-        draft(hidden, root, width, levels).log_probs.tolist()
+    def drafting(width: int, length: int) -> None:
+        draft(hidden, root, width, length).log_probs.tolist()
 
-    seconds = least_seconds([*(partial(step, count) for count in rows), partial(drafting, USUAL_LENGTH)], repeats)
-    verify = isotonic(np.array(seconds[:-1]), np.ones(len(rows)))  # more nodes never take less, whatever the noise says
-    return Costs(tuple(batch * count for count in rows), tuple(verify.tolist()), seconds[-1] / USUAL_LENGTH)
+    shapes = [(width, length) for width in widths for length in lengths]
+    works = [*(partial(step, count) for count in rows), *(partial(drafting, *shape) for shape in shapes)]
+    taken = least_seconds(works, repeats)
+    verify = isotonic(np.array(taken[: len(rows)]), np.ones(len(rows)))  # more nodes never take less, noise or not
+    drafts: dict[tuple[int, int], float] = {}
+    for number, width in enumerate(widths):
+        own = taken[len(rows) + number * len(lengths) :][: len(lengths)]
+        line = np.polynomial.Polynomial.fit(lengths, own, deg=min(1, len(lengths) - 1))
+        drafts |= {(width, length): max(float(line(length)), LEAST) for length in lengths}
+    costs = Costs(tuple(batch * count for count in rows), tuple(verify.tolist()), LEAST, drafts, batch)
+    return dataclasses.replace(costs, draft_level=costs.of_width(widths[0]).draft_level)
 
 
 def least_seconds(works: Sequence[Callable[[], None]], repeats: int) -> list[float]:
@@ -112,10 +156,6 @@ def least_seconds(works: Sequence[Callable[[], None]], repeats: int) -> list[flo
             work()
             taken[turn, number] = time.perf_counter() - began
     return taken[1:].min(0).tolist()
-
-
-logger = logging.getLogger(__name__)
-FILE = "tuning.json"
 
 
 @dataclass(frozen=True)
@@ -134,12 +174,13 @@ class Tuning:
 
     def as_record(self) -> dict[str, Any]:
         """As `from_folder` reads it."""
-        return {**self.holds_for, "shape": dataclasses.asdict(self.shape), "costs": dataclasses.asdict(self.costs)}
+        costs = {name: getattr(self.costs, name) for name in ("rows", "verify", "draft_level")}
+        return {**self.holds_for, "shape": dataclasses.asdict(self.shape), "costs": costs}
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "Tuning | None":
         """What lies beside a drafter in a local folder; None if nothing does, or nothing that can be read (logged)."""
-        path = Path(folder).expanduser() / FILE
+        path = Path(folder).expanduser() / TUNING_FILE
         if not path.is_file():
             return None
         try:

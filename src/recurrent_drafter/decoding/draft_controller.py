@@ -141,7 +141,7 @@ class AutoPace:
         self._level, self._reached = 0, 1.0
         if batch not in self._tables:
             nodes = np.arange(1, 2 + self.shape.beam_width * self.shape.beam_length)
-            self._tables[batch] = self.costs(batch * nodes)
+            self._tables[batch] = self.costs.verifying(batch * nodes)
         magnitude = batch.bit_length()  # rows leave one by one: what 15 have shown holds for 14
         if magnitude not in self._experiences:
             self._experiences[magnitude] = replace(self._lately, seen=0)

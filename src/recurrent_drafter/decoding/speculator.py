@@ -15,7 +15,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 from transformers.generation.streamers import BaseStreamer
 
-from recurrent_drafter.decoding.costs import FILE, Costs, Tuning, measure_costs
+from recurrent_drafter.decoding.costs import TUNING_FILE, Costs, Tuning, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter, Draft, FixedPace, Pace, decode
 from recurrent_drafter.decoding.draft_controller import LONGEST, AutoPace
 from recurrent_drafter.decoding.generation_state import Stop, as_tuple
@@ -144,7 +144,7 @@ class RecurrentDraftingSpeculator:
         reason = self.tuning.mismatch(model)
         self.costs, self._tuned_shape = (self.tuning.costs, self.tuning.shape) if reason is None else (None, None)
         if reason is not None:
-            logger.info("%s is not used: %s", FILE, reason)
+            logger.info("%s is not used: %s", TUNING_FILE, reason)
 
     @property
     def verifier(self) -> Verifier:
@@ -326,6 +326,8 @@ class RecurrentDraftingSpeculator:
             if self.costs is None:
                 batch, context = stop.prompts.shape
                 rows = [count for count in QUICK_ROWS if count <= max(24, 8 * batch)]
-                self.costs = measure_costs(self.verifier, self._draft, saved.beam_width, context, rows=rows, repeats=2)
+                self.costs = measure_costs(
+                    self.verifier, self._draft, context, rows=rows, widths=(saved.beam_width,), repeats=2
+                )
             self._paces[temperature] = AutoPace(self.costs, DraftShape(saved.beam_width, LONGEST))
         return self._paces[temperature]

@@ -65,7 +65,7 @@ def to_apple(drafter: RecurrentDrafter, folder: Path) -> None:
     if not torch.equal(draft_ids.cpu(), torch.arange(config.vocab_size)):
         raise ValueError("draft_ids are not 0, 1, 2, ...: Apple's layout has the verifier's own order only")
     if config.emb_norm:
-        raise ValueError("emb_norm is on: Apple's layout does not normalise embeddings (train without --emb_norm)")
+        raise ValueError("emb_norm is on: Apple's layout does not normalize embeddings (train without --emb_norm)")
     weights = {name: tensor.contiguous() for name, tensor in drafter.state_dict().items() if name != "draft_ids"}
     theirs = {name: getattr(config, name) for name in (*ARCHITECTURE, *KEPT)}
     dtype = str(drafter.dtype).removeprefix("torch.")

@@ -1,10 +1,9 @@
-"""What a published drafter runs: `generate_with_drafter` is what the folder's
-``custom_generate/generate.py`` calls, so that for everybody else
+"""What a published drafter runs when somebody calls
 
     model.generate(**inputs, custom_generate="user/drafter", trust_remote_code=True)
 
-is enough. Transformers (5.19) copies that file into its modules cache and runs it there, under the commit that it came
-from; of a local folder it keeps a hash of the code and not the place.
+Its ``custom_generate/generate.py`` calls `generate_with_drafter`. Transformers (5.19) copies that file into its modules
+cache and runs it there, under the commit that it came from; of a local folder it keeps only a hash of the code.
 """
 
 import functools

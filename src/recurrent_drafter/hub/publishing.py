@@ -1,13 +1,4 @@
-"""Publishing on the Hugging Face Hub, and what a published drafter runs behind ``generate``.
-
-`assemble` makes the folder, `publish` uploads it as one commit, and `generate_with_drafter` is what the folder's
-``custom_generate/generate.py`` calls, so that for everybody else
-
-    model.generate(**inputs, custom_generate="user/drafter", trust_remote_code=True)
-
-is enough. Transformers (5.19) copies that file into its modules cache and runs it there, under the commit that it came
-from; of a local folder it keeps a hash of the code and not the place.
-"""
+"""Publishing on the Hugging Face Hub: `assemble` makes a drafter's folder, `publish` uploads it as one commit."""
 
 import re
 import shutil
@@ -17,11 +8,11 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, errors
 from huggingface_hub.utils import validate_repo_id
 
-from recurrent_drafter.decoding.costs import FILE as TUNING
-from recurrent_drafter.measure.divergence import FILE as VERIFICATION
+from recurrent_drafter.decoding.costs import TUNING_FILE
+from recurrent_drafter.measure.divergence import VERIFICATION_FILE
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 
-RECORDS = ("run.json", TUNING, VERIFICATION)
+RECORDS = ("run.json", TUNING_FILE, VERIFICATION_FILE)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 GENERATE = '''"""Decodes with the recurrent drafter of this repository; README.md says how to call it."""
 
@@ -53,7 +44,7 @@ def assemble(drafter: Path, folder: Path, repo_id: str, card: str, *, base_model
     from. A record of a verification that does not count is left out.
     Raises ValueError, before anything is written, where one of the records holds an access token.
     """
-    names = [name for name in RECORDS if verified or name != VERIFICATION]
+    names = [name for name in RECORDS if verified or name != VERIFICATION_FILE]
     records = [drafter / name for name in names if (drafter / name).is_file()]
     for record in records:
         if ACCESS_TOKEN.search(record.read_bytes()):

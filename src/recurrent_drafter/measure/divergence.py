@@ -19,7 +19,7 @@ from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import saved_fingerprint
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
-FILE = "verify.json"  # the last verification of a drafter, beside it
+VERIFICATION_FILE = "verify.json"  # the last verification of a drafter, beside it
 NOTHING = -1  # in the place of a token where a reply has ended
 REPLAYED, TREES = 16, (4, 16)  # tokens that are read again to see how far ways of computing differ; nodes of the trees
 
@@ -190,7 +190,7 @@ def read_verification(folder: Path) -> dict[str, Any]:
     It counts only for the config and the weights that were verified.
     """
     again = f"run recurrent-drafter verify --base_model MODEL --speculator_path {folder}"
-    path = folder / FILE
+    path = folder / VERIFICATION_FILE
     if not path.is_file():
         raise ValueError(f"the drafter at {folder} was never verified: {again}")
     try:

@@ -7,7 +7,6 @@ alone: a step of few rows takes as long as reading the weights does, the verifie
 
 from dataclasses import dataclass
 
-import numpy as np
 from torch import Tensor
 
 from recurrent_drafter.decoding.costs import Costs
@@ -95,8 +94,7 @@ def choose_draft_vocabulary(coverage: Tensor, weights: WeightsRead, levels: int,
 
 def break_even(costs: Costs, shape: DraftShape) -> float:
     """Tokens per step from which on this shape pays, by measured times."""
-    plain, step = costs(np.array([1, shape.nodes]))
-    return float((step + shape.beam_length * costs.draft_level) / plain)
+    return costs.step(shape) / costs.step(None)
 
 
 def ceiling(costs: Costs, rate: float, most_levels: int) -> tuple[float, int]:

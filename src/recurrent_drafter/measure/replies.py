@@ -14,7 +14,7 @@ from recurrent_drafter.core.accept import Accepted, follow_tree
 from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights, draft_labels
 from recurrent_drafter.core.metrics import Walk, visited, walk
 from recurrent_drafter.core.tree import DraftTree, prefix_tree
-from recurrent_drafter.data import TrainExample
+from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.decoding.decode import BeamDrafter, FixedPace, decode
 from recurrent_drafter.decoding.generation_state import Stop
 from recurrent_drafter.decoding.sampler import Sampler

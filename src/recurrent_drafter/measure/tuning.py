@@ -94,7 +94,7 @@ class BatchCosts:
         """A step at a shape; without one, of plain autoregression."""
         nodes = 1 if shape is None else shape.nodes
         drafting = 0.0 if shape is None else self.drafting[shape.beam_width, shape.beam_length]
-        return float(self.verify(np.array([self.batch * nodes]))[0]) + drafting
+        return float(self.verify.verifying(self.batch * nodes)) + drafting
 
     def of_width(self, width: int) -> Costs:
         """The costs as `AutoPace` takes them, with what one more token of this width's drafts takes."""
@@ -125,7 +125,7 @@ def measure_batch_costs(
 
     drafting: Grid = {}
     with torch.inference_mode():
-        costs = measure_costs(verifier, draft, widths[0], context, batch=batch, rows=rows)
+        costs = measure_costs(verifier, draft, context, batch=batch, rows=rows, widths=widths[:1])
         for width in widths:
             seconds = least_seconds([partial(drafted, width, length) for length in lengths], repeats=5)
             line = np.polynomial.Polynomial.fit(lengths, seconds, deg=min(1, len(lengths) - 1))  # every level is alike

@@ -1,8 +1,8 @@
 """A key-value cache that a tree is verified in.
 
-Each row keeps its own number of columns and a pass writes right behind them, so a row has no holes however much of the
+Each row keeps its own number of columns and a pass writes right after them, so a row has no holes however much of the
 last tree it accepted: accepting moves the accepted columns to the front of those just written. Everything is written
-in place and grown by doubling. What lies behind a row's kept columns is stale, and the mask's business to hide.
+in place and grown by doubling. Columns past those that a row keeps are stale, and the mask hides them.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ class TreeCache(Cache):
         return max(self._lengths, default=0)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:  # (B, heads, N, width) each
-        """Put one layer's new columns behind each row's own; return that layer's columns up to the last new one."""
+        """Put one layer's new columns after each row's own; return that layer's columns up to the last new one."""
         if not self._stores:
             self._first[layer] = keys, values
             return keys, values

@@ -29,7 +29,7 @@ class RecurrentDraftingConfig(PreTrainedConfig):
         exit_dim: E, width of the draft head; 0 means H. At E = 2H there is no input projection.
         num_draft_layers: residual layers in front of the draft head.
         rnn: recurrent state (True), or a running sum of embeddings (False).
-        emb_norm: RMS-normalise the embeddings that enter the recurrence.
+        emb_norm: RMS-normalize the embeddings that enter the recurrence.
         draft_vocab_size: D <= V, tokens that can be drafted; 0 means V.
         verifier_name_or_path: the verifier that it was trained for; without it nothing is said to the other engines.
         verifier_architectures: the classes that the verifier's own config.json names.

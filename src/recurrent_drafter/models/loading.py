@@ -1,4 +1,4 @@
-"""Verifiers and drafters from a directory, the Hub or the package, and whether the two belong together."""
+"""Verifiers and drafters from a directory, the Hub or the package; whether the two belong together; fingerprints."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,19 +22,6 @@ from recurrent_drafter.models.config import RecurrentDraftingConfig
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
-
-
-def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A fingerprint of the vocabulary: which id stands for which token."""
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
-    return hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
-
-
-def computes_in_bfloat16(device: str) -> bool:
-    """Whether the device has bfloat16 arithmetic; a CPU without it emulates, many times slower than float32."""
-    if device.startswith("cuda"):
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def load_verifier(
@@ -86,6 +73,13 @@ def _loading(name: str) -> Iterator[str]:
         ) from error
 
 
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether the device has bfloat16 arithmetic; a CPU without it emulates, many times slower than float32."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:
     """A drafter from a directory or the Hub; only safetensors are read. Raises OSError or ValueError, in one line."""
     if Path(path).exists() and not (Path(path) / "config.json").is_file():
@@ -133,6 +127,12 @@ def check_tokenizer(path: str, config: RecurrentDraftingConfig, tokenizer: PreTr
             f"the drafter at {path} is for another tokenizer (vocabulary {trained_for}, this model's is {here}): use "
             "it with the model that it was trained for, or train one for this model"
         )
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A fingerprint of the vocabulary: which id stands for which token."""
+    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: (item[1], item[0]))
+    return hashlib.sha256(repr(vocabulary).encode()).hexdigest()[:16]
 
 
 def verifier_fingerprint(verifier: Verifier) -> str:

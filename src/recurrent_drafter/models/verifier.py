@@ -67,7 +67,7 @@ class Verifier:
     def context_length(self) -> int | None:
         """The most positions that the model computes alike; None when its config names no limit.
 
-        Rotary frequencies of type longrope change for a whole pass once it reaches behind the original context.
+        Rotary frequencies of type longrope change for a whole pass once it reaches beyond the original context.
         """
         limit: int | None = getattr(self.config, "max_position_embeddings", None)
         if self._rope.get("rope_type") == "longrope":
@@ -113,7 +113,7 @@ class Verifier:
         """Within it each process keeps a share of every layer, and a pass gathers one layer at a time.
 
         So all processes have to run the same passes. Embeddings and head stay whole, as do layers of mixed or
-        quantised parameters. Behind it, unless it ends by an error, every process holds the whole model again.
+        quantized parameters. Afterwards, unless it ends by an error, every process holds the whole model again.
         """
         from torch.distributed.fsdp import fully_shard  # imported here: not every build of torch has it
 
@@ -143,7 +143,7 @@ class Verifier:
         distance: Tensor | None = None,
         last_only: bool = False,
     ) -> Pass:
-        """One pass over N new tokens per row, behind the cache's kept columns.
+        """One pass over N new tokens per row, after the cache's kept columns.
 
         Args:
             tokens: (B, N). positions: (B, N), the position that each token stands for.
@@ -265,7 +265,7 @@ class VerifierSession:
         return positions[:, :, None] - columns[:, None]
 
     def _put(self, rows: Tensor, block: Tensor) -> None:  # (B, n, columns), (B, n, N)
-        """Write what holds for the tree's own columns, which lie behind each row's text."""
+        """Write what holds for the tree's own columns, which come after each row's text."""
         base, nodes = self.cache.base, block.shape[2]
         if isinstance(base, int):
             rows[:, :, base : base + nodes] = block

@@ -1,1 +1,1 @@
-"""What a result is made of: command, versions, hardware, hashes, trackers."""
+"""What a result was made by: command, versions, hardware and hashes, for files and experiment trackers."""

@@ -1,4 +1,4 @@
-"""What is written beside every checkpoint and result, so that it can be made again."""
+"""The record beside every checkpoint and result: by what command, code and machine it was made."""
 
 import json
 import os

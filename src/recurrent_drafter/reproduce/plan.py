@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recurrent_drafter.assets import sample_path
-from recurrent_drafter.data import DATASET_NAMES, HAVE_EVALUATION_SET, Split
+from recurrent_drafter.data.sources import DATASET_NAMES, HAVE_EVALUATION_SET, Split
 from recurrent_drafter.training.options import Method
 
 Scope = Literal["full", "assistant"]

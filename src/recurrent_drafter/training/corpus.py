@@ -7,17 +7,10 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from recurrent_drafter.data import (
-    Dialogue,
-    DialogueStream,
-    LoadedDialogues,
-    LoadReport,
-    RefusedError,
-    Turn,
-    encode_prompt,
-    load_dialogues,
-    prompts_from_dialogues,
-)
+from recurrent_drafter.data.dialogues import Dialogue, LoadReport, Turn
+from recurrent_drafter.data.prompts import encode_prompt, prompts_from_dialogues
+from recurrent_drafter.data.sources import DialogueStream, LoadedDialogues, load_dialogues
+from recurrent_drafter.data.templates import RefusedError
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply, greedy_replies
 from recurrent_drafter.models.loading import load_verifier

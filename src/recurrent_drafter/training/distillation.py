@@ -22,7 +22,7 @@ from torch import Tensor
 
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.core.noise import draw_tokens
-from recurrent_drafter.data import TrainExample
+from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.models.cache import TreeCache
 from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier

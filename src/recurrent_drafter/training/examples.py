@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from recurrent_drafter.core.losses import IGNORED
-from recurrent_drafter.data import TrainExample
+from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
 
 

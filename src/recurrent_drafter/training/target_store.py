@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from recurrent_drafter.data import TrainExample
+from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import hash_of, hash_of_tensors

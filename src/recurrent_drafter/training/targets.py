@@ -9,16 +9,9 @@ import torch
 from rich.progress import Progress
 
 from recurrent_drafter.core.losses import IGNORED
-from recurrent_drafter.data import (
-    DataError,
-    Encoded,
-    ShuffledStream,
-    TrainExample,
-    encode_examples,
-    grouped_order,
-    iterate_examples,
-    padding_share,
-)
+from recurrent_drafter.data.batches import ShuffledStream, grouped_order, padding_share
+from recurrent_drafter.data.dialogues import DataError
+from recurrent_drafter.data.encoding import Encoded, TrainExample, encode_examples, iterate_examples
 from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected_coverage, weights_read
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.models.loading import verifier_fingerprint
