@@ -16,8 +16,8 @@ from recurrent_drafter.bench.summary import read_records
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.decoding.costs import TUNING_FILE
 from recurrent_drafter.hub.publishing import assemble, check_repo_name, publish
-from recurrent_drafter.measure.divergence import VERIFICATION_FILE, read_verification
 from recurrent_drafter.models.loading import load_drafter
+from recurrent_drafter.records.verified import VERIFICATION_FILE, read_verification
 from recurrent_drafter.report.card import Known, is_hub_name, model_card
 
 

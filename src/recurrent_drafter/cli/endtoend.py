@@ -25,10 +25,10 @@ from transformers.utils import logging as hf_logging
 from recurrent_drafter.cli import deploy, generate, train, verify
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.data.sources import load_dialogues
-from recurrent_drafter.measure.divergence import read_verification
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.records.provenance import EVALUATION as EVALUATION_RECORD
 from recurrent_drafter.records.provenance import RUN_RECORD
+from recurrent_drafter.records.verified import read_verification
 
 CONVERSATIONS = 60
 TRAINING = ["--model_max_length", "128", "--draft_vocab_size", "512", "--max_steps", "12", "--learning_rate", "2e-3"]

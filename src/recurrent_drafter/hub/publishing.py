@@ -9,8 +9,8 @@ from huggingface_hub import HfApi, constants, errors
 from huggingface_hub.utils import validate_repo_id
 
 from recurrent_drafter.decoding.costs import TUNING_FILE
-from recurrent_drafter.measure.divergence import VERIFICATION_FILE
 from recurrent_drafter.models.config import RecurrentDraftingConfig
+from recurrent_drafter.records.verified import VERIFICATION_FILE
 
 RECORDS = ("run.json", TUNING_FILE, VERIFICATION_FILE)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")

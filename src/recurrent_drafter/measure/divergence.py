@@ -1,9 +1,7 @@
 """Is it a tie or a bug? Outputs compared, and their first divergence explained."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,10 +14,8 @@ from recurrent_drafter.decoding.generation_state import Stop
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hashes import saved_fingerprint
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
-VERIFICATION_FILE = "verify.json"  # the last verification of a drafter, beside it
 NOTHING = -1  # in the place of a token where a reply has ended
 REPLAYED, TREES = 16, (4, 16)  # tokens that are read again to see how far ways of computing differ; nodes of the trees
 
@@ -182,25 +178,3 @@ def processors_of(
         input_ids=input_ids, attention_mask=attention_mask, custom_generate=method, **options
     )
     return processors
-
-
-def read_verification(folder: Path) -> dict[str, Any]:
-    """What was left of the last verification of the drafter in a folder. Raises ValueError unless it was passed.
-
-    It counts only for the config and the weights that were verified.
-    """
-    again = f"run recurrent-drafter verify --base_model MODEL --speculator_path {folder}"
-    path = folder / VERIFICATION_FILE
-    if not path.is_file():
-        raise ValueError(f"the drafter at {folder} was never verified: {again}")
-    try:
-        record = json.loads(path.read_text())
-        of, bugs = record["drafter"], int(record["bugs"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}): {again}") from None
-    if of != saved_fingerprint(folder):
-        raise ValueError(f"{path} is of other weights or another config than the drafter has now: {again}")
-    if bugs:
-        raise ValueError(f"the last verification of the drafter at {folder} found {bugs} bugs: {again}")
-    verified: dict[str, Any] = record
-    return verified

@@ -74,9 +74,10 @@ class Arm:
 
 @dataclass(frozen=True)
 class Verdict:
-    """How one row's output compares with the reference's, and where it first differs."""
+    """How one row's output compares with the reference's; where it first differs, and by which margin."""
 
     outcome: str
+    margin: float | None = None
     divergence: Divergence | None = None
 
 
@@ -115,8 +116,10 @@ def judge(run: Run, reference: Run, explain: Explain) -> list[Verdict]:
     verdicts = []
     for row, (found, expected) in enumerate(zip(run.ids, reference.ids, strict=True)):
         difference = None if list(found) == list(expected) else explain(row, expected, found)
-        outcome = IDENTICAL if difference is None else TIE if difference.is_tie else BUG
-        verdicts.append(Verdict(outcome, difference))
+        if difference is None:
+            verdicts.append(Verdict(IDENTICAL))
+        else:
+            verdicts.append(Verdict(TIE if difference.is_tie else BUG, difference.margin, difference))
     return verdicts
 
 
@@ -134,27 +137,23 @@ def compare(arms: Sequence[Arm], batches: Iterable[Any], explain: Callable[[Any]
         yield replace(trial, verdicts=judged)
 
 
-def verdict(outcomes: Iterable[str], margin: float | None = None) -> str:
-    """All outcomes of an arm in a few words; ``margin`` is the largest among the ties.
+def verdict(verdicts: Iterable[Verdict]) -> str:
+    """All verdicts on an arm in a few words; a tie's margin is the largest of all.
 
-    >>> verdict(["identical", "tie", "tie"], margin=0.125), verdict(["identical"] * 3), verdict(["tie", "bug"])
+    >>> tie = Verdict("tie", margin=0.125)
+    >>> verdict([tie, tie, Verdict("identical")]), verdict([Verdict("identical")]), verdict([tie, Verdict("bug", 3.0)])
     ('ties: 2 (0.12)', 'yes', 'NO: 1')
     """
-    counts = Counter(outcomes)
-    if counts[BUG]:
-        return f"NO: {counts[BUG]}"
-    if counts[DIFFERENT]:
-        return f"different: {counts[DIFFERENT]}"
+    judged = list(verdicts)
+    counts = Counter(one.outcome for one in judged)
+    for outcome, words in ((BUG, "NO"), (DIFFERENT, "different")):
+        if counts[outcome]:
+            return f"{words}: {counts[outcome]}"
     if counts[NOT_COMPARED]:
         return "same law"
-    if counts[TIE]:
-        return f"ties: {counts[TIE]}" + (f" ({margin:.2g})" if margin is not None else "")
-    return "yes"
-
-
-def largest_margin(verdicts: Iterable[Verdict]) -> float | None:
-    """Of the ties; None without one."""
-    return max((v.divergence.margin for v in verdicts if v.divergence and v.outcome == TIE), default=None)
+    margins = [one.margin for one in judged if one.outcome == TIE and one.margin is not None]
+    largest = f" ({max(margins):.2g})" if margins else ""
+    return f"ties: {counts[TIE]}{largest}" if counts[TIE] else "yes"
 
 
 @dataclass(frozen=True)
@@ -174,6 +173,12 @@ class Estimate:
         if self.value != self.value:
             return ""
         return f"{self.value:{form}}" + ("" if self.low is None else f" ({self.low:{form}}-{self.high:{form}})")
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """How far the interval goes below the figure and above it: a picture's bars."""
+        low, high = (self.value if end is None else end for end in (self.low, self.high))
+        return max(self.value - low, 0.0), max(high - self.value, 0.0)  # an interval need not hold the figure itself
 
     def named(self, name: str) -> dict[str, float]:
         """As entries ``name``, ``name_low`` and ``name_high``; what is not there is left out."""
