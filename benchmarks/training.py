@@ -40,9 +40,9 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def prefixes(length: int, blocks: int, width: int) -> list[torch.Tensor]:
-    """Blocks of neighbouring positions whose mean is the middle of the text, as those of all positions is."""
-    centres = [(2 * block + 1) * length // (2 * blocks) for block in range(blocks)]
-    return [torch.arange(centre - width // 2, centre - width // 2 + width) for centre in centres]
+    """Blocks of neighboring positions whose mean is the middle of the text, as those of all positions is."""
+    centers = [(2 * block + 1) * length // (2 * blocks) for block in range(blocks)]
+    return [torch.arange(center - width // 2, center - width // 2 + width) for center in centers]
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """Draw the pictures of docs/concepts.md, of the package's worked example: ``python dev/draw_pictures.py``.
 
-Tree and mask are what `prefix_tree` makes of the three beams, not a drawing of it. Colours are CSS variables with a
+Tree and mask are what `prefix_tree` makes of the three beams, not a drawing of it. Colors are CSS variables with a
 light and a dark value, paper included, so a picture is readable wherever it stands.
 """
 
@@ -24,7 +24,7 @@ matplotlib.use("Agg")
 FOLDER = Path(__file__).resolve().parents[1] / "docs/pictures"
 
 # name: (light, dark)
-COLOURS = {
+COLORS = {
     "ink": ("#1f2328", "#e6e8eb"),
     "faint": ("#6a7078", "#9aa2ac"),
     "paper": ("#fdfdfc", "#1d2127"),
@@ -33,12 +33,12 @@ COLOURS = {
     "agreed": ("#c5e8cb", "#23603a"),
     "own": ("#f8dfae", "#6f4f12"),
 }
-INK, FAINT, PAPER, PLAIN, DRAFT, AGREED, OWN = (light for light, _ in COLOURS.values())
+INK, FAINT, PAPER, PLAIN, DRAFT, AGREED, OWN = (light for light, _ in COLORS.values())
 
 WORDS = ("red", "planet", "dot", "and", "with", "in")
 TEXT = ("Mars", "is", "a")  # verified, in the cache
 AGREES = {0: "planet", 1: "with", 4: "two"}  # node: the verifier's own next word, along the accepted path
-OTHERS = {2: "in", 3: "a", 5: "the"}  # and what it would say behind the other nodes
+OTHERS = {2: "in", 3: "a", 5: "the"}  # and what it would say after the other nodes
 
 # docs/figures.md, `recurrent-drafter bench --prompts 20 --profile`: per cent of a step of `auto`
 SHARES = {"verify": 63.0, "draft": 27.1, "pace": 3.6, "accept": 2.9, "tree": 1.6, "host": 0.9, "cache": 0.4}
@@ -64,31 +64,27 @@ def canvas(width: float, height: float) -> Axes:
     return axes
 
 
-def box(
-    axes: Axes, x: float, y: float, text: str, colour: str = PLAIN, width: float = 2.4, height: float = 1.1
-) -> None:
+def box(axes: Axes, x: float, y: float, text: str, color: str = PLAIN, width: float = 2.4, height: float = 1.1) -> None:
     """A word in a box around (x, y)."""
     corner = (x - width / 2, y - height / 2)
-    axes.add_patch(
-        FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=0.2", fc=colour, ec="none")
-    )
+    axes.add_patch(FancyBboxPatch(corner, width, height, boxstyle="round,pad=0,rounding_size=0.2", fc=color, ec="none"))
     say(axes, x, y, text)
 
 
-def say(axes: Axes, x: float, y: float, text: str, colour: str = INK, size: float = 11, align: str = "center") -> None:
+def say(axes: Axes, x: float, y: float, text: str, color: str = INK, size: float = 11, align: str = "center") -> None:
     """Text at (x, y)."""
-    axes.text(x, y, text, color=colour, size=size, ha=align, va="center")
+    axes.text(x, y, text, color=color, size=size, ha=align, va="center")
 
 
 def arrow(
-    axes: Axes, start: tuple[float, float], end: tuple[float, float], colour: str = FAINT, bend: float = 0
+    axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str = FAINT, bend: float = 0
 ) -> None:
     """An arrow between two points."""
-    style = {"arrowstyle": "-|>", "color": colour, "lw": 1.2, "connectionstyle": f"arc3,rad={bend}"}
+    style = {"arrowstyle": "-|>", "color": color, "lw": 1.2, "connectionstyle": f"arc3,rad={bend}"}
     axes.annotate("", xy=end, xytext=start, arrowprops=style)
 
 
-def draw_tree(axes: Axes, tree: DraftTree, left: float, tops: list[float], colour: Callable[[int], str]) -> None:
+def draw_tree(axes: Axes, tree: DraftTree, left: float, tops: list[float], color: Callable[[int], str]) -> None:
     """The tree from left to right, its nodes at these heights."""
     parents, depths = tree.parents[0].tolist(), tree.depths[0].tolist()
     places = [(left + 4.2 * depth, top) for depth, top in zip(depths, tops, strict=True)]
@@ -97,7 +93,7 @@ def draw_tree(axes: Axes, tree: DraftTree, left: float, tops: list[float], colou
             from_x, from_y = places[parents[node]]
             arrow(axes, (from_x + 1.25, from_y), (x - 1.25, y))
     for node, (x, y) in enumerate(places):
-        box(axes, x, y, WORDS[tree.tokens[0, node]], colour(node))
+        box(axes, x, y, WORDS[tree.tokens[0, node]], color(node))
 
 
 def beams_to_tree(tree: DraftTree) -> Axes:
@@ -127,8 +123,8 @@ def attention_mask(tree: DraftTree) -> Axes:
         y = 3.1 + 1.2 * row
         say(axes, 1.9, y, WORDS[row], align="right", size=10)
         for column, seen in enumerate([True] * len(TEXT) + sees):
-            colour = (PLAIN if column < len(TEXT) else DRAFT) if seen else PAPER
-            box(axes, 3 + 1.6 * column, y, "" if seen else "·", colour, width=1.45, height=1.05)
+            color = (PLAIN if column < len(TEXT) else DRAFT) if seen else PAPER
+            box(axes, 3 + 1.6 * column, y, "" if seen else "·", color, width=1.45, height=1.05)
     return axes
 
 
@@ -136,7 +132,7 @@ def one_step(tree: DraftTree) -> Axes:
     """What the verifier says at every node, the path it agrees with, and where the next step begins."""
     axes = canvas(27, 13.4)
     say(axes, 1, 1, "1  draft: beams from the root and its hidden state, merged to a tree", align="left")
-    say(axes, 1, 2.1, "2  verify: one pass, and the model's own next word behind every node", align="left")
+    say(axes, 1, 2.1, "2  verify: one pass, and the model's own next word after every node", align="left")
     accepted = set(AGREES)
     tops = [6, 4.9, 8, 4, 5.8, 8]
     draw_tree(axes, tree, 5.6, tops, lambda node: (AGREED if node in accepted else DRAFT) if node else PLAIN)
@@ -154,10 +150,10 @@ def one_step(tree: DraftTree) -> Axes:
         "3  accept: follow the model's words for as long as a child carries them, and add its last one",
         align="left",
     )
-    for number, (word, colour) in enumerate((("red", PLAIN), ("planet", AGREED), ("with", AGREED), ("two", OWN))):
-        box(axes, 2.2 + 2.7 * number, 11.4, word, colour)
+    for number, (word, color) in enumerate((("red", PLAIN), ("planet", AGREED), ("with", AGREED), ("two", OWN))):
+        box(axes, 2.2 + 2.7 * number, 11.4, word, color)
     say(axes, 12.2, 11.05, "2 draft tokens accepted + 1 = 3 tokens from one pass", align="left", size=10)
-    say(axes, 12.2, 11.9, "next root: “two”, with the hidden state behind “with”", FAINT, align="left", size=10)
+    say(axes, 12.2, 11.9, "next root: “two”, with the hidden state after “with”", FAINT, align="left", size=10)
     return axes
 
 
@@ -193,17 +189,17 @@ def alignment() -> Axes:
 def time_of_a_step() -> Axes:
     """Shares of a step."""
     axes = canvas(25, 5.4)
-    colours = {"verify": PLAIN, "draft": DRAFT}
+    colors = {"verify": PLAIN, "draft": DRAFT}
     x, scale = 0.8, 23.4 / sum(SHARES.values())
     for name, share in SHARES.items():
         width = share * scale
         axes.add_patch(
-            FancyBboxPatch((x, 1.6), width - 0.06, 1.6, boxstyle="square,pad=0", fc=colours.get(name, OWN), ec="none")
+            FancyBboxPatch((x, 1.6), width - 0.06, 1.6, boxstyle="square,pad=0", fc=colors.get(name, OWN), ec="none")
         )
-        if name in colours:
+        if name in colors:
             say(axes, x + width / 2, 2.4, f"{name} {share} %")
         x += width
-    rest = {name: share for name, share in SHARES.items() if name not in colours}
+    rest = {name: share for name, share in SHARES.items() if name not in colors}
     say(axes, 0.8, 0.9, "one step of auto, by time", FAINT, align="left")
     say(
         axes,
@@ -218,14 +214,14 @@ def time_of_a_step() -> Axes:
 
 
 def as_svg(axes: Axes, title: str) -> str:
-    """The picture with its colours as variables, which follow the reader's light or dark mode."""
+    """The picture with its colors as variables, which follow the reader's light or dark mode."""
     buffer = StringIO()
     axes.figure.savefig(buffer, format="svg", facecolor=PAPER, metadata={"Date": None, "Creator": None, "Title": title})
     pyplot.close(axes.figure)
     drawn = re.sub(r"font-family: [^;]*;", "font-family: system-ui, sans-serif;", buffer.getvalue())
-    for name, (light, _) in COLOURS.items():
+    for name, (light, _) in COLORS.items():
         drawn = drawn.replace(light, f"var(--{name}, {light})")
-    light, dark = (" ".join(f"--{name}: {pair[side]};" for name, pair in COLOURS.items()) for side in (0, 1))
+    light, dark = (" ".join(f"--{name}: {pair[side]};" for name, pair in COLORS.items()) for side in (0, 1))
     style = f"<style>:root {{ {light} }} @media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}</style>"
     return re.sub(r"<svg [^>]*>", lambda opening: f"{opening.group()}\n {style}", drawn, count=1)
 

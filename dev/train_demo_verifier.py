@@ -135,7 +135,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
     return GPT2LMHeadModel(config)
 
 
-def new_optimiser(model: GPT2LMHeadModel) -> torch.optim.AdamW:
+def new_optimizer(model: GPT2LMHeadModel) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices alone."""
     parameters = list(model.parameters())  # tied weights come once
     groups = [
@@ -169,20 +169,20 @@ def train(
 ) -> GPT2LMHeadModel:
     """Train from the checkpoint, if there is one, to the last step. ``key`` names the run's data and settings."""
     model = new_model(tokenizer).to(args.device).train()
-    optimiser = new_optimiser(model)
+    optimizer = new_optimizer(model)
     path, first = args.output_dir / "checkpoint.pt", 0
     if path.exists():
         state = torch.load(path, map_location=args.device, weights_only=True)
         if state["key"] != key:
             raise DataError(f"{path} belongs to a run with other data or settings: give another --output_dir")
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimiser"])
         first = int(state["step"])
         print(f"going on from step {first}", flush=True)
     start, feed = time.time(), batches(rows, args.batch_size, first)
     for step in range(first, args.max_steps):
         ids = next(feed).to(args.device)
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         with torch.autocast(torch.device(args.device).type, dtype=torch.bfloat16):
             logits = model(ids).logits
@@ -191,11 +191,11 @@ def train(
             raise DataError(f"the loss of step {step} is {float(loss)}; the last checkpoint is kept")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         done = step + 1
         if done % args.save_steps == 0 or done == args.max_steps:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": done, "key": key}
+            state = {"model": model.state_dict(), "optimiser": optimizer.state_dict(), "step": done, "key": key}
             write_checkpoint(path, state)
             speed = (done - first) * ids.numel() / (time.time() - start)
             print(f"step {done}/{args.max_steps}  loss {float(loss):.4f}  {speed:,.0f} tokens/s", flush=True)

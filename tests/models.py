@@ -1,9 +1,12 @@
 """Tiny random models of many architectures, whose outputs vary enough that a leaked mask shows."""
 
+from pathlib import Path
+
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from recurrent_drafter import RecurrentDrafter, RecurrentDraftingConfig
+from recurrent_drafter.assets import demo_drafter_path
 
 VOCABULARY, WIDTH, WINDOW, LONGEST_PROMPT = 97, 64, 8, 12
 SMALL = {
@@ -73,6 +76,17 @@ def tiny_model(name: str, attention: str = "sdpa", **options):
 def random_drafter(seed: int = 0, **options) -> RecurrentDrafter:
     torch.manual_seed(seed)
     return RecurrentDrafter(RecurrentDraftingConfig(hidden_size=WIDTH, vocab_size=VOCABULARY, **options)).eval()
+
+
+def save_wrong_drafters(folder: Path) -> None:
+    """Small drafters for the demo verifier, each with the one thing wrong that its folder is named after."""
+    made_for = RecurrentDraftingConfig.from_pretrained(demo_drafter_path())
+    right = {"hidden_size": made_for.hidden_size, "vocab_size": made_for.vocab_size, "verifier_name_or_path": "other"}
+    small = {"num_draft_layers": 0, "draft_vocab_size": 8, "exit_dim": 8}
+    wrong = {"width": ("hidden_size", 32), "vocabulary": ("vocab_size", 99), "tokenizer": ("tokenizer_hash", "0" * 16)}
+    for name, (field, value) in wrong.items():
+        config = RecurrentDraftingConfig(**{**right, **small, field: value})
+        RecurrentDrafter(config).save_pretrained(folder / name)
 
 
 def prompts(batch: int, seed: int = 1):

@@ -14,7 +14,7 @@ import yaml
 
 TOKEN = "hf_" + "Stand1nToken" * 3
 USER = "tester"
-LICENCES = ("apache-2.0", "mit", "cc-by-sa-4.0", "other")
+LICENSES = ("apache-2.0", "mit", "cc-by-sa-4.0", "other")
 
 
 @dataclass
@@ -125,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
     def validate(self, body, known):
         card = re.match(r"---\n(.*?)\n---\n", json.loads(body)["content"], re.S)
         held = yaml.safe_load(card[1]) if card else {}
-        if held.get("license") not in LICENCES:
+        if held.get("license") not in LICENSES:
             return self.answer(400, {"errors": [{"message": '"license" must be one of ...'}], "warnings": []})
         return self.answer(200, {"errors": [], "warnings": []})
 

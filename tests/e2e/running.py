@@ -81,15 +81,17 @@ class Command:
         )
         self.process.start()
 
-    def interrupt_when(self, written: str) -> None:
-        """Send the signal of Ctrl-C as soon as the command has written this."""
+    def wait_for(self, pattern: str) -> None:
+        """Return as soon as the command has written this."""
         until = time.monotonic() + SECONDS
-        while time.monotonic() < until and self.process.is_alive():
-            if re.search(written, self._read(".stdout") + self._read(".stderr")):
-                os.kill(self.process.pid, signal.SIGINT)
-                return
+        while not re.search(pattern, text := self._read(".stdout") + self._read(".stderr")):
+            assert self.process.is_alive() and time.monotonic() < until, f"{pattern!r} did not appear: {text}"
             time.sleep(0.02)
-        raise AssertionError(f"{written!r} did not appear: {self._read('.stdout')}{self._read('.stderr')}")
+
+    def interrupt_when(self, pattern: str) -> None:
+        """Send the signal of Ctrl-C as soon as the command has written this."""
+        self.wait_for(pattern)
+        os.kill(self.process.pid, signal.SIGINT)
 
     def ended(self) -> Ended:
         """Wait for the end."""

@@ -5,10 +5,11 @@ import os
 import shutil
 
 import pytest
+from models import save_wrong_drafters
 from running import Command
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from recurrent_drafter import RecurrentDrafter, RecurrentDraftingConfig, RecurrentDraftingSpeculator
+from recurrent_drafter import RecurrentDraftingSpeculator
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
 
 DEMO = ["generate_speculator.py", "--base_model", "demo"]
@@ -26,21 +27,14 @@ def cut(path):
 def folder(tmp_path_factory):
     """Drafters, models and data, each with one thing wrong."""
     folder = tmp_path_factory.mktemp("bad")
-    shape = json.loads((demo_drafter_path() / "config.json").read_text())
-    sizes = {"hidden_size": shape["hidden_size"], "vocab_size": shape["vocab_size"]}
-    small = {"num_draft_layers": 0, "draft_vocab_size": 8, "exit_dim": 8, "verifier_name_or_path": "other"}
-    for name, wrong in (
-        ("width", {"hidden_size": 32}),
-        ("vocabulary", {"vocab_size": 99}),
-        ("tokenizer", {"tokenizer_hash": "0123456789abcdef"}),
-    ):
-        RecurrentDrafter(RecurrentDraftingConfig(**{**sizes, **small, **wrong})).save_pretrained(folder / name)
+    save_wrong_drafters(folder)
     shutil.copytree(demo_drafter_path(), folder / "cut_drafter")
     cut(folder / "cut_drafter/model.safetensors")
-    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=64, vocab_size=sizes["vocab_size"]))
+    tokenizer = AutoTokenizer.from_pretrained(demo_verifier_path())
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=64, vocab_size=len(tokenizer)))
     for name in ("model", "cut_model"):
         model.save_pretrained(folder / name)
-        AutoTokenizer.from_pretrained(demo_verifier_path()).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
     cut(folder / "cut_model/model.safetensors")
     (folder / "empty").mkdir()
     (folder / "file").write_text("not a folder\n")

@@ -7,13 +7,12 @@ import shutil
 import signal
 import socket
 import sys
-import time
 
 import pytest
-from running import SECONDS, Command
+from models import save_wrong_drafters
+from running import Command
 from vllm_stand_in import free_port, install
 
-from recurrent_drafter import RecurrentDrafter, RecurrentDraftingConfig
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
 
 SERVE = ["recurrent-drafter", "serve"]
@@ -28,22 +27,11 @@ def installed(tmp_path_factory):
 def folder(tmp_path_factory):
     """Drafters with one thing wrong each."""
     folder = tmp_path_factory.mktemp("drafters")
-    shape = json.loads((demo_drafter_path() / "config.json").read_text())
-    sizes = {"hidden_size": shape["hidden_size"], "vocab_size": shape["vocab_size"]}
-    small = {"num_draft_layers": 0, "draft_vocab_size": 8, "exit_dim": 8, "verifier_name_or_path": "other"}
-    for name, wrong in (("width", {"hidden_size": 32}), ("tokenizer", {"tokenizer_hash": "0123456789abcdef"})):
-        RecurrentDrafter(RecurrentDraftingConfig(**{**sizes, **small, **wrong})).save_pretrained(folder / name)
+    save_wrong_drafters(folder)
     shutil.copytree(demo_drafter_path(), folder / "cut")
     weights = folder / "cut/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     return folder
-
-
-def waiting_until(command, written):
-    until = time.monotonic() + SECONDS
-    while written not in (text := command._read(".stdout") + command._read(".stderr")):
-        assert command.process.is_alive() and time.monotonic() < until, text
-        time.sleep(0.05)
 
 
 def test_it_serves_and_reports(installed, tmp_path):
@@ -81,7 +69,7 @@ def test_it_serves_and_reports(installed, tmp_path):
 
 def test_another_signal_is_passed_on(installed, tmp_path):
     command = Command([*SERVE, "demo", "--port", str(free_port())], tmp_path, environment=installed)
-    waiting_until(command, "Ctrl-C ends it")
+    command.wait_for("Ctrl-C ends it")
     os.kill(command.process.pid, signal.SIGTERM)
     ended = command.ended()
     assert ended.code == 5 and "heard SIGTERM" in ended.err and "served 4 requests" in ended.out

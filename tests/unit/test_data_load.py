@@ -28,7 +28,7 @@ def write(path: Path, *records: Any) -> str:
 
 
 def chat(number: int) -> dict[str, Any]:
-    """A ShareGPT record that differs from its neighbours."""
+    """A ShareGPT record that differs from its neighbors."""
     return {"conversations": [{"from": "human", "value": f"Say {number}"}, {"from": "gpt", "value": f"{number}"}]}
 
 

@@ -9,7 +9,7 @@ import torch
 
 from recurrent_drafter import RecurrentDraftingSpeculator
 from recurrent_drafter.models.loading import load_drafter
-from recurrent_drafter.report.card import Known, model_card
+from recurrent_drafter.report.card import CardFacts, model_card
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 PUBLISHED = '''"""Decodes with the recurrent drafter of this repository; README.md says how to call it."""
@@ -46,7 +46,7 @@ def test_a_drafter_is_saved_as_it_was(tmp_path):
 def test_its_run_record_makes_its_card():
     drafter = load_drafter(GOLDEN / "drafter")
     run = json.loads((GOLDEN / "drafter/run.json").read_text())
-    card = model_card("user/drafter", Known(drafter.config, drafter.num_parameters(), "./verifier", run=run))
+    card = model_card("user/drafter", CardFacts(drafter.config, drafter.num_parameters(), "./verifier", run=run))
     assert "python train_speculator.py --llm_name_or_path ./verifier --dataset_name demo --max_steps 3" in card
     assert f"{run['metrics']['eval_tokens_per_step']:.2f}" in card and run["method"].replace("_", " ") in card
 

@@ -1,6 +1,7 @@
-"""A package imports only those that stand above it in the plan of the house, and the root holds nothing else."""
+"""A package imports only packages that come before it in the documents' order, and the root holds nothing else."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def imported(path: Path) -> set[str]:
 def test_the_root_holds_the_public_names_and_packages_only():
     assert [path.name for path in PACKAGE.glob("*.py")] == ["__init__.py"]
     assert {path.parent.name for path in PACKAGE.glob("*/__init__.py")} == set(ORDER)
+
+
+def test_the_documents_give_this_order_and_files_that_are_there():
+    table = (Path(__file__).parents[2] / "docs/design.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \|.*`([\w/]+\.py)` \|$", table, re.M)
+    assert tuple(name for name, _ in rows) == ORDER
+    assert all((PACKAGE / first).is_file() for _, first in rows)
 
 
 @pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))

@@ -91,7 +91,7 @@ IMPORT = """
 import importlib.metadata as metadata, sys
 real = metadata.version
 {}
-import recurrent_drafter.speculators
+import recurrent_drafter.formats.speculators
 """
 
 

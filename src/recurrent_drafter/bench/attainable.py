@@ -14,13 +14,13 @@ from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.metrics import Walk, walk
 from recurrent_drafter.core.tree import prefix_tree
-from recurrent_drafter.decoding.costs import Costs, measure_costs
+from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.arms import Batch
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply, accepted_along
+from recurrent_drafter.measure.tuning import packed_costs
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
 
 NODES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 41, 48, 64)
@@ -59,9 +59,8 @@ def costs_at(verifier: Verifier, drafter: RecurrentDrafter, batch: Batch, width:
     """What steps and drafts of this width take after prompts like those of ``batch``, as decoding runs them."""
     rows, context = batch.input_ids.shape
     counts = [count for count in NODES if count <= 1 + width * longest]
-    with torch.inference_mode(), PackedLinears(verifier.model).applied(), PackedLinears(drafter).applied():
-        draft, lengths = BeamDrafter(drafter, verifier.embed), range(1, longest + 1)
-        return measure_costs(verifier, draft, context, batch=rows, rows=counts, widths=(width,), lengths=lengths)
+    lengths = range(1, longest + 1)
+    return packed_costs(verifier, drafter, context, batch=rows, rows=counts, widths=(width,), lengths=lengths)
 
 
 def expected_along(verifier: Verifier, drafter: RecurrentDrafter, replies: Sequence[Reply], width: int) -> Expected:

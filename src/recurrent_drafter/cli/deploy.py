@@ -12,13 +12,13 @@ from typing import Any
 from huggingface_hub import get_token
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.bench.summary import read_records
 from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.decoding.costs import TUNING_FILE
 from recurrent_drafter.hub.publishing import assemble, check_repo_name, publish
 from recurrent_drafter.models.loading import load_drafter
+from recurrent_drafter.records.lines import read_records
 from recurrent_drafter.records.verified import VERIFICATION_FILE, read_verification
-from recurrent_drafter.report.card import Known, is_hub_name, model_card
+from recurrent_drafter.report.card import CardFacts, is_hub_name, model_card
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class DeployOptions:
         metadata={"help": "the verifier's name on the Hub, where the drafter was trained with a local copy"},
     )
     license: str | None = field(
-        default=None, metadata={"help": "the weights' licence as the Hub names it, such as apache-2.0: yours to say"}
+        default=None, metadata={"help": "the weights' license as the Hub names it, such as apache-2.0: yours to say"}
     )
     bench_file: str | None = field(
         default=None, metadata={"help": "figures for the card: what bench wrote with --output_file"}
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def written_card(drafter: Path, known: Known, repo_id: str) -> str:
+def written_card(drafter: Path, known: CardFacts, repo_id: str) -> str:
     """The model card. Raises ValueError for records of another form than ours."""
     try:
         return model_card(repo_id, known)
@@ -115,7 +115,7 @@ def written_card(drafter: Path, known: Known, repo_id: str) -> str:
         ) from error
 
 
-def gather(drafter: Path, options: DeployOptions) -> Known:
+def gather(drafter: Path, options: DeployOptions) -> CardFacts:
     """Everything that is known of the drafter in a folder.
 
     Raises OSError where there is none or its files are damaged, ValueError unless it passed verification.
@@ -135,7 +135,7 @@ def gather(drafter: Path, options: DeployOptions) -> Known:
             raise ValueError(f"{reason}; --unverified publishes it all the same, and says so") from None
         print(f"not verified: {reason}")
         verified = {}
-    return Known(
+    return CardFacts(
         config=model.config,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         base_model=base_model,

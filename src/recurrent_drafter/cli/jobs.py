@@ -17,33 +17,31 @@ from contextlib import ExitStack, redirect_stdout
 from functools import cache, partial
 from pathlib import Path
 
-import torch
 from accelerate import PartialState
 from rich.console import Console
 from rich.progress import Progress
 from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.cli import train, tune
+from recurrent_drafter.cli import train
 from recurrent_drafter.cli.callbacks import progress_bar
 from recurrent_drafter.cli.errors import reporting
 from recurrent_drafter.cli.estimating import StepTimes
 from recurrent_drafter.cli.fit import default_shape, facts, fit, measure, new_drafter, new_trainer, save_trained
-from recurrent_drafter.cli.options import PromptOptions, TuneOptions
 from recurrent_drafter.core.metrics import Walk
 from recurrent_drafter.data.sources import load_dialogues
-from recurrent_drafter.decoding.costs import MEASURED_ROWS, measure_costs
-from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import Decoding
 from recurrent_drafter.measure.estimate import predicted_speedup
 from recurrent_drafter.measure.replies import HeldOutReplies, load_replies, save_replies
-from recurrent_drafter.measure.tuning import measure_acceptance
+from recurrent_drafter.measure.tuning import Search, measure_acceptance
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import load_drafter
-from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.records.provenance import provenance
 from recurrent_drafter.records.trackers import closing_trackers
+from recurrent_drafter.reproduce import sweeps
 from recurrent_drafter.reproduce.plan import CALIBRATION, DEPTHS, Cell, Scope, Source, training_flags
 from recurrent_drafter.reproduce.results import Record, Results, failure
-from recurrent_drafter.reproduce.sweeps import tree_size, vocabulary_sizes, with_fewer_tokens
+from recurrent_drafter.reproduce.sweeps import vocabulary_sizes, with_fewer_tokens
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import TrainingText, open_pair, replies_to, training_text
 from recurrent_drafter.training.examples import coverage, frequent_tokens
@@ -105,8 +103,8 @@ class Workshop:
         begun = time.monotonic()
         jobs: dict[str, Callable[[], Record]] = {CALIBRATION: self.calibrate}
         jobs |= {cell.name: partial(self.train, cell) for cell in self.results.plan.cells}
-        sweeps = {"shapes": self.shapes, "tree": self.tree, "vocabulary": self.vocabulary}
-        jobs |= {sweep: partial(self.sweep, sweeps[sweep]) for sweep in self.results.plan.sweeps}
+        measured = {"shapes": self.shapes, "tree": self.tree, "vocabulary": self.vocabulary}
+        jobs |= {sweep: partial(self.sweep, measured[sweep]) for sweep in self.results.plan.sweeps}
         outcome = jobs[name]()
         made = provenance(sys.argv, self.pair.verifier.device.type)
         return {"status": "finished", **outcome, "seconds": time.monotonic() - begun, "made": made}
@@ -230,7 +228,7 @@ class Workshop:
                 nodes = 1 + width * DEPTHS
                 walks = measure_acceptance(held_out, drafter, width, DEPTHS).walks(DEPTHS, nodes)
                 shape = {"beam_width": width, "beam_length": DEPTHS, "nodes": nodes}
-                found.append({"set": label, **shape, **_counts(walks)})
+                found.append({"set": label, **shape, **sweeps.counts(walks)})
         return found
 
     def sweep(self, measured: Callable[[RecurrentDrafter], Record]) -> Record:
@@ -248,45 +246,22 @@ class Workshop:
         """Beam widths and lengths at every batch size, by `tune`'s own measurements."""
         options, held_out = self.options, next(iter(self.held_out.values()))
         prompts = [reply.prompt for reply in held_out.replies][: options.given("sweep_prompts")]
-        asked = PromptOptions(new_tokens=options.given("eval_max_new_tokens"))
         sizes = [1, *(size for size in options.given("batch_size") if 1 < size <= len(prompts))]
         widths = [width for width in options.given("widths") if width <= len(drafter.draft_ids)]
-        tried = TuneOptions(batch_size=sizes, widths=widths, lengths=options.given("lengths"), confirm=2)
-        with ExitStack() as stack:
-            for module in (self.pair.verifier.model, drafter):
-                stack.enter_context(PackedLinears(module).applied())
-            progress = stack.enter_context(Progress(console=Console(), transient=True))
-            bench = tune.Bench(self.pair.verifier, drafter, prompts, asked, tried, (), progress)
-            findings, _ = tune.measure(bench)
-        batches = []
-        for found in findings:
-            kinds = [comparison.kind for comparison in found.differing]
-            batches.append({**tune.as_record(found), "best": tune.label(found.best.shape), "bugs": kinds.count("BUG"),
-                            "ties": len(kinds) - kinds.count("BUG")})  # fmt: skip
-        whole = []  # trees of every shape, along the replies that trainings are evaluated on
-        for width in widths:
-            acceptance = measure_acceptance(held_out, drafter, width, max(tried.lengths))
-            for length in tried.lengths:
-                walks = acceptance.walks(length, 1 + width * length)
-                whole.append({"beam_width": width, "beam_length": length, **_counts(walks)})
-        return {"prompts": len(prompts), "new_tokens": asked.new_tokens, "whole": whole, "batches": batches}
+        speculator = RecurrentDraftingSpeculator(drafter)
+        speculator.attach_verifier(self.pair.verifier.model)
+        decoding = Decoding(options.given("eval_max_new_tokens"))
+        with Progress(console=Console(), transient=True) as progress:
+            search = Search(
+                speculator, prompts, decoding, sizes, widths, options.given("lengths"), confirm=2,
+                tracked=lambda things, said: progress.track(things, description=said),
+            )  # fmt: skip
+            return sweeps.shapes(search, held_out)
 
     def tree(self, drafter: RecurrentDrafter) -> Record:
-        """What merging the beams' prefixes saves: tokens to verify, and the time of verifying them."""
-        verifier, held_out = self.pair.verifier, next(iter(self.held_out.values()))
+        """What merging the beams' prefixes saves."""
         widths = [width for width in self.options.given("widths") if 1 < width <= len(drafter.draft_ids)]
-        sizes = {width: tree_size(held_out, drafter, width, DEPTHS) for width in widths}
-        context = max(len(held_out.replies[0].prompt), 1)
-        with torch.inference_mode(), PackedLinears(verifier.model).applied():
-            most = 1 + max(widths, default=1) * DEPTHS
-            sizes_timed = [count for count in MEASURED_ROWS if count < most] + [most]
-            costs = measure_costs(verifier, BeamDrafter(drafter, verifier.embed), context, rows=sizes_timed)
-        rows = []
-        for width, size in sizes.items():
-            apart, merged = costs.verifying([1 + width * DEPTHS, 1 + round(size)]).tolist()
-            tokens = {"beam_width": width, "beam_length": DEPTHS, "candidates": width * DEPTHS, "distinct": size}
-            rows.append({**tokens, "seconds_apart": apart, "seconds_merged": merged})
-        return {"rows": rows}
+        return sweeps.tree(next(iter(self.held_out.values())), drafter, widths, DEPTHS)
 
     def vocabulary(self, drafter: RecurrentDrafter) -> Record:
         """The same drafter with ever fewer tokens that it can draft, the most frequent ones."""
@@ -302,12 +277,8 @@ class Workshop:
             costs = measure(smaller, self.pair)
             speed = predicted_speedup(costs, shape, sum(walks, Walk(0, 0)).tokens_per_step)
             cost = {"draft_level": costs.draft_level, "plain_step": costs.verify[0], "predicted_speedup": speed}
-            rows.append({"size": size, "coverage": coverage(examples, kept), **cost, **_counts(walks)})
+            rows.append({"size": size, "coverage": coverage(examples, kept), **cost, **sweeps.counts(walks)})
         return {"rows": rows, **dataclasses.asdict(shape)}
-
-
-def _counts(walks: Sequence[Walk]) -> Record:
-    return {"steps": [walk.steps for walk in walks], "tokens": [walk.tokens for walk in walks]}
 
 
 if __name__ == "__main__":

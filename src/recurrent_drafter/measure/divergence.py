@@ -17,7 +17,7 @@ from recurrent_drafter.models.verifier import Verifier
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
 NOTHING = -1  # in the place of a token where a reply has ended
-REPLAYED, TREES = 16, (4, 16)  # tokens that are read again to see how far ways of computing differ; nodes of the trees
+REPLAYED, TREES = 32, (2, 4, 8, 16)  # tokens that are read again to see how far ways of computing differ; nodes of the trees
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ class Run:
         first_seconds: of a generation that ends with the first token; "decoding only" leaves them out.
         steps: verifications after prefill, of all rows together; None where an arm does not count them.
         drafts: for each row and step, how many tokens were drafted and how many of them accepted.
+        more: what else an arm knows.
     """
 
     ids: Sequence[Sequence[int]]
@@ -45,6 +46,7 @@ class Run:
     first_seconds: float = 0.0
     steps: int | None = None
     drafts: Sequence[Sequence[tuple[int, int]]] = ()
+    more: Any = None
 
     @property
     def count(self) -> int:
@@ -208,12 +210,16 @@ def interval(rows: Sequence[Sequence[float]], statistic: Statistic) -> Estimate:
         from scipy.stats import bootstrap  # takes a second to load
 
         warnings.simplefilter("ignore")  # scipy's, about what is handled below
-        places, draw = np.arange(len(sample)), lambda places, axis: statistic(sample[places])
-        found = bootstrap((places,), draw, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, vectorized=True, rng=0)
+
+        def drawn(places: npt.NDArray[np.int64], axis: int) -> Floats:  # noqa: ARG001  the last one
+            return statistic(sample[places])
+
+        options: dict[str, Any] = {"n_resamples": RESAMPLES, "confidence_level": CONFIDENCE, "rng": 0}
+        found = bootstrap((np.arange(len(sample)),), drawn, vectorized=True, **options)
     low, high = found.confidence_interval
     if not np.isfinite([low, high]).all():
-        tail, drawn = (1 - CONFIDENCE) / 2, found.bootstrap_distribution
-        low, high = np.quantile(drawn[np.isfinite(drawn)], [tail, 1 - tail])
+        tail, values = (1 - CONFIDENCE) / 2, found.bootstrap_distribution
+        low, high = np.quantile(values[np.isfinite(values)], [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
 
 

@@ -128,7 +128,7 @@ class TreeCache(Cache):
 
 
 class _Columns(CacheLayerMixin):
-    """One layer's face towards transformers."""
+    """One layer's face toward transformers."""
 
     def __init__(self, cache: TreeCache, index: int) -> None:
         super().__init__()

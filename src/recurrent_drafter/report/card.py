@@ -10,15 +10,17 @@ from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from recurrent_drafter.bench.summary import markdown, rows_of
+from recurrent_drafter.bench.columns import COLUMNS, NONE, recorded_rows
+from recurrent_drafter.measure.ruler import Estimate
 from recurrent_drafter.models.config import RecurrentDraftingConfig
+from recurrent_drafter.report.tables import markdown, markdown_table
 
 Record = Mapping[str, Any]
 UNSTATED = "not-stated"
 
 
 @dataclass(frozen=True)
-class Known:
+class CardFacts:
     """All that a card is made of; a record that there is none of is empty."""
 
     config: RecurrentDraftingConfig
@@ -31,7 +33,7 @@ class Known:
     bench: Sequence[Record] = ()
 
 
-def model_card(repo_id: str, known: Known) -> str:
+def model_card(repo_id: str, known: CardFacts) -> str:
     """README.md of the repository, with its front matter."""
     linked = is_hub_name(known.base_model)
     data = ModelCardData(
@@ -59,7 +61,7 @@ def is_hub_name(name: str) -> bool:
     return True
 
 
-def _opening(repo_id: str, known: Known, linked: bool) -> Iterator[str]:
+def _opening(repo_id: str, known: CardFacts, linked: bool) -> Iterator[str]:
     config, base = known.config, known.base_model
     name = f"[{base}](https://huggingface.co/{base})" if linked else f"`{base}`"
     yield f"# {repo_id.partition('/')[2]}"
@@ -71,15 +73,15 @@ def _opening(repo_id: str, known: Known, linked: bool) -> Iterator[str]:
     residual = f"{config.num_draft_layers} residual layers"
     state = "recurrent state" if config.rnn else "sum of embeddings"
     shape = config.draft_shape
-    licence = known.license or f"not stated by its publisher; the terms of {name} and of the training data apply"
+    license = known.license or f"not stated by its publisher; the terms of {name} and of the training data apply"
     rows = {
         "verifier": f"{name}: width {config.hidden_size:,}, vocabulary {config.vocab_size:,}",
         "drafter": f"{known.parameters:,} parameters: {state}, {residual} of width {config.exit_dim:,}",
         "draft vocabulary": f"{config.draft_vocab_size:,} of {config.vocab_size:,} tokens",
         "saved shape of draft": f"{shape.beam_width} beams of {shape.beam_length} tokens, {shape.nodes} nodes at most",
-        "licence": licence,
+        "license": license,
     }
-    yield "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    yield markdown_table(["", ""], list(rows.items()))
 
 
 def _use(repo_id: str, base_model: str) -> Iterator[str]:
@@ -114,15 +116,13 @@ def _verification(verified: Record) -> Iterator[str]:
         f"Output compared token by token on {verified['prompts']} prompts, {_dtype(verified)}, "
         f"{_machine(verified)}. A tie is a difference that rounding explains."
     )
-    lines = ["| pass | decoding | tokens/step | against | identical | ties | bugs |", "|---|---|---|---|---|---|---|"]
+    rows = []
     for name, pairs in verified["counts"].items():
         for pair in pairs:
-            per_step = pair["tokens_per_step"]
-            shown = [name, pair["candidate"], "" if per_step is None else f"{per_step:.2f}", pair["reference"]]
-            lines.append(
-                f"| {' | '.join([*shown, *(str(pair.get(kind, 0)) for kind in ('identical', 'tie', 'BUG'))])} |"
-            )
-    yield "\n".join(lines)
+            per_step = "" if pair["tokens_per_step"] is None else f"{pair['tokens_per_step']:.2f}"
+            counts = (str(pair.get(kind, 0)) for kind in ("identical", "tie", "BUG"))
+            rows.append([name, pair["candidate"], per_step, pair["reference"], *counts])
+    yield markdown_table(["pass", "decoding", "tokens/step", "against", "identical", "ties", "bugs"], rows)
     yield _command(["recurrent-drafter", "verify", *verified["argv"]])
 
 
@@ -136,9 +136,9 @@ def _training(run: Record) -> Iterator[str]:
         said.append(f"data {data['source']}: {data['kept']:,} conversations or texts (sha256 {data['sha256'][:16]}...)")
     yield "; ".join(said) + "."
     names = ["eval_tokens_per_step", *sorted(name for name in metrics if name.startswith("eval_acceptance_pos"))]
-    rows = [f"| {name} | {metrics[name]:.3f} |" for name in names if name in metrics]
+    rows = [[name, f"{metrics[name]:.3f}"] for name in names if name in metrics]
     if rows:
-        yield "\n".join(["| on held-out prompts, greedy, by the acceptance walk | |", "|---|---|", *rows])
+        yield markdown_table(["on held-out prompts, greedy, by the acceptance walk", ""], rows)
     yield _command(["python", *run["argv"]])
 
 
@@ -149,12 +149,18 @@ def _tuning(tuning: Record) -> Iterator[str]:
     asked = tuning["asked"]
     protocol = f"{'sustained, exactly' if asked['sustained'] else 'reply, up to'} {asked['new_tokens']} new tokens"
     yield f"{protocol}, greedy, {tuning['dtype']}, {_machine(tuning)}; over autoregression, with 95 % intervals."
-    lines = ["| batch | shape | tokens/step | speed-up |", "|---|---|---|---|"]
-    for batch in tuning["batches"]:
-        for name, found in batch["decoded"].items():
-            speed = "{:.2f} ({:.2f}-{:.2f})".format(*found["speedup"])
-            lines.append(f"| {batch['batch_size']} | {name} | {found['tokens_per_step']:.2f} | {speed} |")
-    yield "\n".join(lines)
+    rows = [
+        [
+            str(batch["batch_size"]),
+            name,
+            f"{found['tokens_per_step']:.2f}",
+            f"{Estimate(*found['speedup']):.2f}",
+            f"{Estimate(*found.get('decoding_only', [NONE])):.2f}",  # which older files lack
+        ]
+        for batch in tuning["batches"]
+        for name, found in batch["decoded"].items()
+    ]
+    yield markdown_table(["batch", "shape", "tokens/step", "speed-up", "decoding only"], rows)
     yield _command(["recurrent-drafter", "tune", *tuning["argv"]])
 
 
@@ -167,7 +173,7 @@ def _bench(bench: Sequence[Record]) -> Iterator[str]:
     how = "greedy" if options["temperature"] == 0 else f"temperature {options['temperature']:g}"
     yield "### Ways of decoding compared"
     yield f"{protocol}, {how}, batch {options['batch_size']}, {_machine(made)}."
-    yield markdown(rows_of("bench", [dict(record) for record in bench])).rstrip()
+    yield markdown(recorded_rows("bench", [dict(record) for record in bench]), COLUMNS).rstrip()
     yield _command(["recurrent-drafter", "bench", *made["argv"]])
 
 

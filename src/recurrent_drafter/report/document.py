@@ -8,16 +8,15 @@ from typing import ClassVar
 
 from jinja2 import Environment, PackageLoader
 
+from recurrent_drafter.report.tables import markdown_table
+
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Prose."""
-
     kind: ClassVar[str] = "paragraph"
     text: str
 
     def markdown(self, _: str) -> str:
-        """As it is."""
         return self.text
 
 
@@ -29,19 +28,15 @@ class Code:
     text: str
 
     def markdown(self, _: str) -> str:
-        """Fenced."""
         return f"```\n{self.text}\n```"
 
 
 @dataclass(frozen=True)
 class Items:
-    """A list."""
-
     kind: ClassVar[str] = "items"
     lines: Sequence[str]
 
     def markdown(self, _: str) -> str:
-        """With dashes."""
         return "\n".join(f"- {line}" for line in self.lines)
 
 
@@ -55,10 +50,7 @@ class Table:
     rows: Sequence[Sequence[str]]
 
     def markdown(self, _: str) -> str:
-        """With pipes."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        cells = ("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-        return "\n".join([f"{self.caption}\n", *cells])
+        return f"{self.caption}\n\n{markdown_table(self.columns, self.rows)}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +68,6 @@ class Picture:
         return "data:image/svg+xml;base64," + base64.b64encode(self.svg).decode()
 
     def markdown(self, folder: str) -> str:
-        """A link to the file beside the text."""
         return f"![{self.caption}]({folder}/{self.name}.svg)\n\n*{self.caption}*"
 
 
@@ -92,14 +83,11 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """For links to it."""
         return "".join(letter if letter.isalnum() else "-" for letter in self.title.lower())
 
 
 @dataclass(frozen=True)
 class Document:
-    """A whole report."""
-
     title: str
     sections: Sequence[Section]
 

@@ -46,7 +46,6 @@ class DistillationGain:
 
     @property
     def gain(self) -> float:
-        """Ratio of tokens per step."""
         return self.tokens_per_step[1] / self.tokens_per_step[0]
 
 

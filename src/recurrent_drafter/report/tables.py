@@ -17,22 +17,27 @@ def markdown(rows: Iterable[Any], columns: Columns) -> str:
     | --- | --- |
     | a | 1 |
     """
-    return piped([list(columns), *([show(row) for show in columns.values()] for row in rows)])
+    return markdown_table(list(columns), [[show(row) for show in columns.values()] for row in rows]) + "\n"
 
 
-def piped(lines: Sequence[Sequence[str]]) -> str:
-    """Cells in Markdown, the first line being the titles."""
-    titles, *rows = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in (titles, ["---"] * len(titles), *rows))
+def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Rows under the names of their columns, in Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def terminal(rows: Iterable[Any], columns: Columns, title: str = "", left: Sequence[str] = ()) -> Table:
-    """Of the terminal: the first column and those named in ``left`` begin at the left, all others are figures."""
+def terminal(
+    rows: Iterable[Any], columns: Columns, title: str = "", *, left: Sequence[str] = (), gap: int = 1
+) -> Table:
+    """Of the terminal: the first column and those named in ``left`` begin at the left, all others are figures.
+
+    ``gap`` is the space between columns beyond one; the last column may be broken where 80 do not suffice.
+    """
     names = list(columns)
-    table = Table(title=title or None, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 1))  # 80 columns are few
+    table = Table(title=title or None, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, gap))
     for name in names:
         at_left = name == names[0] or name in left
-        table.add_column(name, justify="left" if at_left else "right", no_wrap=name == names[0])
+        table.add_column(name, justify="left" if at_left else "right", no_wrap=name != names[-1])
     for row in rows:
         table.add_row(*(show(row) for show in columns.values()))
     return table

@@ -1,16 +1,60 @@
-"""What the sweeps take apart: the prefix tree, and the size of the draft vocabulary."""
+"""The sweeps with one trained drafter: shapes of draft, the prefix tree, and the size of the draft vocabulary."""
 
 import copy
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.metrics import Walk
+from recurrent_drafter.decoding.costs import MEASURED_ROWS
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.replies import HeldOutReplies
+from recurrent_drafter.measure.ruler import BUG
+from recurrent_drafter.measure.tuning import Search, label, measure_acceptance, packed_costs
 from recurrent_drafter.models.drafter import RecurrentDrafter
 
 SMALLEST_POWER = 7
+Record = dict[str, Any]
+
+
+def shapes(search: Search, held_out: HeldOutReplies) -> Record:
+    """Beam widths and lengths at every batch size, by `tune`'s own measurements; then whole trees along replies."""
+    batches = []
+    for found in search.run()[0]:
+        outcomes = [differing.verdict.outcome for differing in found.differing]
+        bugs = outcomes.count(BUG)
+        best = {"best": label(found.best.shape), "bugs": bugs, "ties": len(outcomes) - bugs}
+        batches.append({**found.as_record(), **best})
+    whole = []
+    for width in search.widths:
+        acceptance = measure_acceptance(held_out, search.drafter, width, max(search.lengths))
+        for length in search.lengths:
+            walks = acceptance.walks(length, 1 + width * length)
+            whole.append({"beam_width": width, "beam_length": length, **counts(walks)})
+    told = {"prompts": len(search.prompts), "new_tokens": search.decoding.new_tokens}
+    return {**told, "whole": whole, "batches": batches}
+
+
+def tree(held_out: HeldOutReplies, drafter: RecurrentDrafter, widths: Sequence[int], length: int) -> Record:
+    """What merging the beams' prefixes saves: tokens to verify, and the time of verifying them."""
+    most, context = 1 + max(widths, default=1) * length, max(len(held_out.replies[0].prompt), 1)
+    timed = [count for count in MEASURED_ROWS if count < most] + [most]
+    costs = packed_costs(held_out.verifier, drafter, context, rows=timed)
+    rows = []
+    for width in widths:
+        size = tree_size(held_out, drafter, width, length)
+        apart, merged = costs.verifying([1 + width * length, 1 + round(size)]).tolist()
+        tokens = {"beam_width": width, "beam_length": length, "candidates": width * length, "distinct": size}
+        rows.append({**tokens, "seconds_apart": apart, "seconds_merged": merged})
+    return {"rows": rows}
+
+
+def counts(walks: Sequence[Walk]) -> Record:
+    """Of every reply, for a file."""
+    return {"steps": [walk.steps for walk in walks], "tokens": [walk.tokens for walk in walks]}
 
 
 def distinct_prefixes(beams: Beams) -> Tensor:  # (B,)
