@@ -142,7 +142,10 @@ def test_rows_are_computed_from_the_written_lines(tmp_path):
     assert auto.over_best_fixed.value == pytest.approx(5 / 3)
     assert verdict(auto.verdicts) == "ties: 1"
     assert math.isnan(rows[HF].tokens_per_step)
-    assert "| x | auto | 3.0 | 4.00 | 3.33 | 3.00 | 4.00 |" in markdown(rows.values(), COLUMNS)  # one prompt: no interval
+    # one prompt: no interval
+    assert "| x | auto | 3.0 | 4.00 | 3.33 | 3.00 | 4.00 |" in markdown(
+        rows.values(), COLUMNS
+    )
 
 
 def test_trials_come_back_from_their_lines():

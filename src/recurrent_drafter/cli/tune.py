@@ -25,7 +25,7 @@ from recurrent_drafter.measure.ruler import BUG, verdict
 from recurrent_drafter.measure.tuning import BatchFindings, Search, label
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.records.provenance import check_writable, provenance, write_json
-from recurrent_drafter.report.heatmap import MISSING, can_draw, draw_speed_maps
+from recurrent_drafter.report.charts import MISSING, can_draw, draw_speed_maps
 from recurrent_drafter.report.tables import Columns, terminal
 
 OPTIONS = SpeculatorOptions, PromptOptions, TuneOptions
