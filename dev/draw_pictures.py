@@ -41,7 +41,7 @@ AGREES = {0: "planet", 1: "with", 4: "two"}  # node: the verifier's own next wor
 OTHERS = {2: "in", 3: "a", 5: "the"}  # and what it would say after the other nodes
 
 # docs/figures.md, `recurrent-drafter bench --prompts 20 --profile`: per cent of a step of `auto`
-SHARES = {"verify": 63.0, "draft": 27.1, "pace": 3.6, "accept": 2.9, "tree": 1.6, "host": 0.9, "cache": 0.4}
+SHARES = {"verify": 63.0, "draft": 27.1, "controller": 3.6, "accept": 2.9, "tree": 1.6, "host": 0.9, "cache": 0.4}
 
 
 def worked_tree() -> DraftTree:

@@ -19,8 +19,8 @@ from recurrent_drafter.core.accept import follow_tree
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.data.encoding import TrainExample
-from recurrent_drafter.decoding.decode import BeamDrafter, FixedPace, decode, hidden_after
-from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.decode import BeamDrafter, FixedController, decode, hidden_after
+from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.measure.divergence import first_divergence
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
@@ -73,8 +73,8 @@ def test_oracle_and_adversary(name, shift, accepts, monkeypatch):
     expected = generate(model, ids, mask)
     speculator = RecurrentDraftingSpeculator(random_drafter(), DraftShape(2, 4))
     stops = []
-    real_emit = Stop.emit
-    monkeypatch.setattr(Stop, "emit", lambda stop, step: stops.append(stop) or real_emit(stop, step))
+    real_emit = GenerationState.emit
+    monkeypatch.setattr(GenerationState, "emit", lambda stop, step: stops.append(stop) or real_emit(stop, step))
     at = lambda: [(row, 12 + len(stops[-1].generated[row])) for row in stops[-1].rows]  # noqa: E731
     monkeypatch.setattr(BeamDrafter, "__call__", beams_from_text(expected, at, shift))
     assert torch.equal(generate(model, ids, mask, custom_generate=speculator), expected)
@@ -183,7 +183,7 @@ def test_training_rows_are_the_loops_own():
     model = tiny_model("llama")
     verifier = Verifier(model)
     ids, _ = prompts(1)
-    stop = Stop(ids, 30)
+    stop = GenerationState(ids, 30)
     seen = []
 
     draft = BeamDrafter(random_drafter(), verifier.embed)
@@ -193,7 +193,7 @@ def test_training_rows_are_the_loops_own():
         return draft(hidden, root, *shape)
 
     with torch.inference_mode():
-        for _ in decode(verifier, record, FixedPace(DraftShape(3, 3)), ids, None, stop, Sampler(stop)):
+        for _ in decode(verifier, record, FixedController(DraftShape(3, 3)), stop, Sampler(stop)):
             pass
         text = torch.cat([ids[0], torch.tensor(stop.generated[0])])
         spans = torch.full_like(text, -1)

@@ -18,7 +18,7 @@ from recurrent_drafter.bench.soak import Soak
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.decoding.costs import Costs
-from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.measure import ruler as ruler_module
 from recurrent_drafter.measure.arms import AUTO, HF, PLAIN, batches_of
 from recurrent_drafter.measure.replies import Reply
@@ -63,7 +63,7 @@ def test_oracle_overwrites_slot_0_and_leaves_no_other_one_right():
     prompts = torch.tensor([[1, 2], [3, 4]])
     drafter.learn(prompts[0], [5, 6, 7, 8])
     drafter.learn(prompts[1], [9, 10, 0, 1])
-    stop = Stop(prompts, 4)
+    stop = GenerationState(prompts, 4)
     stop.generated, stop.rows = [[5], [9, 10]], [0, 1]
     drafter.follow(stop)
     drafted = torch.tensor([[[0, 6], [7, 0], [8, 8]]]).expand(2, -1, -1)  # (B, L, W), some right by chance
@@ -92,7 +92,7 @@ def test_oracle_hits_are_the_same_again_and_grow_with_the_rate():
 
 def test_oracle_refuses_what_it_does_not_know():
     with pytest.raises(ValueError, match="does not know the reply"):
-        oracle(0.5).follow(Stop(torch.tensor([[1]]), 4))
+        oracle(0.5).follow(GenerationState(torch.tensor([[1]]), 4))
 
 
 def test_expected_tokens_of_an_oracle_follow_its_hits(monkeypatch):
@@ -143,9 +143,7 @@ def test_rows_are_computed_from_the_written_lines(tmp_path):
     assert verdict(auto.verdicts) == "ties: 1"
     assert math.isnan(rows[HF].tokens_per_step)
     # one prompt: no interval
-    assert "| x | auto | 3.0 | 4.00 | 3.33 | 3.00 | 4.00 |" in markdown(
-        rows.values(), COLUMNS
-    )
+    assert "| x | auto | 3.0 | 4.00 | 3.33 | 3.00 | 4.00 |" in markdown(rows.values(), COLUMNS)
 
 
 def test_trials_come_back_from_their_lines():

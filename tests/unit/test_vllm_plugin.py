@@ -1,7 +1,5 @@
-"""Serving without vLLM: how much to draft under load, options, and drafts drawn from the drafter's law."""
+"""Serving without vLLM: options, and drafts drawn from the drafter's law."""
 
-import random
-from collections import Counter
 from types import SimpleNamespace
 
 import pytest
@@ -12,79 +10,6 @@ from recurrent_drafter.core.beam import sampled_chain
 from recurrent_drafter.vllm import compatibility, plugin
 from recurrent_drafter.vllm.options import ServingOptions
 from recurrent_drafter.vllm.proposer import DraftLaws
-from recurrent_drafter.vllm.shedding import Acceptance, Shedding
-
-
-class Engine:
-    """Steps whose time depends on the draft's length; 0 to 4 tokens of a draft are accepted. ``now`` is its clock."""
-
-    TOKENS = {0: 1.0, 2: 1 + 4 / 5 + 3 / 5, 4: 1 + 4 / 5 + 3 / 5 + 2 / 5 + 1 / 5}  # per request and step
-
-    def __init__(self, seconds: dict[int, float]) -> None:
-        self.seconds, self.now, self.taken = seconds, 0.0, Counter()
-        self.length, self.noise = 0, random.Random(1)
-
-    def run(self, shedding: Shedding, rows: int, steps: int) -> Counter:
-        self.taken = Counter()
-        for _ in range(steps):
-            accepted = [min(self.length, self.noise.randint(0, 4)) for _ in range(rows)]
-            self.length = shedding.plan([self.length] * rows, [1 + n for n in accepted], alone=True)
-            self.now += self.seconds[self.length] * self.noise.uniform(0.8, 1.25)
-            self.taken[self.length] += 1
-        return self.taken
-
-
-@pytest.mark.parametrize(
-    ("seconds", "best"),
-    [
-        ({0: 1.0, 2: 1.4, 4: 1.5}, 4),  # verifying many costs about as much as one
-        ({0: 1.0, 2: 1.4, 4: 3.0}, 2),
-        ({0: 1.0, 2: 3.5, 4: 5.0}, 0),
-    ],
-)
-@pytest.mark.parametrize("rows", [1, 8])
-def test_the_length_that_pays_is_drafted(seconds, best, rows):
-    engine = Engine(seconds)
-    shedding = Shedding(4, clock=lambda: engine.now)
-    taken = engine.run(shedding, rows, steps=4000)
-    assert taken[best] > 0.94 * 4000
-    yielded = sum(engine.TOKENS[length] * count for length, count in taken.items())
-    assert yielded / engine.now > 0.97 * engine.TOKENS[best] / (seconds[best] * 1.025)  # the noise's mean
-
-
-def test_each_load_is_judged_for_itself_and_again():
-    engine = Engine({0: 1.0, 2: 1.2, 4: 1.3})
-    shedding = Shedding(4, clock=lambda: engine.now)
-    engine.run(shedding, rows=1, steps=100)
-    engine.seconds = {0: 1.0, 2: 4.0, 4: 8.0}  # what a step costs with many rows
-    engine.run(shedding, rows=16, steps=100)
-    assert engine.run(shedding, rows=16, steps=50) == {0: 50}
-    engine.seconds = {0: 1.0, 2: 1.2, 4: 1.3}
-    assert engine.run(shedding, rows=1, steps=50)[4] >= 40
-    engine.run(shedding, rows=16, steps=6000)  # it has become cheap, which trials find
-    assert engine.run(shedding, rows=16, steps=100)[4] > 90
-
-
-def test_steps_that_did_other_things_are_not_timed():
-    engine = Engine({0: 1.0, 2: 1.0, 4: 1.0})
-    shedding = Shedding(4, clock=lambda: engine.now)
-    engine.run(shedding, rows=2, steps=50)
-    for _ in range(20):
-        engine.now += 1000  # a long prompt is read
-        engine.length = shedding.plan([engine.length] * 2, [1, 1], alone=False)
-    assert engine.run(shedding, rows=2, steps=50)[4] > 40
-
-
-def test_acceptance_by_position():
-    acceptance = Acceptance(3)
-    for _ in range(500):
-        acceptance.add([3] * 4, [0, 1, 2, 3])
-    assert acceptance.tokens[0] == 1
-    assert acceptance.tokens[3] == pytest.approx(1 + 3 / 4 + 2 / 4 + 1 / 4, rel=0.01)
-    for _ in range(1000):
-        acceptance.add([1, 1, 0], [0, 0, 0])  # drafts of one token say nothing of the second
-    assert acceptance.tokens[1] < 1.45
-    assert (acceptance.tokens[2] - acceptance.tokens[1]) / (acceptance.tokens[1] - 1) == pytest.approx(2 / 3, rel=0.01)
 
 
 @pytest.mark.parametrize(

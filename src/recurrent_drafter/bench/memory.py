@@ -82,13 +82,12 @@ def memory_of(speculator: RecurrentDraftingSpeculator, generate: Callable[[], ob
     with replaced(Verifier, "open", noting), TensorCount() as count:
         generate()
     cache = max(*cache_sizes, *map(_cache_size, sessions))  # it grows with the text, and shrinks as rows end
-    packed = sum(_nbytes(tensor) for module in speculator._packed for _, tensor in module._packed.values())
     drafter = speculator.drafter
     return Memory(
         model=sum(map(_nbytes, speculator.verifier.model.parameters())),
         drafter=sum(map(_nbytes, drafter.parameters())) if drafter is not None else 0,
         cache=cache,
-        packed=packed,
+        packed=sum(linears.nbytes for linears in speculator.packed),
         working=max(count.peak - cache, 0),
     )
 

@@ -2,19 +2,16 @@
 
 import math
 import zlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from recurrent_drafter.core.beam import Beams, Deeper
-from recurrent_drafter.decoding.decode import Draft
-from recurrent_drafter.decoding.generation_state import Stop
-from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.decoding.decode import BeamDrafter, Embed
+from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.verifier import Verifier
 
 
 class OracleDrafter(RecurrentDrafter):
@@ -30,7 +27,7 @@ class OracleDrafter(RecurrentDrafter):
         super().__init__(config)
         self.hit_rate = hit_rate
         self._known: dict[tuple[int, ...], list[int]] = {}
-        self._stop: Stop | None = None
+        self._state: GenerationState | None = None
         self._truth = torch.empty(0, 0, dtype=torch.int64)
         self._hits = torch.empty(0, 0, dtype=torch.bool)
 
@@ -43,26 +40,26 @@ class OracleDrafter(RecurrentDrafter):
         seed = zlib.crc32(repr(prompt.tolist()).encode())
         return torch.rand(count, generator=torch.Generator().manual_seed(seed)) < self.hit_rate
 
-    def follow(self, stop: Stop) -> None:
-        """Draft for the replies of ``stop`` from now on. Raises ValueError for a prompt whose reply is not known."""
-        replies = [self._known.get(tuple(prompt.tolist())) for prompt in stop.prompts]
+    def follow(self, state: GenerationState) -> None:
+        """Draft for the replies of ``state`` from now on. Raises ValueError for a prompt whose reply is not known."""
+        replies = [self._known.get(tuple(prompt.tolist())) for prompt in state.prompts]
         known = [reply for reply in replies if reply is not None]
         if len(known) < len(replies):
             raise ValueError("the oracle does not know the reply to this prompt: call learn first")
         longest = max(map(len, known))
-        device = stop.prompts.device
+        device = state.prompts.device
         self._truth = torch.tensor([reply + [0] * (longest - len(reply)) for reply in known], device=device)
-        self._hits = torch.stack([self.hits(prompt, longest) for prompt in stop.prompts]).to(device)
-        self._stop = stop
+        self._hits = torch.stack([self.hits(prompt, longest) for prompt in state.prompts]).to(device)
+        self._state = state
 
     def overwrite(self, beams: Beams) -> Beams:
         """The oracle's own tokens, parents and log-probabilities in the place of real ones."""
         batch, length, width = beams.tokens.shape
-        if self._stop is None or batch != len(self._stop.rows):
+        if self._state is None or batch != len(self._state.rows):
             return beams  # a draft outside of decoding, such as one that is timed
         device = beams.tokens.device
-        rows = torch.tensor(self._stop.rows, device=device)[:, None]
-        places = torch.tensor(self._stop.lengths, device=device)[:, None] + torch.arange(length, device=device)
+        rows = torch.tensor(self._state.rows, device=device)[:, None]
+        places = torch.tensor(self._state.lengths, device=device)[:, None] + torch.arange(length, device=device)
         places = places.clamp_(max=self._truth.shape[1] - 1)
         truth = self._truth[rows, places]  # (B, L)
         wrong = (truth + 1) % self.config.vocab_size
@@ -81,25 +78,23 @@ class OracleDrafter(RecurrentDrafter):
         return ladder
 
 
-class OracleSpeculator(RecurrentDraftingSpeculator):
-    """Tells the oracle which replies are being generated, and lets it overwrite what was drafted."""
+class OracleDraft:
+    """Searches as decoding does, and lets the oracle overwrite what was drafted."""
 
-    def _drafting(self, drafter: RecurrentDrafter, verifier: Verifier) -> Draft:
-        search = super()._drafting(drafter, verifier)
+    def __init__(self, drafter: RecurrentDrafter, embed: Embed) -> None:
         if not isinstance(drafter, OracleDrafter):
-            return search
+            raise TypeError(f"an oracle's draft needs an OracleDrafter, not {type(drafter).__name__}")
+        self.drafter, self._search = drafter, BeamDrafter(drafter, embed)
 
-        def draft(hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
-            claims = iter(drafter.log_probs(length, width).to(hidden.device))
+    def follow(self, state: GenerationState) -> None:
+        """Tell the oracle which replies are being generated."""
+        self.drafter.follow(state)
 
-            def claimed(log_probs: Tensor) -> bool:
-                return deeper is None or deeper(next(claims).expand_as(log_probs))
+    def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
+        """As `Draft`; whether to go on is asked by the oracle's own claims."""
+        claims = iter(self.drafter.log_probs(length, width).to(hidden.device))
 
-            return drafter.overwrite(search(hidden, root, width, length, claimed))
+        def claimed(log_probs: Tensor) -> bool:
+            return deeper is None or deeper(next(claims).expand_as(log_probs))
 
-        return draft
-
-    def _steps(self, model: Any, config: Any, stop: Stop, sampler: Any, arguments: Any) -> Iterator[list[list[int]]]:
-        if isinstance(self.drafter, OracleDrafter):
-            self.drafter.follow(stop)
-        return super()._steps(model, config, stop, sampler, arguments)
+        return self.drafter.overwrite(self._search(hidden, root, width, length, claimed))

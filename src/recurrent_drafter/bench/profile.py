@@ -11,8 +11,8 @@ import torch
 
 from recurrent_drafter.decoding import decode as decode_module
 from recurrent_drafter.decoding import speculator as speculator_module
-from recurrent_drafter.decoding.draft_controller import AutoPace
-from recurrent_drafter.decoding.generation_state import Step, Stop
+from recurrent_drafter.decoding.draft_controller import TreeController
+from recurrent_drafter.decoding.generation_state import GenerationState, Step
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.verifier import VerifierSession
 
@@ -23,8 +23,8 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "tree": [(decode_module, "prefix_tree"), (decode_module, "root_tree")],
     "accept": [(decode_module, "follow_tree"), (decode_module, "hidden_after"), (Sampler, "draws")],
     "cache": [(VerifierSession, "keep"), (VerifierSession, "select")],
-    "pace": [(AutoPace, "plan"), (AutoPace, "budget"), (AutoPace, "observe")],
-    "host": [(Step, "on_host"), (Stop, "emit")],
+    "controller": [(TreeController, name) for name in ("plan", "budget", "observe")],
+    "host": [(Step, "on_host"), (GenerationState, "emit")],
 }
 OTHER = "other"
 

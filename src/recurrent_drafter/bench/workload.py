@@ -13,9 +13,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from recurrent_drafter.bench.oracle import OracleDrafter, OracleSpeculator
+from recurrent_drafter.bench.oracle import OracleDraft, OracleDrafter
 from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 from recurrent_drafter.models.verifier import Verifier
 
@@ -49,7 +50,7 @@ def model_of_shape(name: str, dtype: torch.dtype, device: str) -> PreTrainedMode
 
 def oracle_for(
     model: PreTrainedModel, hit_rate: float, *, draft_vocab_size: int = DRAFT_VOCABULARY
-) -> OracleSpeculator:
+) -> RecurrentDraftingSpeculator:
     """An oracle with the drafter that would suit the model: E = H, 2 layers; drafts 4 beams of 8 tokens."""
     verifier = Verifier(model)
     torch.manual_seed(0)
@@ -60,7 +61,7 @@ def oracle_for(
         beam_width=4,
         beam_length=8,
     )
-    speculator = OracleSpeculator(OracleDrafter(config, hit_rate))
+    speculator = RecurrentDraftingSpeculator(OracleDrafter(config, hit_rate), drafting=OracleDraft)
     speculator.attach_verifier(model)
     return speculator
 

@@ -11,36 +11,30 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.checks import tuning_folder
 from recurrent_drafter.cli.generate import load_speculator
-from recurrent_drafter.cli.options import PromptOptions, SpeculatorOptions, TuneOptions
+from recurrent_drafter.cli.options.decoding import SpeculatorOptions
+from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions
 from recurrent_drafter.cli.prompts import load_prompts
-from recurrent_drafter.decoding.costs import TUNING_FILE, Tuning, conditions
+from recurrent_drafter.decoding.costs import Tuning, conditions
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure.arms import Decoding
 from recurrent_drafter.measure.ruler import BUG, verdict
 from recurrent_drafter.measure.tuning import BatchFindings, Search, label
 from recurrent_drafter.models.loading import load_drafter, load_verifier
-from recurrent_drafter.records.provenance import check_writable, provenance, write_json
+from recurrent_drafter.records.paths import TUNING_FILE
+from recurrent_drafter.records.provenance import provenance, write_json
 from recurrent_drafter.report.charts import MISSING, can_draw, draw_speed_maps
 from recurrent_drafter.report.tables import Columns, terminal
 
-OPTIONS = SpeculatorOptions, PromptOptions, TuneOptions
 
-
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *, argv: Sequence[str]) -> int:
     """Find the shape of draft that pays on this machine, for this model and these prompts; save it with the drafter."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    which, asked, options = parse(arguments, main.__doc__ or "", *OPTIONS)
-    folder = output_folder(which, options)
+    folder = tuning_folder(which, options)
     if not can_draw():
         print(MISSING, file=sys.stderr)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     speculator = load_speculator(which, model, tokenizer)
     assert speculator.drafter is not None
@@ -66,38 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if options.copy_drafter:
         copy_drafter(which.speculator_path or str(demo_drafter_path()), folder)
-    made = {**provenance(arguments, model.device.type), "asked": dataclasses.asdict(asked)}
+    made = {**provenance(argv, model.device.type), "asked": dataclasses.asdict(asked)}
     for line in save(folder, findings, Tuning(findings[0].best.shape, single, conditions(model)), made):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-def output_folder(which: SpeculatorOptions, options: TuneOptions) -> Path:
-    """Where to save, found to be writable before anything is measured."""
-    if (which.beam_width, which.beam_length, which.max_tree_nodes) != (None, None, None):
-        raise ValueError(
-            "tune finds the shape: give --widths and --lengths to try instead of one --beam_width and so on"
-        )
-    if options.output_dir is not None:
-        folder = Path(options.output_dir).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        if options.copy_drafter and (folder / "config.json").exists():
-            raise ValueError(
-                f"{folder} holds a model already, which --copy_drafter would overwrite: name another folder"
-            )
-    elif which.speculator_path is None:
-        raise ValueError(
-            "the bundled drafter stays as it is: give --output_dir DIR (and --copy_drafter, to use it there)"
-        )
-    else:
-        folder = Path(which.speculator_path).expanduser()
-        if not folder.is_dir():
-            raise OSError(f"{folder} is not a local folder: give --output_dir DIR for what tune writes")
-    try:
-        check_writable(folder / TUNING_FILE)
-    except OSError as error:
-        raise OSError(f"{error}; --output_dir DIR names another, --copy_drafter makes a tuned drafter of it") from None
-    return folder
 
 
 def table(found: BatchFindings, asked: PromptOptions, dtype: str) -> Table:

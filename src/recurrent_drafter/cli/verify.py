@@ -1,6 +1,5 @@
 """``recurrent-drafter verify``: does speculation change a token? On one's own model, drafter and prompts."""
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.checks import SAMPLED
 from recurrent_drafter.cli.generate import load_speculator
-from recurrent_drafter.cli.options import PromptOptions, SamplingOptions, SpeculatorOptions, VerifyOptions
+from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOptions
+from recurrent_drafter.cli.options.measuring import PromptOptions, VerifyOptions
 from recurrent_drafter.cli.prompts import load_prompts
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure.arms import Decoding, batches_of
@@ -20,24 +19,21 @@ from recurrent_drafter.measure.verification import Verification, as_record, veri
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import saved_fingerprint
-from recurrent_drafter.records.provenance import check_writable, provenance, write_json
+from recurrent_drafter.records.provenance import provenance, write_json
 from recurrent_drafter.records.verified import VERIFICATION_FILE
 from recurrent_drafter.report.tables import Columns, terminal
 
-TEMPERATURE = 0.8
-OPTIONS = SpeculatorOptions, SamplingOptions, PromptOptions, VerifyOptions
 
-
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(
+    which: SpeculatorOptions,
+    sampling: SamplingOptions,
+    asked: PromptOptions,
+    options: VerifyOptions,
+    *,
+    argv: Sequence[str],
+) -> int:
     """Decode prompts with and without speculation and explain every difference: 0 if none is a bug, else 1."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    which, sampling, asked, options = parse(arguments, main.__doc__ or "", *OPTIONS)
-    draws = sampling.arguments(TEMPERATURE)
-    if options.output_file is not None:
-        check_writable(Path(options.output_file))
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    draws = sampling.arguments(SAMPLED)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     speculator = load_speculator(which, model, tokenizer)
     folder = local_folder(which.speculator_path)
@@ -47,21 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     passes = verifications(speculator, greedy, sampled, auto=options.auto)
     console, batches = Console(), batches_of(prompts, options.batch_size, model.device, whole=False)
     with Progress(console=console, transient=True) as progress:
-        for run in passes:
-            task = progress.add_task(f"{run.name}: {len(prompts)} prompts, {len(run.arms)} ways", total=len(prompts))
-            for batch in run.verify(speculator.verifier, batches):
+        for way in passes:
+            task = progress.add_task(f"{way.name}: {len(prompts)} prompts, {len(way.arms)} ways", total=len(prompts))
+            for batch in way.verify(speculator.verifier, batches):
                 progress.advance(task, len(batch.row_ids))
     protocol = f"{'exactly' if asked.sustained else 'up to'} {asked.new_tokens} new tokens"
     dtype = str(model.dtype).removeprefix("torch.")
     console.print(table(passes, f"{protocol}, {dtype}, batch {options.batch_size}"))
-    for name, found in ((run.name, found) for run in passes for found in run.differing):
+    for name, found in ((way.name, found) for way in passes for found in way.differing):
         console.print(f"{name}, {found.explained(tokenizer)}", markup=False, highlight=False)
-    made = {**provenance(arguments, model.device.type), "dtype": str(model.dtype), **as_record(passes)}
+    made = {**provenance(argv, model.device.type), "dtype": str(model.dtype), **as_record(passes)}
     made |= {"base_model": which.base_model, "prompts": len(prompts), "sustained": asked.sustained}
     if folder is not None:
         keep(console, folder, {**made, "drafter": of})
     if options.output_file is not None:
-        rows = [{"pass": run.name, **found.as_row(tokenizer)} for run in passes for found in run.comparisons]
+        rows = [{"pass": way.name, **found.as_row(tokenizer)} for way in passes for found in way.comparisons]
         write_json(Path(options.output_file), {**made, "rows": rows})
         console.print(f"every comparison: {options.output_file}")
     return 1 if made["bugs"] else 0
@@ -97,7 +93,7 @@ def keep(console: Console, folder: Path, record: dict[str, Any]) -> None:
 
 def table(passes: Sequence[Verification], title: str) -> Table:
     """A line for every pair of arms."""
-    rows = [(run, *pair, counts) for run in passes for pair, counts in run.pairs.items()]
+    rows = [(way, *pair, counts) for way in passes for pair, counts in way.pairs.items()]
     columns: Columns = {
         "": lambda row: row[0].name,
         "decoding": lambda row: row[2],

@@ -19,16 +19,16 @@ from recurrent_drafter.core.accept import follow_tree
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import prefix_tree, root_tree
 from recurrent_drafter.decoding.decode import Draft
-from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hardware import hardware
+from recurrent_drafter.records.paths import TUNING_FILE
 
 logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 
-TUNING_FILE = "tuning.json"
 MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 USUAL_LENGTH = 4  # of the draft that is timed
 LEAST = 1e-6  # seconds, of what a clock cannot tell from nothing
@@ -121,7 +121,7 @@ def measure_costs(
     text = torch.zeros(batch, max(context, 1), dtype=torch.int64, device=verifier.device)
     session, read = verifier.open(text, None, text.shape[1] + rows[-1])
     root, hidden = text[:, -1], read.hiddens[:, -1]
-    sampler = Sampler(Stop(text, 1))
+    sampler = Sampler(GenerationState(text, 1))
 
     def step(nodes: int) -> None:
         leaves = torch.zeros(batch, 1, nodes - 1, dtype=torch.int64, device=text.device)

@@ -9,11 +9,13 @@ from torch import Tensor
 from recurrent_drafter.core.accept import Accepted, follow_tree
 from recurrent_drafter.core.beam import Beams, Deeper, DraftStep, beam_search
 from recurrent_drafter.core.tree import DraftTree, prefix_tree, root_tree
-from recurrent_drafter.decoding.generation_state import Step, Stop
+from recurrent_drafter.decoding.generation_state import GenerationState, Step
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
+
+Embed = Callable[[Tensor], Tensor]  # tokens (...) to a verifier's input embeddings (..., H)
 
 
 class Draft(Protocol):
@@ -23,7 +25,14 @@ class Draft(Protocol):
         """W beams of L tokens, or of fewer where ``deeper`` says so, from hidden states (B, H) and root tokens (B,)."""
 
 
-class Pace(Protocol):
+class DraftMethod(Draft, Protocol):
+    """Drafts for one generation after another."""
+
+    def follow(self, state: GenerationState) -> None:
+        """A generation begins, whose replies these are."""
+
+
+class DraftController(Protocol):
     """Decides how much to draft and how much of it to verify: the speed of decoding, never its tokens."""
 
     def plan(self, batch: int, longest: int) -> tuple[int, int]:
@@ -35,11 +44,11 @@ class Pace(Protocol):
     def budget(self, beams: Beams) -> int:
         """How many nodes of these beams' tree to verify, the root included."""
 
-    def observe(self, tree: DraftTree, step: Step) -> None:
+    def observe(self, step: Step) -> None:
         """What became of the step."""
 
 
-class FixedPace:
+class FixedController:
     """The same shape at every step; without one, plain autoregression."""
 
     def __init__(self, shape: DraftShape | None) -> None:
@@ -50,7 +59,6 @@ class FixedPace:
         return (1, 0) if self.shape is None else (self.shape.beam_width, min(self.shape.beam_length, longest))
 
     def deeper(self, log_probs: Tensor) -> bool:  # noqa: ARG002
-        """Always."""
         return True
 
     def budget(self, beams: Beams) -> int:
@@ -59,45 +67,52 @@ class FixedPace:
         everything = 1 + beams.tokens[0].numel()
         return everything if limit is None else min(limit, everything)
 
-    def observe(self, tree: DraftTree, step: Step) -> None:
+    def observe(self, step: Step) -> None:
         """Nothing to learn."""
 
 
 def decode(
     verifier: Verifier,
     draft: Draft | None,
-    pace: Pace,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
-    stop: Stop,
+    controller: DraftController,
+    state: GenerationState,
     sampler: Sampler,
+    attention_mask: Tensor | None = None,
 ) -> Iterator[list[list[int]]]:
-    """Generate from prompts (B, S) until ``stop`` says so; yields every row's new tokens after each verification.
+    """Generate after the prompts (B, S) of ``state``; yields every row's new tokens after each verification.
 
     A step without a draft verifies the root alone, which is plain autoregression. Raises ValueError when the verifier's
     logits are not numbers.
     """
-    session, read = verifier.open(input_ids, attention_mask, input_ids.shape[1] + stop.max_new_tokens + 1)
-    tree = root_tree(input_ids[:, -1])
+    _, length = state.prompts.shape
+    session, read = verifier.open(state.prompts, attention_mask, length + state.max_new_tokens + 1)
+    tree = root_tree(state.prompts[:, -1])
     accepted = follow_tree(tree, sampler.draws(tree, read.logits))
     root, hidden = accepted.bonus_token, read.hiddens[:, -1]
-    yield stop.emit(Step.on_host(accepted, read.logits, stop))
-    while not stop.done:
-        if stop.stayed is not None:  # rows have ended: they leave the batch
-            session.select(stop.stayed)
-            root, hidden = root[stop.stayed], hidden[stop.stayed]
-        width, length = pace.plan(len(root), stop.remaining - 1)  # the bonus token comes on top
-        tree = root_tree(root)
-        if draft is not None and length > 0:
-            beams = draft(hidden, root, width, length, pace.deeper)
-            tree = prefix_tree(root, beams, pace.budget(beams))
+    yield state.emit(Step.on_host(accepted, read.logits, tree, state))
+    while not state.done:
+        if state.stayed is not None:  # rows have ended: they leave the batch
+            session.select(state.stayed)
+            root, hidden = root[state.stayed], hidden[state.stayed]
+        tree = draft_tree(draft, controller, hidden, root, state.remaining - 1)  # the bonus token comes on top
         verified = session.forward_tree(tree)
         accepted = follow_tree(tree, sampler.draws(tree, verified.logits))
-        step = Step.on_host(accepted, verified.logits, stop, tree.max_depth)  # the one synchronisation of a step
+        step = Step.on_host(accepted, verified.logits, tree, state)  # the one synchronization of a step
         session.keep(accepted.path, step.n_accepted)
         root, hidden = accepted.bonus_token, hidden_after(accepted, verified.hiddens)
-        pace.observe(tree, step)
-        yield stop.emit(step)
+        controller.observe(step)
+        yield state.emit(step)
+
+
+def draft_tree(
+    draft: Draft | None, controller: DraftController, hidden: Tensor, root: Tensor, longest: int
+) -> DraftTree:  # (B, H), (B,)
+    """The tree to verify, of drafts of at most ``longest`` tokens, as the controller decides."""
+    width, length = controller.plan(len(root), longest)
+    if draft is None or length == 0:
+        return root_tree(root)
+    beams = draft(hidden, root, width, length, controller.deeper)
+    return prefix_tree(root, beams, controller.budget(beams))
 
 
 class BeamDrafter:
@@ -108,15 +123,18 @@ class BeamDrafter:
 
     Args:
         drafter: the drafter.
-        embed: the verifier's input embedding, tokens (...) to (..., H).
+        embed: the verifier's input embedding.
     """
 
     TABLE_ENTRIES = 2**23
 
-    def __init__(self, drafter: RecurrentDrafter, embed: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, drafter: RecurrentDrafter, embed: Embed) -> None:
         self.drafter, self.embed = drafter, embed
         self._reads: Tensor | None = None
         self._version = -1
+
+    def follow(self, state: GenerationState) -> None:
+        """Nothing of the replies counts here but each one's newest hidden state and token."""
 
     def _look_up(self) -> None:
         """Compute the table, and again when the drafter has been trained."""
@@ -133,7 +151,6 @@ class BeamDrafter:
         return self.drafter.read(self.embed(self.drafter.draft_ids[tokens]))
 
     def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
-        """As `Draft`."""
         return beam_search(self.steps(hidden, root), self.drafter.draft_ids, width, length, deeper)
 
     def steps(self, hidden: Tensor, root: Tensor) -> DraftStep:

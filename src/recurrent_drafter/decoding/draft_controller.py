@@ -1,175 +1,165 @@
 """How much to draft and verify, from what it costs here and what has been accepted so far.
 
-A step of n nodes takes t(n) and yields one token plus the draft tokens accepted. Verifying the n - 1 most probable
-nodes is expected to yield 1 + p_1 + ... + p_(n-1) tokens, so the budget is the n with the best ratio of the two, over
-all n: t is not convex, and a marginal rule would stop at a local optimum. A draft grows level by level while one more
-is expected to yield tokens faster than decoding does on average. Steps are plain autoregression where that is the
-faster way, until a cheap probe says otherwise.
+A step takes a time and yields one token plus the draft tokens accepted. What decides is the rate of the two, by one
+estimator for both engines: seconds by load and draft length (`LengthChoice`), acceptance in counts that fade
+(`AcceptanceCounts`). Lengths that were slower are tried again for at most 2 % of the time.
+
+Here (`TreeController`) a step is plain autoregression or a tree. Verifying the n - 1 most probable nodes is expected to
+yield 1 + p_1 + ... + p_(n-1) tokens, so the budget is the n with the best rate, over all n: t is not convex, and a
+marginal rule would stop at a local optimum. A draft grows level by level while one more is expected to yield tokens
+faster than decoding does on average. In vLLM (`ChainController`) a step verifies one chain of a few possible lengths.
+
+Decisions change the speed, never a token. Under a fixed clock they are a function of what was observed.
 """
 
+import copy
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
 from recurrent_drafter.core.beam import Beams
-from recurrent_drafter.core.tree import DraftTree
-from recurrent_drafter.decoding.costs import Costs, Floats, isotonic
+from recurrent_drafter.decoding.costs import Costs, Floats
 from recurrent_drafter.decoding.generation_state import Step
+from recurrent_drafter.decoding.rates import MEMORY, AcceptanceByClaim, AcceptanceByDepth, LengthChoice, nearer
 from recurrent_drafter.models.config import DraftShape
 
 LONGEST = 10  # tokens to draft at most, where each of them has to pay
-PROBE_COST = 0.02  # at most this share of plain steps' time goes into probes
 UNEVEN = 0.15  # rows advance unevenly, and a batch takes so much longer for each doubling than its mean row
-TRIALS = 4  # speculative steps before judging, every other step
-COMPARE = 64  # every so many speculative steps take a plain step, so that its time is known as well
-MEMORY = 0.05  # weight of the newest observation once there are many
-COMPARISON = 0.25  # and of one that tells plain and speculative steps apart
+# What a chain has to gain for each doubling of the rows: it slows down steps that read prompts too, which are not
+# timed, and drafts go beyond the end of a reply.
+CROWDED = 0.06
 
 
-class Calibration:
-    """How often a node is accepted that the drafter gives a cumulative log-probability to.
+class ChainController:
+    """Chooses the length of the chains of one step: K, half of it, or none.
 
-    Monotone (isotonic regression), so a child is never more probable than its parent. Begins at the drafter's own word.
+    Args:
+        length: K, the longest chain.
+        clock: seconds.
     """
 
-    EDGES = np.array([-8.0, -6.0, -4.5, -3.5, -2.7, -2.0, -1.5, -1.1, -0.8, -0.55, -0.35, -0.2, -0.1, -0.03])
-    PRIOR = 4.0  # observations that the drafter's own word counts for
-    KEPT = 2000.0  # observations of a bin beyond which the older half fades
+    def __init__(self, length: int, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._lengths = sorted({length, (length + 1) // 2, 0}, reverse=True)
+        self._acceptance = AcceptanceByDepth(length)
+        self._clock = clock
+        self._loads: dict[int, LengthChoice] = {}  # by the rows' magnitude in powers of two
+        self._before: tuple[float, int, int] | None = None  # when the last step was planned, its rows and its length
 
-    def __init__(self) -> None:
-        middles = np.exp(np.concatenate([[-9.0], (self.EDGES[:-1] + self.EDGES[1:]) / 2, [-0.015]]))
-        self.seen = np.full(len(middles), self.PRIOR)
-        self.accepted = self.PRIOR * middles
-        self._share: Floats | None = None
+    def plan(self, drafted: Sequence[int], emitted: Sequence[int], *, alone: bool) -> int:
+        """The length for the next step.
 
-    def __call__(self, log_probs: Floats) -> Floats:
-        """Probabilities of acceptance."""
-        if self._share is None:
-            self._share = isotonic(self.accepted, self.seen)
-        return self._share[np.digitize(log_probs, self.EDGES)]
-
-    def update(self, log_probs: Floats, accepted: npt.NDArray[np.bool_]) -> None:
-        """Learn from verified nodes."""
-        bins = np.digitize(log_probs.ravel(), self.EDGES)
-        self.seen += np.bincount(bins, minlength=len(self.seen))
-        self.accepted += np.bincount(bins, weights=accepted.ravel(), minlength=len(self.seen))
-        fading = np.where(self.seen > self.KEPT, 0.5, 1.0)
-        self.seen *= fading
-        self.accepted *= fading
-        self._share = None
+        Args:
+            drafted: how many draft tokens each row had verified in the step that has just ended.
+            emitted: how many tokens it got, at least one each.
+            alone: whether that step did nothing besides, such as reading prompts.
+        """
+        now, rows = self._clock(), len(emitted)
+        self._acceptance.verified(drafted, [tokens - 1 for tokens in emitted])
+        load = self._loads.setdefault(rows.bit_length(), LengthChoice(self._lengths))
+        if self._before is not None and alone and self._before[1] == rows:
+            load.took(self._before[2], now - self._before[0])
+        expected = self._acceptance.tokens
+        tokens = {length: expected[length] for length in self._lengths}
+        tokens[0] = 1 + CROWDED * math.log2(rows)
+        seconds = {length: taken or 1.0 for length, taken in load.slowness.items()}
+        self._before = now, rows, load.choose(tokens, seconds)
+        return self._before[2]
 
 
 @dataclass
-class Experience:
-    """What steps with about so many rows are like: running averages.
+class TreeLoad:
+    """What drafted steps with about so many rows are like: running averages.
 
-    ``plain``, ``tree`` and ``drafting``: how many times as long as expected plain steps, verifying trees and drafting
-    take. ``tokens`` (per row), ``levels`` and ``nodes`` (per row) are those of drafted steps, ``seen`` their number.
+    ``drafting``: how many times as long as expected drafts take. ``tokens`` and ``nodes`` are those of a row,
+    ``levels`` the depth of its draft. ``gains`` (most nodes - 1,) are the nodes' probabilities, the best first.
     """
 
-    plain: float = 1.0
-    tree: float = 1.0
+    choice: LengthChoice
+    gains: Floats
     drafting: float = 1.0
     tokens: float = 2.0
     levels: float = 2.0
     nodes: float = 3.0
     seen: int = 0
-    was_plain: bool = True  # the newest step
 
-    def verified(self, ratio: float, *, is_plain: bool) -> None:
-        """A step of either kind took so many times what was expected.
-
-        Behind one of the same kind that tells of the machine, and both are corrected. Behind one of the other kind it
-        is a comparison: the machine is the same, so only this kind is.
-        """
-        before = self.plain if is_plain else self.tree
-        if is_plain == self.was_plain:
-            change = _nearer(before, ratio, MEMORY) / before
-            self.plain *= change
-            self.tree *= change
-        elif is_plain:
-            self.plain = _nearer(before, ratio, COMPARISON)
-        else:
-            self.tree = _nearer(before, ratio, COMPARISON)
-        self.was_plain = is_plain
-
-    def drafted(self, ratio: float) -> None:
-        """A draft took so many times what was expected."""
-        self.drafting = _nearer(self.drafting, ratio, MEMORY)
-
-    def accepted(self, tokens: float, levels: int, nodes: int) -> None:
-        """What a drafted step came to."""
+    def drafted(self, tokens: float, levels: int, nodes: int) -> None:
+        """What one more of them came to."""
         self.seen += 1
         weight = max(1 / (self.seen + 1), MEMORY)
         self.tokens += weight * (tokens - self.tokens)
         self.levels += weight * (levels - self.levels)
         self.nodes += weight * (nodes - self.nodes)
 
+    def verified(self, gains: Floats) -> None:
+        """Of some nodes; what more of them would have yielded is taken for ever more, up to the last one's."""
+        count = len(gains)
+        self.gains[:count] += MEMORY * (gains - self.gains[:count])
+        self.gains[count:] += MEMORY * (gains[-1] - self.gains[count:])
 
-def _nearer(average: float, new: float, weight: float) -> float:
-    """A running average with its newest value, which counts as no more than twice or half of it."""
-    return average + weight * (min(max(new, average / 2), average * 2) - average)
 
-
-class AutoPace:
+class TreeController:
     """Speculates as far as it pays. One for each verifier, drafter and way of sampling; it goes on learning.
+
+    Where looking at a draft would mean waiting for an accelerator, averages over the last drafts stand in for it.
 
     Args:
         costs: of this machine.
         shape: beam width, and the most tokens to draft; its nodes, if set, are the most to verify.
+        clock: seconds.
     """
 
-    def __init__(self, costs: Costs, shape: DraftShape) -> None:
+    def __init__(self, costs: Costs, shape: DraftShape, clock: Callable[[], float] = time.perf_counter) -> None:
         self.costs, self.shape = costs, shape
-        self.calibration = Calibration()
+        self._clock = clock
+        self._acceptance = AcceptanceByClaim()
         self._tables: dict[int, Floats] = {}  # batch: [n - 1] is the expected time of verifying n nodes per row
-        self._experiences: dict[int, Experience] = {}  # by the batch's magnitude in powers of two
-        self._lately = Experience()
-        self._plain_steps = self._draft_steps = 0
+        self._loads: dict[int, TreeLoad] = {}  # by the batch's magnitude in powers of two
+        self._load = TreeLoad(LengthChoice((shape.beam_length, 0), slowness=1.0), np.ones(shape.nodes - 1))
         self._batch = self._limit = self._level = 0
         self._reached = 1.0  # how often the newest level is expected to be accepted
         self._rate = 0.0  # tokens per second and row
-        self._began = 0.0
+        self._began = self._untimed = 0.0  # when this part of the step did; what is expected of a draft within it
 
     def plan(self, batch: int, longest: int) -> tuple[int, int]:
         """As far as `deeper` will go; or length 0, where plain autoregression is the faster."""
-        self._began, self._batch = time.perf_counter(), batch
+        self._began, self._untimed, self._batch = self._clock(), 0.0, batch
         self._level, self._reached = 0, 1.0
         if batch not in self._tables:
             nodes = np.arange(1, 2 + self.shape.beam_width * self.shape.beam_length)
             self._tables[batch] = self.costs.verifying(batch * nodes)
         magnitude = batch.bit_length()  # rows leave one by one: what 15 have shown holds for 14
-        if magnitude not in self._experiences:
-            self._experiences[magnitude] = replace(self._lately, seen=0)
-        self._lately = self._experiences[magnitude]
+        if magnitude not in self._loads:
+            load = copy.copy(self._load)
+            load.choice, load.gains, load.seen = load.choice.afresh(), load.gains.copy(), 0
+            self._loads[magnitude] = load
+        self._load = self._loads[magnitude]
         self._limit = min(longest, self.shape.beam_length)
         return self.shape.beam_width, self._limit if self._limit > 0 and self._speculates() else 0
 
     def _speculates(self) -> bool:
-        lately = self._lately
-        plain = lately.plain * self._verifying(1)
-        drafted = lately.tree * self._verifying(lately.nodes) + lately.levels * self._draft_level
-        self._rate = max(lately.tokens / drafted, 1 / plain)
-        drafted *= 1 + UNEVEN * math.log2(self._batch)
-        if lately.seen < TRIALS:
-            return lately.was_plain
-        if lately.tokens * plain >= drafted:
-            self._draft_steps, self._plain_steps = self._draft_steps + 1, 0
-            return self._draft_steps % COMPARE != 0
-        self._plain_steps += 1
-        if self._plain_steps * PROBE_COST * plain < drafted - plain:
-            return False
-        self._plain_steps = 0
-        return True
+        load, drafts = self._load, self.shape.beam_length
+        seconds = {
+            drafts: self._tree * self._verifying(load.nodes) + load.levels * self._draft_level,
+            0: load.choice.slowness[0] * self._verifying(1),
+        }
+        self._rate = max(load.tokens / seconds[drafts], 1 / seconds[0])
+        return load.choice.choose({drafts: load.tokens, 0: 1 + UNEVEN * math.log2(self._batch)}, seconds) > 0
+
+    @property
+    def _tree(self) -> float:
+        """How many times as long as expected verifying a tree takes."""
+        return self._load.choice.slowness[self.shape.beam_length]
 
     @property
     def _draft_level(self) -> float:
         """Seconds of drafting one level."""
-        return self._lately.drafting * self.costs.draft_level
+        return self._load.drafting * self.costs.draft_level
 
     def _verifying(self, nodes: float) -> float:
         """Expected seconds of verifying so many nodes per row, a broken number of them included."""
@@ -180,40 +170,50 @@ class AutoPace:
     def deeper(self, log_probs: Tensor) -> bool:  # (B, W)
         """Whether one more level is expected to yield more than decoding does on average in the time that it takes.
 
-        Where looking at the beams would mean waiting for an accelerator: whether lately about as many were accepted.
+        On an accelerator: whether lately about as many were accepted.
         """
         self._level += 1
         if log_probs.device.type != "cpu":
-            return self._level < self._lately.tokens
-        before, self._reached = self._reached, float(self.calibration(log_probs.numpy()).sum(1).mean())
+            return self._level < self._load.tokens
+        before, self._reached = self._reached, float(self._acceptance(log_probs.numpy()).sum(1).mean())
         gain = self._reached * min(self._reached / max(before, 1e-9), 1.0)  # the next level falls off as this one did
-        breadth = (self._lately.nodes - 1) / self._lately.levels
+        breadth = (self._load.nodes - 1) / self._load.levels
         first = 1 + self._level * breadth
         more = self._verifying(first + breadth) - self._verifying(first)
-        return gain > self._rate * (self._draft_level + self._lately.tree * more)
+        return gain > self._rate * (self._draft_level + self._tree * more)
 
     def budget(self, beams: Beams) -> int:
         """The number of nodes with the best expected rate, at least one draft token."""
         _, length, width = beams.tokens.shape
-        log_probs = beams.log_probs.flatten(1).cpu().numpy()  # (B, L W); the draft is there by now
-        drafting = time.perf_counter() - self._began
-        self._lately.drafted(drafting / (length * self.costs.draft_level))
-        gains = np.sort(self.calibration(log_probs), axis=1)[:, ::-1].mean(0)
+        if beams.log_probs.device.type == "cpu":
+            drafting = self._clock() - self._began
+            self._began += drafting
+            self._load.drafting = nearer(self._load.drafting, drafting / (length * self.costs.draft_level), MEMORY)
+            gains = self._gains(beams.log_probs.flatten(1).numpy())
+        else:
+            self._untimed = length * self.costs.draft_level
+            drafting, gains = self._load.drafting * self._untimed, self._load.gains[: length * width]
         most = length * width if self.shape.max_tree_nodes is None else self.shape.max_tree_nodes - 1
-        seconds = drafting + self._lately.tree * self._tables[self._batch][1 : most + 1]
-        self._began += drafting
+        seconds = drafting + self._tree * self._tables[self._batch][1 : most + 1]
         return int(np.argmax((1 + np.cumsum(gains[:most])) / seconds[: len(gains)])) + 2
 
-    def observe(self, tree: DraftTree, step: Step) -> None:
+    def _gains(self, log_probs: npt.NDArray[Any]) -> Floats:  # (B, n) -> (n,)
+        """What each further node is expected to yield for a row, the best nodes first."""
+        return np.sort(self._acceptance(log_probs), axis=1)[:, ::-1].mean(0)
+
+    def observe(self, step: Step) -> None:
         """Learn the step's cost and what was accepted."""
-        batch, nodes = tree.tokens.shape
-        levels = tree.max_depth
-        ratio = (time.perf_counter() - self._began) / float(self._tables[batch][nodes - 1])
-        self._lately.verified(ratio, is_plain=levels == 0)
+        batch, nodes = step.log_probs.shape
+        load, levels = self._load, step.drafted
+        expected = self._untimed + float(self._tables[batch][nodes - 1])
+        load.choice.took(self.shape.beam_length if levels else 0, (self._clock() - self._began) / expected)
         if levels == 0:
             return
         if levels < self._limit or self._limit == self.shape.beam_length:  # not cut short by the reply's end
-            self._lately.accepted(sum(step.n_accepted) / batch + 1, levels, nodes)
+            load.drafted(sum(step.n_accepted) / batch + 1, levels, nodes)
         accepted = np.zeros((batch, nodes), dtype=bool)
         np.put_along_axis(accepted, np.asarray(step.path), values=True, axis=1)
-        self.calibration.update(tree.log_probs[:, 1:].cpu().numpy(), accepted[:, 1:])
+        self._acceptance.verified(step.log_probs[:, 1:], accepted[:, 1:])
+        if self._untimed:
+            load.drafting = self._tree
+            load.verified(self._gains(step.log_probs[:, 1:]))

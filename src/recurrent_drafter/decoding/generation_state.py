@@ -1,10 +1,14 @@
 """When a reply ends, and the text so far."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.generation.stopping_criteria import (
     EosTokenCriteria,
@@ -16,6 +20,7 @@ from transformers.generation.stopping_criteria import (
 )
 
 from recurrent_drafter.core.accept import Accepted
+from recurrent_drafter.core.tree import DraftTree
 
 # What these say of a row depends on that row alone, so it is asked of alone: a whole batch would cost its square.
 ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
@@ -23,39 +28,61 @@ ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
 
 @dataclass(frozen=True)
 class Step:
-    """What a verification yielded, as Python numbers: ``tokens`` and the visited nodes (``path``), M for each row.
+    """What a verification yielded, on the host: ``tokens`` and the visited nodes (``path``), M for each row.
 
-    ``drafted`` is L, the length of the beams that were verified: 0 where nothing was drafted.
+    ``drafted`` is L, the length of the beams that were verified: 0 where nothing was drafted. ``log_probs`` (B, N) are
+    the drafter's, of the nodes verified.
     """
 
     n_accepted: list[int]
     tokens: list[list[int]]
     path: list[list[int]]
-    drafted: int = 0
+    drafted: int
+    log_probs: npt.NDArray[np.float32]
 
     @classmethod
-    def on_host(cls, accepted: Accepted, logits: Tensor, stop: "Stop", drafted: int = 0) -> "Step":
+    def on_host(cls, accepted: Accepted, logits: Tensor, tree: DraftTree, state: "GenerationState") -> "Step":
         """All of it in one transfer; ValueError where the logit (B, N, V) of a token drawn is NaN."""
         rows = torch.arange(len(logits), device=logits.device)[:, None]
         invalid = logits[rows, accepted.path, accepted.tokens].isnan()
-        moved = torch.cat([accepted.n_accepted[:, None], accepted.tokens, accepted.path, invalid], dim=1).tolist()
-        columns = accepted.tokens.shape[1]
-        for row, values in zip(stop.rows, moved, strict=True):
-            if any(values[-columns:]):
-                place = len(stop.generated[row]) + values[-columns:].index(1)
-                raise ValueError(
-                    f"the verifier's logits are NaN in row {row}, at token {place} of the reply (counted from 0): "
-                    "expected numbers; look for overflow in half precision, or for damaged weights"
-                )
+        log_probs = tree.log_probs.view(torch.int32)  # their bits, for tokens are integers
+        parts = (accepted.n_accepted[:, None], accepted.tokens, accepted.path, invalid, log_probs)
+        moved = torch.cat(parts, dim=1).cpu().numpy()
+        n_accepted, tokens, path, nan, bits = np.split(moved, np.cumsum([part.shape[1] for part in parts[:-1]]), axis=1)
+        if nan.any():
+            row, place = np.argwhere(nan)[0]
+            index = state.rows[row]
+            raise ValueError(
+                f"the verifier's logits are NaN in row {index}, at token {len(state.generated[index]) + place} of the "
+                "reply (counted from 0): expected numbers; look for overflow in half precision, or for damaged weights"
+            )
         return cls(
-            n_accepted=[values[0] for values in moved],
-            tokens=[values[1 : 1 + columns] for values in moved],
-            path=[values[1 + columns : 1 + 2 * columns] for values in moved],
-            drafted=drafted,
+            n_accepted=n_accepted[:, 0].tolist(),
+            tokens=tokens.tolist(),
+            path=path.tolist(),
+            drafted=tree.max_depth,
+            log_probs=bits.astype(np.int32).view(np.float32),
         )
 
 
-class Stop:
+@dataclass(frozen=True)
+class DecodeStats:
+    """What a generation took: steps after prefill, and the tokens emitted in them, summed over the rows.
+
+    ``drafts`` has an entry for each row: of every step, how many tokens deep the draft was and how many were accepted.
+    """
+
+    steps: int
+    tokens: int
+    drafts: Sequence[Sequence[tuple[int, int]]] = ()
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Tokens per verification; NaN when prefill's token was the only one."""
+        return self.tokens / self.steps if self.steps else float("nan")
+
+
+class GenerationState:
     """The replies of a batch as they grow; which rows have ended, and what became of each row's drafts.
 
     ``drafts`` holds for every verification of a row, prefill's own aside, how many tokens deep its beams were and how
@@ -84,9 +111,13 @@ class Stop:
         self.drafts: list[list[tuple[int, int]]] = [[] for _ in range(batch)]
         self.rows = list(range(batch))  # those that have not ended; row i of the loop is row rows[i] of the batch
         self.stayed: list[int] | None = None  # which of the loop's rows the last step left, if it ended any
+        self._texts = prompts  # (B, columns): prompts and replies, as far as `prefix` was asked for them
+        self._written = [0] * batch  # tokens of each reply that stand there for good
 
     @classmethod
-    def from_hf(cls, prompts: Tensor, criteria: StoppingCriteriaList | None, config: GenerationConfig) -> "Stop":
+    def from_hf(
+        cls, prompts: Tensor, criteria: StoppingCriteriaList | None, config: GenerationConfig
+    ) -> "GenerationState":
         """Transformers' criteria: length and end token as this class has them, any other asked.
 
         Raises ValueError when nothing limits the reply's length.
@@ -107,7 +138,6 @@ class Stop:
 
     @property
     def done(self) -> bool:
-        """Whether every row has ended."""
         return not self.rows
 
     @property
@@ -125,11 +155,30 @@ class Stop:
         """Tokens generated so far by each unfinished row."""
         return [len(self.generated[row]) for row in self.rows]
 
+    @property
+    def stats(self) -> DecodeStats:
+        return DecodeStats(sum(self.steps), sum(map(len, self.generated)) - len(self.generated), self.drafts)
+
+    def sequences(self, pad: int) -> Tensor:
+        """Prompts and replies (B, S + the longest reply), shorter ones padded."""
+        longest = max(map(len, self.generated))
+        replies = [reply + [pad] * (longest - len(reply)) for reply in self.generated]
+        return torch.cat([self.prompts, torch.tensor(replies, device=self.prompts.device)], dim=1)
+
     def prefix(self, index: int, drawn: Sequence[int] = ()) -> Tensor:
-        """Prompt and reply (1, T) of the unfinished row ``index``, with tokens ``drawn`` behind them."""
-        row = self.rows[index]
-        prompt = self.prompts[row]
-        return torch.cat([prompt, prompt.new_tensor([*self.generated[row], *drawn])])[None]
+        """Prompt and reply (1, T) of the unfinished row ``index``, with tokens ``drawn`` after them.
+
+        A view of what grows, to be read only: asking again costs what is new since the last time.
+        """
+        row, length = self.rows[index], self.prompts.shape[1]
+        reply, written = self.generated[row], self._written[row]
+        end = length + len(reply) + len(drawn)
+        if end > self._texts.shape[1]:
+            self._texts = nn.functional.pad(self._texts, (0, end))
+        if new := [*reply[written:], *drawn]:
+            self._texts[row, length + written : end] = torch.tensor(new).to(self._texts.device, non_blocking=True)
+            self._written[row] = len(reply)
+        return self._texts[row, None, :end]
 
     def emit(self, step: Step) -> list[list[int]]:
         """Add each unfinished row's new tokens, up to an end token, the limit or a criterion.
@@ -160,6 +209,8 @@ class Stop:
         return False, reply[before:]
 
     def _asked_to_stop(self, index: int) -> bool:
+        if not self.criteria:
+            return False
         prefix, batch = self.prefix(index), len(self.generated)
         for criterion in self.criteria:
             if batch == 1 or type(criterion) in ROW_BY_ROW:
@@ -182,3 +233,23 @@ def as_tuple(ids: int | Sequence[int] | None) -> tuple[int, ...]:
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else tuple(ids)
+
+
+def bind_stop_strings(options: dict[str, Any]) -> None:
+    """Put a criterion in the place of ``generate``'s ``stop_strings`` and their ``tokenizer``.
+
+    Raises ValueError for strings without a tokenizer.
+    """
+    tokenizer, stop_strings = options.pop("tokenizer", None), options.pop("stop_strings", None)
+    config = options.get("generation_config")
+    if config is not None and config.stop_strings is not None:
+        stop_strings = stop_strings or config.stop_strings
+        options["generation_config"] = config = copy.deepcopy(config)
+        config.stop_strings = None
+    if stop_strings is None:
+        return
+    if tokenizer is None:
+        raise ValueError("stop_strings need the tokenizer: pass tokenizer=...")
+    criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or ())
+    criteria.append(StopStringCriteria(tokenizer, stop_strings))
+    options["stopping_criteria"] = criteria

@@ -7,8 +7,11 @@ from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation.configuration_utils import GenerationMode
 
-from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import REFUSED, Sampler
+from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.verifier import Verifier
 
 # What transformers hands to a decoding method besides the prompt; anything else a user has asked for.
 USUAL_ARGUMENTS = {"attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"}
@@ -23,17 +26,36 @@ def check_ids(input_ids: Tensor, attention_mask: Tensor | None) -> None:
         raise ValueError(f"attention_mask is of shape {tuple(attention_mask.shape)}, and input_ids are {kind}")
 
 
-def check_prompt(stop: Stop, context_length: int | None) -> None:
+def check_prompt(state: GenerationState, context_length: int | None) -> None:
     """Raise ValueError for prompts that are empty or do not leave room for the reply."""
-    batch, length = stop.prompts.shape
+    batch, length = state.prompts.shape
     if batch == 0 or length == 0:
         raise ValueError(f"the prompts are of shape ({batch}, {length}): expected at least one with one token")
-    if stop.max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens is {stop.max_new_tokens}, expected at least 1")
-    if context_length is not None and length + stop.max_new_tokens > context_length:
+    if state.max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {state.max_new_tokens}, expected at least 1")
+    if context_length is not None and length + state.max_new_tokens > context_length:
         raise ValueError(
-            f"a prompt of {length} tokens and {stop.max_new_tokens} new ones exceed the context of {context_length}: "
+            f"a prompt of {length} tokens and {state.max_new_tokens} new ones exceed the context of {context_length}: "
             f"shorten the prompt, or ask for at most {max(context_length - length, 0)} new tokens"
+        )
+
+
+def check_drafter(drafter: RecurrentDrafter, shape: DraftShape | None, verifier: Verifier, prompt_length: int) -> None:
+    """Raise ValueError when the drafter was moved away from the verifier, or the shape does not fit."""
+    weight = next(drafter.parameters())
+    if (weight.device, weight.dtype) != (verifier.device, verifier.model.dtype):
+        raise ValueError(
+            f"the drafter is {weight.dtype} on {weight.device}, the verifier {verifier.model.dtype} on "
+            f"{verifier.device}: expected the same; attach_verifier(model) moves the drafter"
+        )
+    if shape is None:
+        return
+    if shape.beam_width > (most := drafter.config.draft_vocab_size):
+        raise ValueError(f"beam_width is {shape.beam_width}, expected 1 to {most} (the draft vocabulary)")
+    if verifier.context_length is not None and shape.beam_length >= (left := verifier.context_length - prompt_length):
+        raise ValueError(
+            f"beam_length is {shape.beam_length}, expected at most {left - 1}: the prompt leaves {left} "
+            f"tokens of the context of {verifier.context_length}"
         )
 
 

@@ -11,7 +11,7 @@ from transformers.generation.logits_process import LogitsProcessor
 
 from recurrent_drafter.core.noise import draw_tokens
 from recurrent_drafter.core.tree import DraftTree
-from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.generation_state import GenerationState
 
 # What these make of a row of scores depends on nothing else, so rows go through them together.
 PREFIX_FREE = (
@@ -52,7 +52,7 @@ class Sampler:
     """Draws the token that the verifier would emit after a node.
 
     Args:
-        stop: the replies so far, whose lengths and prefixes draws depend on.
+        state: the replies so far, whose lengths and prefixes draws depend on.
         processors: functions of (input_ids, scores), applied in their order. Any of transformers' or one's own.
         seed: of the noise; None is greedy.
         row_ids: (B,), each sequence's id in the noise; by default its row.
@@ -60,13 +60,13 @@ class Sampler:
 
     def __init__(
         self,
-        stop: Stop,
+        state: GenerationState,
         processors: Sequence[LogitsProcessor] = (),
         seed: int | None = None,
         row_ids: Sequence[int] | None = None,
     ) -> None:
-        self.stop, self.processors, self.seed = stop, tuple(processors), seed
-        batch, _ = stop.prompts.shape
+        self.state, self.processors, self.seed = state, tuple(processors), seed
+        batch, _ = state.prompts.shape
         self.row_ids = list(range(batch)) if row_ids is None else [int(row) for row in row_ids]
         if len(self.row_ids) != batch:
             raise ValueError(f"row_ids has {len(self.row_ids)} entries, expected one per row of the batch: {batch}")
@@ -76,7 +76,7 @@ class Sampler:
     @classmethod
     def from_hf(
         cls,
-        stop: Stop,
+        state: GenerationState,
         processors: Sequence[LogitsProcessor] | None,
         config: GenerationConfig,
         seed: int | None,
@@ -92,7 +92,7 @@ class Sampler:
                 seed = operator.index(seed)
             except TypeError:
                 raise ValueError(f"seed is {seed!r}, expected an integer") from None
-        return cls(stop, processors or (), seed, row_ids)
+        return cls(state, processors or (), seed, row_ids)
 
     def draws(self, tree: DraftTree, logits: Tensor) -> Callable[[Tensor], Tensor]:  # (B, N, V)
         """What `follow_tree` asks: nodes (B,) to the tokens (B,) drawn after them."""
@@ -100,8 +100,8 @@ class Sampler:
             best = logits.argmax(-1)  # (B, N)
             return lambda nodes: best.gather(1, nodes[:, None])[:, 0]
         rows = torch.arange(len(logits), device=logits.device)
-        lengths = torch.tensor(self.stop.lengths, device=logits.device)
-        row_ids = torch.tensor([self.row_ids[row] for row in self.stop.rows], device=logits.device)
+        lengths = torch.tensor(self.state.lengths, device=logits.device)
+        row_ids = torch.tensor([self.row_ids[row] for row in self.state.rows], device=logits.device)
 
         def draw(nodes: Tensor) -> Tensor:
             scores = self.processed(logits[rows, nodes].float(), tree, nodes)
@@ -115,7 +115,7 @@ class Sampler:
     def processed(self, scores: Tensor, tree: DraftTree, nodes: Tensor) -> Tensor:  # (B, V) -> (B, V)
         """Logits at nodes (B,) as the processors leave them, each row on its own prefix."""
         if not self._reads_prefix:
-            nothing = self.stop.prompts[:, :0]
+            nothing = self.state.prompts[:, :0]
             for processor in self.processors:
                 scores = processor(nothing, scores)
             return scores
@@ -123,8 +123,8 @@ class Sampler:
         return torch.cat([self._row_processed(index, drawn[index], scores[index, None]) for index in range(len(nodes))])
 
     def _row_processed(self, index: int, drawn: Sequence[int], scores: Tensor) -> Tensor:  # (1, V) -> (1, V)
-        prefix = self.stop.prefix(index, drawn)
-        batch, row = len(self.stop.generated), self.stop.rows[index]
+        prefix = self.state.prefix(index, drawn)
+        batch, row = len(self.state.generated), self.state.rows[index]
         for processor in self.processors:
             if batch == 1 or type(processor) in (*PREFIX_FREE, *ROW_BY_ROW):
                 scores = processor(prefix, scores)

@@ -3,7 +3,6 @@
 import copy
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,40 +11,30 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.logits_process import LogitsProcessorList
-from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
+from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from recurrent_drafter.decoding.costs import TUNING_FILE, Costs, Tuning, measure_costs
-from recurrent_drafter.decoding.decode import BeamDrafter, Draft, FixedPace, Pace, decode
-from recurrent_drafter.decoding.draft_controller import LONGEST, AutoPace
-from recurrent_drafter.decoding.generation_state import Stop, as_tuple
-from recurrent_drafter.decoding.preconditions import check_ids, check_padding, check_prompt, refuse_unsupported
+from recurrent_drafter.decoding.costs import Costs, Tuning, measure_costs
+from recurrent_drafter.decoding.decode import BeamDrafter, DraftController, DraftMethod, Embed, FixedController, decode
+from recurrent_drafter.decoding.draft_controller import LONGEST, TreeController
+from recurrent_drafter.decoding.generation_state import DecodeStats, GenerationState, as_tuple, bind_stop_strings
+from recurrent_drafter.decoding.preconditions import (
+    check_drafter,
+    check_ids,
+    check_padding,
+    check_prompt,
+    refuse_unsupported,
+)
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, load_drafter
 from recurrent_drafter.models.packed_linear import PackedLinears, swapped
 from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.paths import TUNING_FILE
 
 logger = logging.getLogger(__name__)
 QUICK_ROWS = (1, 4, 12, 24, 64, 128)  # timed before the first reply, which waits for it: as many as may be verified
-
-
-@dataclass(frozen=True)
-class DecodeStats:
-    """What a generation took: steps after prefill, and the tokens emitted in them, summed over the rows.
-
-    ``drafts`` has an entry for each row: of every step, how many tokens deep the draft was and how many were accepted.
-    """
-
-    steps: int
-    tokens: int
-    drafts: Sequence[Sequence[tuple[int, int]]] = ()
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Tokens per verification; NaN when prefill's token was the only one."""
-        return self.tokens / self.steps if self.steps else float("nan")
 
 
 class RecurrentDraftingSpeculator:
@@ -58,23 +47,30 @@ class RecurrentDraftingSpeculator:
         drafter: the trained drafter; None decodes by plain autoregression in the same loop.
         shape: how much to draft and verify at every step. By default that follows measured cost and acceptance, down
             to plain autoregression where speculation does not pay.
+        drafting: makes what drafts from the drafter and the verifier's embedding; by default a beam search.
     """
 
-    def __init__(self, drafter: RecurrentDrafter | None, shape: DraftShape | None = None) -> None:
+    def __init__(
+        self,
+        drafter: RecurrentDrafter | None,
+        shape: DraftShape | None = None,
+        drafting: Callable[[RecurrentDrafter, Embed], DraftMethod] = BeamDrafter,
+    ) -> None:
         self.drafter = drafter
         self.shape = shape
+        self.drafting = drafting
         self.costs: Costs | None = None
         self.tuning: Tuning | None = None  # found beside the drafter
         self._tuned_shape: DraftShape | None = None  # its shape, where it holds
         self.stats = DecodeStats(steps=0, tokens=0)
         self._verifier: Verifier | None = None
-        self._packed: list[PackedLinears] = []
-        self._draft: Draft | None = None
-        self._paces: dict[float, AutoPace] = {}  # by temperature, for acceptance depends on it
+        self.packed: list[PackedLinears] = []  # the layers that compute from packed weights while decoding
+        self._draft: DraftMethod | None = None
+        self._controllers: dict[float, TreeController] = {}  # by temperature
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RecurrentDraftingSpeculator":
         """The drafter and what was measured; the copy attaches to the model that it is used with."""
-        twin = type(self)(copy.deepcopy(self.drafter, memo), self.shape)
+        twin = type(self)(copy.deepcopy(self.drafter, memo), self.shape, self.drafting)
         twin.costs, twin.tuning, twin._tuned_shape = self.costs, self.tuning, self._tuned_shape
         return twin
 
@@ -127,15 +123,11 @@ class RecurrentDraftingSpeculator:
         if self.drafter is not None:
             check_pair(self.drafter.config, verifier.hidden_size, verifier.vocab_size)
             self.drafter.to(device=verifier.device, dtype=model.dtype).eval()  # type: ignore[arg-type, call-arg]
-            self._draft = self._drafting(self.drafter, verifier)
+            self._draft = self.drafting(self.drafter, verifier.embed)
         self._verifier = verifier
         self._take_tuning(model)
-        self._packed = [PackedLinears(module) for module in (model, self.drafter) if module is not None]
-        self._paces = {}
-
-    def _drafting(self, drafter: RecurrentDrafter, verifier: Verifier) -> Draft:
-        """How drafts are made: the one seam for another way of drafting."""
-        return BeamDrafter(drafter, verifier.embed)
+        self.packed = [PackedLinears(module) for module in (model, self.drafter) if module is not None]
+        self._controllers = {}
 
     def _take_tuning(self, model: PreTrainedModel) -> None:
         """Use what was tuned if it was on this hardware, dtype and architecture; otherwise costs are measured anew."""
@@ -172,22 +164,19 @@ class RecurrentDraftingSpeculator:
         drafter or without, alone or in a batch.
         """
         config = generation_config or model.generation_config
-        stop = Stop.from_hf(input_ids, stopping_criteria, config)
-        sampler = Sampler.from_hf(stop, logits_processor, config, seed, row_ids)
+        state = GenerationState.from_hf(input_ids, stopping_criteria, config)
+        sampler = Sampler.from_hf(state, logits_processor, config, seed, row_ids)
         if streamer is not None:
             if len(input_ids) > 1:
                 raise ValueError(f"a streamer follows one sequence, and the batch has {len(input_ids)}")
             streamer.put(input_ids.cpu())
-        for emitted in self._steps(model, config, stop, sampler, model_kwargs):
+        for emitted in self._steps(model, config, state, sampler, model_kwargs):
             if streamer is not None:
                 streamer.put(torch.tensor(emitted[0]))
         if streamer is not None:
             streamer.end()
         end_ids = as_tuple(config.eos_token_id)
-        pad = config.pad_token_id if config.pad_token_id is not None else (end_ids[0] if end_ids else 0)
-        longest = max(map(len, stop.generated))
-        replies = [row + [pad] * (longest - len(row)) for row in stop.generated]
-        sequences = torch.cat([input_ids, torch.tensor(replies, device=input_ids.device)], dim=1)
+        sequences = state.sequences(config.pad_token_id if config.pad_token_id is not None else (*end_ids, 0)[0])
         if config.return_dict_in_generate:
             return GenerateDecoderOnlyOutput(sequences=sequences)  # type: ignore[arg-type]
         return sequences
@@ -240,11 +229,11 @@ class RecurrentDraftingSpeculator:
         ) -> Iterator[list[list[int]]]:
             if len(input_ids) != 1:
                 raise ValueError(f"{len(input_ids)} sequences cannot be streamed: expected num_return_sequences=1")
-            stop = Stop.from_hf(input_ids, stopping_criteria, generation_config)
+            state = GenerationState.from_hf(input_ids, stopping_criteria, generation_config)
             if end_ids is not None:
-                stop.end_ids = frozenset(end_ids)
-            sampler = Sampler.from_hf(stop, logits_processor, generation_config, seed, None)
-            return self._steps(model, generation_config, stop, sampler, model_kwargs)
+                state.end_ids = frozenset(end_ids)
+            sampler = Sampler.from_hf(state, logits_processor, generation_config, seed, None)
+            return self._steps(model, generation_config, state, sampler, model_kwargs)
 
         return (emitted[0] for emitted in self._through_hf(method, input_ids, attention_mask, options))
 
@@ -255,79 +244,55 @@ class RecurrentDraftingSpeculator:
         check_ids(input_ids, attention_mask)
         if options.get("assistant_model") is not None:
             raise ValueError("not supported when decoding with a drafter: assistant_model")
-        tokenizer, stop_strings = options.pop("tokenizer", None), options.pop("stop_strings", None)
-        config = options.get("generation_config")
-        if config is not None and config.stop_strings is not None:
-            stop_strings = stop_strings or config.stop_strings
-            options["generation_config"] = config = copy.deepcopy(config)
-            config.stop_strings = None
-        if stop_strings is not None:
-            if tokenizer is None:
-                raise ValueError("stop_strings need the tokenizer: pass tokenizer=...")
-            criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or ())
-            criteria.append(StopStringCriteria(tokenizer, stop_strings))
-            options["stopping_criteria"] = criteria
+        bind_stop_strings(options)
         generate: Callable[..., Any] = self.verifier.model.generate  # type: ignore[assignment]
         return generate(input_ids=input_ids, attention_mask=attention_mask, custom_generate=method, **options)
 
     def _steps(
-        self, model: PreTrainedModel, config: GenerationConfig, stop: Stop, sampler: Sampler, arguments: dict[str, Any]
+        self,
+        model: PreTrainedModel,
+        config: GenerationConfig,
+        state: GenerationState,
+        sampler: Sampler,
+        arguments: dict[str, Any],
     ) -> Iterator[list[list[int]]]:
         """Check everything, then decode; between steps the model is as it was."""
         if self._verifier is None or not self._verifier.is_of(model):
             self.attach_verifier(model)
         verifier = self.verifier
-        refuse_unsupported(config, sampler, arguments)
-        check_prompt(stop, verifier.context_length)
-        check_padding(stop.prompts, arguments.get("attention_mask"), arguments.get("position_ids"))
-        self._check_drafter(verifier, stop)
-        packed = [pair for linears in self._packed for pair in linears.forwards()]
-        with torch.inference_mode(), swapped(packed):
-            pace = self._pace(config, stop)
         mask = arguments.get("attention_mask")
-        steps = decode(verifier, self._draft, pace, stop.prompts, mask, stop, sampler)
+        refuse_unsupported(config, sampler, arguments)
+        check_prompt(state, verifier.context_length)
+        check_padding(state.prompts, mask, arguments.get("position_ids"))
+        draft = self._draft if self.drafter is not None else None
+        if self.drafter is not None and draft is not None:
+            check_drafter(self.drafter, self.shape, verifier, state.prompts.shape[1])
+            draft.follow(state)
+        packed = [pair for linears in self.packed for pair in linears.forwards()]
+        with torch.inference_mode(), swapped(packed):
+            temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
+            controller = self.controller(temperature, *state.prompts.shape)
+        steps = decode(verifier, draft, controller, state, sampler, mask)
         while True:
             with torch.inference_mode(), swapped(packed):  # step by step: what a consumer does between is its own
                 emitted = next(steps, None)
             if emitted is None:
                 return
-            emitted_after_prefill = sum(map(len, stop.generated)) - len(stop.generated)
-            self.stats = DecodeStats(sum(stop.steps), emitted_after_prefill, stop.drafts)
+            self.stats = state.stats
             yield emitted
 
-    def _check_drafter(self, verifier: Verifier, stop: Stop) -> None:
-        """Raise ValueError when the drafter was moved away from the verifier, or the shape does not fit."""
-        if self.drafter is None:
-            return
-        weight = next(self.drafter.parameters())
-        if (weight.device, weight.dtype) != (verifier.device, verifier.model.dtype):
-            raise ValueError(
-                f"the drafter is {weight.dtype} on {weight.device}, the verifier {verifier.model.dtype} on "
-                f"{verifier.device}: expected the same; attach_verifier(model) moves the drafter"
-            )
-        if self.shape is None:
-            return
-        if self.shape.beam_width > (most := self.drafter.config.draft_vocab_size):
-            raise ValueError(f"beam_width is {self.shape.beam_width}, expected 1 to {most} (the draft vocabulary)")
-        if verifier.context_length is not None:
-            left = verifier.context_length - stop.prompts.shape[1]
-            if self.shape.beam_length >= left:
-                raise ValueError(
-                    f"beam_length is {self.shape.beam_length}, expected at most {left - 1}: the prompt leaves {left} "
-                    f"tokens of the context of {verifier.context_length}"
-                )
+    def controller(self, temperature: float, batch: int = 1, context: int = 1) -> DraftController:
+        """What decides how much to draft, one for each temperature, for acceptance depends on it (0 is greedy).
 
-    def _pace(self, config: GenerationConfig, stop: Stop) -> Pace:
+        The first one's costs are measured, for ``batch`` rows of so many tokens, unless they are known.
+        """
         if self.drafter is None or self._draft is None or self.shape is not None:
-            return FixedPace(self.shape if self.drafter is not None else None)
-        temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
-        if temperature not in self._paces:
+            return FixedController(self.shape if self.drafter is not None else None)
+        if temperature not in self._controllers:
             saved = self._tuned_shape or self.drafter.config.draft_shape
             if self.costs is None:
-                batch, context = stop.prompts.shape
                 rows = [count for count in QUICK_ROWS if count <= max(24, 8 * batch)]
-                self.costs = measure_costs(
-                    self.verifier, self._draft, context, rows=rows, widths=(saved.beam_width,), repeats=2
-                )
-            self._paces[temperature] = AutoPace(self.costs, DraftShape(saved.beam_width, LONGEST))
-        return self._paces[temperature]
+                widths = (saved.beam_width,)
+                self.costs = measure_costs(self.verifier, self._draft, context, rows=rows, widths=widths, repeats=2)
+            self._controllers[temperature] = TreeController(self.costs, DraftShape(saved.beam_width, LONGEST))
+        return self._controllers[temperature]

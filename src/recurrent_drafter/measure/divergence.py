@@ -10,14 +10,17 @@ from transformers.generation.logits_process import LogitsProcessor
 
 from recurrent_drafter.core.noise import gumbel_noise
 from recurrent_drafter.core.tree import DraftTree, root_tree
-from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
 NOTHING = -1  # in the place of a token where a reply has ended
-REPLAYED, TREES = 32, (2, 4, 8, 16)  # tokens that are read again to see how far ways of computing differ; nodes of the trees
+REPLAYED, TREES = 32, (2, 4, 8, 16)  # tokens read again to see how far ways of computing differ; nodes of the trees
+    32,
+    (2, 4, 8, 16),
+)  # tokens that are read again to see how far ways of computing differ; nodes of the trees
 
 
 @dataclass(frozen=True)
@@ -63,10 +66,10 @@ class Draw:
     def scores(self, reply: Sequence[int], logits: Tensor) -> Tensor:  # (V,) -> (V,)
         """Log-probabilities after ``reply`` as the processors leave them."""
         prompt = self.prompt.to(logits.device)
-        stop = Stop(prompt[None], len(reply) + 1)
-        stop.generated[0] = list(reply)
+        state = GenerationState(prompt[None], len(reply) + 1)
+        state.generated[0] = list(reply)
         root = torch.zeros(1, dtype=torch.int64, device=logits.device)
-        sampler = Sampler(stop, self.processors)
+        sampler = Sampler(state, self.processors)
         return sampler.processed(logits[None].float(), root_tree(root), root)[0].log_softmax(-1)
 
     def noised(self, position: int, scores: Tensor, tokens: Tensor) -> list[float]:  # (V,), (n,) -> n

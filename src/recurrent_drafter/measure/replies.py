@@ -15,8 +15,8 @@ from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights,
 from recurrent_drafter.core.metrics import Walk, visited, walk
 from recurrent_drafter.core.tree import DraftTree, prefix_tree
 from recurrent_drafter.data.encoding import TrainExample
-from recurrent_drafter.decoding.decode import BeamDrafter, FixedPace, decode
-from recurrent_drafter.decoding.generation_state import Stop
+from recurrent_drafter.decoding.decode import BeamDrafter, FixedController, decode
+from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
@@ -56,10 +56,10 @@ def greedy_replies(
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             input_ids, attention_mask = left_padded([prompts[index] for index in rows], verifier.device)
-            stop = Stop(input_ids, max_new_tokens, end_ids)
-            for _ in decode(verifier, None, FixedPace(None), input_ids, attention_mask, stop, Sampler(stop)):
+            state = GenerationState(input_ids, max_new_tokens, end_ids)
+            for _ in decode(verifier, None, FixedController(None), state, Sampler(state), attention_mask):
                 pass
-            for index, tokens in zip(rows, stop.generated, strict=True):
+            for index, tokens in zip(rows, state.generated, strict=True):
                 replies[index] = Reply(prompts[index], torch.tensor(tokens))
     return [replies[index] for index in range(len(prompts))]
 
@@ -140,7 +140,7 @@ class HeldOutReplies:
         return results
 
 
-def _future(tokens: Tensor, count: int) -> Tensor:  # (R,) -> (R, count), IGNORED behind the reply's end
+def _future(tokens: Tensor, count: int) -> Tensor:  # (R,) -> (R, count), IGNORED after the reply's end
     padded = functional.pad(tokens, (0, count), value=IGNORED)
     return padded.unfold(0, count, 1)[1:]
 

@@ -60,7 +60,6 @@ class Verifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's inputs go."""
         return self.model.device
 
     @property

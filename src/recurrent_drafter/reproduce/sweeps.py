@@ -1,7 +1,8 @@
-"""The sweeps with one trained drafter: shapes of draft, the prefix tree, and the size of the draft vocabulary."""
+"""The sweeps with one trained drafter: shapes of draft, the prefix tree, the size of the draft vocabulary."""
 
 import copy
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -11,50 +12,17 @@ from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.metrics import Walk
 from recurrent_drafter.decoding.costs import MEASURED_ROWS
 from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.measure.estimate import predicted_speedup
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.measure.ruler import BUG
 from recurrent_drafter.measure.tuning import Search, label, measure_acceptance, packed_costs
 from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.reproduce.plan import DEPTHS
+from recurrent_drafter.training.estimation import measured_costs
+from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens
+from recurrent_drafter.training.recipe import default_shape
 
 SMALLEST_POWER = 7
-Record = dict[str, Any]
-
-
-def shapes(search: Search, held_out: HeldOutReplies) -> Record:
-    """Beam widths and lengths at every batch size, by `tune`'s own measurements; then whole trees along replies."""
-    batches = []
-    for found in search.run()[0]:
-        outcomes = [differing.verdict.outcome for differing in found.differing]
-        bugs = outcomes.count(BUG)
-        best = {"best": label(found.best.shape), "bugs": bugs, "ties": len(outcomes) - bugs}
-        batches.append({**found.as_record(), **best})
-    whole = []
-    for width in search.widths:
-        acceptance = measure_acceptance(held_out, search.drafter, width, max(search.lengths))
-        for length in search.lengths:
-            walks = acceptance.walks(length, 1 + width * length)
-            whole.append({"beam_width": width, "beam_length": length, **counts(walks)})
-    told = {"prompts": len(search.prompts), "new_tokens": search.decoding.new_tokens}
-    return {**told, "whole": whole, "batches": batches}
-
-
-def tree(held_out: HeldOutReplies, drafter: RecurrentDrafter, widths: Sequence[int], length: int) -> Record:
-    """What merging the beams' prefixes saves: tokens to verify, and the time of verifying them."""
-    most, context = 1 + max(widths, default=1) * length, max(len(held_out.replies[0].prompt), 1)
-    timed = [count for count in MEASURED_ROWS if count < most] + [most]
-    costs = packed_costs(held_out.verifier, drafter, context, rows=timed)
-    rows = []
-    for width in widths:
-        size = tree_size(held_out, drafter, width, length)
-        apart, merged = costs.verifying([1 + width * length, 1 + round(size)]).tolist()
-        tokens = {"beam_width": width, "beam_length": length, "candidates": width * length, "distinct": size}
-        rows.append({**tokens, "seconds_apart": apart, "seconds_merged": merged})
-    return {"rows": rows}
-
-
-def counts(walks: Sequence[Walk]) -> Record:
-    """Of every reply, for a file."""
-    return {"steps": [walk.steps for walk in walks], "tokens": [walk.tokens for walk in walks]}
 
 
 def distinct_prefixes(beams: Beams) -> Tensor:  # (B,)
@@ -109,3 +77,60 @@ def with_fewer_tokens(drafter: RecurrentDrafter, kept: Tensor) -> RecurrentDraft
     smaller.draft_ids = smaller.draft_ids[rows]
     smaller.config.draft_vocab_size = len(smaller.draft_ids)
     return smaller
+
+
+def sweep_of_shapes(search: Search, held_out: HeldOutReplies) -> dict[str, Any]:
+    """Beam widths and lengths at every batch size, by `tune`'s own measurements; then whole trees along replies."""
+    batches = []
+    for found in search.run()[0]:
+        outcomes = [differing.verdict.outcome for differing in found.differing]
+        bugs = outcomes.count(BUG)
+        told = {"best": label(found.best.shape), "bugs": bugs, "ties": len(outcomes) - bugs}
+        batches.append({**found.as_record(), **told})
+    whole = []
+    for width in search.widths:
+        acceptance = measure_acceptance(held_out, search.drafter, width, max(search.lengths))
+        for length in search.lengths:
+            walks = acceptance.walks(length, 1 + width * length)
+            whole.append({"beam_width": width, "beam_length": length, **walked(walks)})
+    asked = {"prompts": len(search.prompts), "new_tokens": search.decoding.new_tokens}
+    return {**asked, "whole": whole, "batches": batches}
+
+
+def sweep_of_trees(held_out: HeldOutReplies, drafter: RecurrentDrafter, widths: Sequence[int]) -> dict[str, Any]:
+    """What merging the beams' prefixes saves: tokens to verify, and the time of verifying them."""
+    widths = [width for width in widths if 1 < width <= len(drafter.draft_ids)]
+    sizes = {width: tree_size(held_out, drafter, width, DEPTHS) for width in widths}
+    context = max(len(held_out.replies[0].prompt), 1)
+    most = 1 + max(widths, default=1) * DEPTHS
+    timed = [count for count in MEASURED_ROWS if count < most] + [most]
+    costs = packed_costs(held_out.verifier, drafter, context, rows=timed)
+    rows = []
+    for width, size in sizes.items():
+        apart, merged = costs.verifying([1 + width * DEPTHS, 1 + round(size)]).tolist()
+        tokens = {"beam_width": width, "beam_length": DEPTHS, "candidates": width * DEPTHS, "distinct": size}
+        rows.append({**tokens, "seconds_apart": apart, "seconds_merged": merged})
+    return {"rows": rows}
+
+
+def sweep_of_vocabularies(
+    held_out: HeldOutReplies, drafter: RecurrentDrafter, examples: Sequence[RootExample], end_ids: Sequence[int]
+) -> dict[str, Any]:
+    """The same drafter with ever fewer tokens that it can draft, the most frequent ones."""
+    verifier, shape = held_out.verifier, default_shape(DEPTHS, len(drafter.draft_ids))
+    rows = []
+    for size in vocabulary_sizes(len(drafter.draft_ids)):
+        kept = frequent_tokens(examples, size, verifier.vocab_size, end_ids)
+        smaller = with_fewer_tokens(drafter, kept)
+        acceptance = measure_acceptance(held_out, smaller, shape.beam_width, shape.beam_length)
+        walks = acceptance.walks(shape.beam_length, shape.nodes)
+        costs = measured_costs(smaller, verifier)
+        speed = predicted_speedup(costs, shape, sum(walks, Walk(0, 0)).tokens_per_step)
+        cost = {"draft_level": costs.draft_level, "plain_step": costs.verify[0], "predicted_speedup": speed}
+        rows.append({"size": size, "coverage": coverage(examples, kept), **cost, **walked(walks)})
+    return {"rows": rows, **asdict(shape)}
+
+
+def walked(walks: Sequence[Walk]) -> dict[str, list[int]]:
+    """Steps and tokens of every reply."""
+    return {"steps": [walk.steps for walk in walks], "tokens": [walk.tokens for walk in walks]}

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from recurrent_drafter.core.beam import sampled_chain
 from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.decoding.draft_controller import ChainController
 from recurrent_drafter.models.loading import load_drafter
 from recurrent_drafter.vllm import compatibility, cpu_fixes
 from recurrent_drafter.vllm.options import ServingOptions
-from recurrent_drafter.vllm.shedding import Shedding
 
 RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 
@@ -35,7 +35,7 @@ class RecurrentDraftProposer:
         self.dtype, self.device = vllm_config.model_config.dtype, vllm_config.device_config.device
         # Processes that share a verifier embed tokens together, so they must decide alike: no clock among them.
         sheds = self.options.shed and vllm_config.parallel_config.tensor_parallel_size == 1
-        self.shedding = Shedding(self.length) if sheds else None
+        self.controller = ChainController(self.length) if sheds else None
         self.laws = DraftLaws(vllm_config.model_config.get_vocab_size())
 
     def load_model(self, target_model: Any) -> None:
@@ -49,6 +49,28 @@ class RecurrentDraftProposer:
     def propose(self, *_: Any, **__: Any) -> list[list[int]]:
         """Part of vLLM's interface, which gives no hidden states."""
         raise RuntimeError("a recurrent drafter drafts from hidden states: propose_draft_token_ids is not wrapped")
+
+    def planned_length(self, scheduler_output: Any, drafted: Sequence[int], sampled: Sequence[Sequence[int]]) -> int:
+        """How long the next drafts are to be: as vLLM schedules them, and as far as that pays."""
+        length = min(self.length, scheduler_output.num_spec_tokens_to_schedule or self.length)
+        rows = [row for row, tokens in enumerate(sampled) if tokens]
+        if self.controller is None or not rows:
+            return length
+        verified = sum(drafted) + len(drafted)
+        alone = len(rows) == len(drafted) and scheduler_output.total_num_scheduled_tokens == verified
+        pays = self.controller.plan([drafted[row] for row in rows], [len(sampled[row]) for row in rows], alone=alone)
+        return min(length, pays)
+
+    def drafted(
+        self, hidden: Tensor, roots: Tensor, length: int, rows: Sequence[int], runner: Any, metadata: Any
+    ) -> Tensor:  # (R, H), (R,) -> (R, L)
+        """A chain for each of these rows of the batch; the laws of those that were drawn are remembered."""
+        if self.options.drafts != "sampled" or metadata.all_greedy:
+            return self.beams(hidden, roots, length)
+        generators = {rows.index(row): g for row, g in metadata.generators.items() if row in rows}
+        chains, laws = self.chains(hidden, roots, length, metadata.temperature[list(rows)], generators)
+        self.laws.remember([runner.input_batch.req_ids[row] for row in rows], laws)
+        return chains
 
     def beams(self, hidden: Tensor, roots: Tensor, length: int) -> Tensor:  # (R, H), (R,) -> (R, L)
         """The best beam from each root."""
@@ -99,28 +121,12 @@ def propose_draft_token_ids(
     drafted = spec_decode_metadata.num_draft_tokens if spec_decode_metadata else [0] * len(sampled_token_ids)
     rows = [row for row, tokens in enumerate(sampled_token_ids) if tokens]
     drafts: list[list[int]] = [[] for _ in sampled_token_ids]
-    length = min(proposer.length, scheduler_output.num_spec_tokens_to_schedule or proposer.length)
-    if proposer.shedding is not None and rows:
-        verified = sum(drafted) + len(drafted)
-        length = min(
-            length,
-            proposer.shedding.plan(
-                [drafted[row] for row in rows],
-                [len(sampled_token_ids[row]) for row in rows],
-                alone=len(rows) == len(drafted) and scheduler_output.total_num_scheduled_tokens == verified,
-            ),
-        )
+    length = proposer.planned_length(scheduler_output, drafted, sampled_token_ids)
     proposer.laws.forget(runner)
     if rows and length:
         hidden = sample_hidden_states[states_of(rows, drafted, sampled_token_ids)]
         roots = torch.tensor([sampled_token_ids[row][-1] for row in rows], device=hidden.device)
-        if proposer.options.drafts == "sampled" and not sampling_metadata.all_greedy:
-            temperature = sampling_metadata.temperature[: len(sampled_token_ids)][rows]
-            generators = {rows.index(row): g for row, g in sampling_metadata.generators.items() if row in rows}
-            chains, laws = proposer.chains(hidden, roots, length, temperature, generators)
-            proposer.laws.remember([runner.input_batch.req_ids[row] for row in rows], laws)
-        else:
-            chains = proposer.beams(hidden, roots, length)
+        chains = proposer.drafted(hidden, roots, length, rows, runner, sampling_metadata)
         for row, chain in zip(rows, chains.tolist(), strict=True):
             drafts[row] = chain
     proposer.laws.newest = drafts
@@ -152,11 +158,9 @@ class DraftLaws:
         self._laws: dict[str, Tensor] = {}  # (L, D)
 
     def remember(self, requests: Sequence[str], laws: Tensor) -> None:  # (R, L, D)
-        """Of drafts just made."""
         self._laws.update(zip(requests, laws, strict=True))
 
     def forget(self, runner: Any) -> None:
-        """Those of requests that have ended."""
         self._laws = {request: law for request, law in self._laws.items() if request in runner.requests}
 
     def of(self, runner: Any, drafted: Sequence[int], draft_ids: Tensor) -> Tensor:  # (tokens, V)

@@ -1,0 +1,141 @@
+"""What decoding learns as it goes: seconds by draft length, acceptance by what was claimed and by depth."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from recurrent_drafter.decoding.costs import Floats, isotonic
+
+PROBE_COST = 0.02  # at most this share of the time goes into steps of lengths that were slower
+COMPARE = 64  # steps between those of a shorter length than the best: they tell of times, which change slowly
+TRIALS = 4  # steps of each length before judging
+MEMORY = 0.05  # weight of the newest observation
+COMPARISON = 0.25  # and of one that tells lengths apart
+KEPT = 2000.0  # observations of a bin beyond which the older half fades
+
+
+class LengthChoice:
+    """Which of a few draft lengths yields tokens fastest at one load.
+
+    ``slowness`` holds how many times as long as expected steps of each length take.
+
+    Args:
+        lengths: of the drafts, 0 (plain autoregression) among them; tried in this order.
+        slowness: before any step; 0 where nothing is expected, and the first step of each length tells.
+    """
+
+    def __init__(self, lengths: Sequence[int], slowness: float = 0.0) -> None:
+        self.slowness = dict.fromkeys(lengths, slowness)
+        self._seen = dict.fromkeys(lengths, 0)
+        self._since = dict.fromkeys(lengths, 0)  # steps of other lengths after the newest of each
+        self._newest: int | None = None
+
+    def took(self, length: int, ratio: float) -> None:
+        """A step of this length took so many times what was expected.
+
+        After one of the same length that tells of the machine, and all lengths are corrected. After one of another
+        length it is a comparison: the machine is the same, so only this length is.
+        """
+        before = self.slowness[length]
+        if before == 0:
+            self.slowness[length] = ratio
+        elif length == self._newest:
+            change = nearer(before, ratio, MEMORY) / before
+            self.slowness = {other: change * slowness for other, slowness in self.slowness.items()}
+        else:
+            self.slowness[length] = nearer(before, ratio, COMPARISON)
+        self._seen[length] += 1
+        self._newest = length
+
+    def choose(self, tokens: Mapping[int, float], seconds: Mapping[int, float]) -> int:
+        """The length for the next step, from what a step of each is expected to yield and to take."""
+        rarest = min(tokens, key=self._seen.__getitem__)
+        rates = {length: tokens[length] / seconds[length] for length in tokens}
+        best = max(rates, key=rates.__getitem__)
+        chosen = rarest if self._seen[rarest] < TRIALS else best
+        if chosen == best:
+            share = PROBE_COST / (len(rates) - 1)
+            for length in rates:
+                lost = seconds[length] * (1 - rates[length] / rates[best])
+                due = share * self._since[length] * seconds[best] >= lost
+                if due and self._since[length] >= (1 if length > best else COMPARE):
+                    chosen = length
+        self._since = {length: 0 if length == chosen else since + 1 for length, since in self._since.items()}
+        return chosen
+
+    def afresh(self) -> "LengthChoice":
+        """What is known of the machine, for another load."""
+        choice = copy.copy(self)
+        choice._seen, choice._since = (dict.fromkeys(self.slowness, 0) for _ in range(2))
+        return choice
+
+
+def nearer(average: float, new: float, weight: float) -> float:
+    """A running average with its newest value, which counts as no more than twice or half of it."""
+    return average + weight * (min(max(new, average / 2), average * 2) - average)
+
+
+class AcceptanceCounts:
+    """How often draft tokens are accepted, counted in bins, of which the older half fades.
+
+    Args:
+        prior: (n,), the rates to begin with.
+        weight: observations that they count for.
+    """
+
+    def __init__(self, prior: Floats, weight: float) -> None:
+        self.trials = np.full(len(prior), weight)
+        self.hits = weight * prior
+
+    def add(self, trials: npt.NDArray[Any], hits: npt.NDArray[Any]) -> None:
+        self.trials += trials
+        self.hits += hits
+        if self.trials.max() > KEPT:
+            fading = np.where(self.trials > KEPT, 0.5, 1.0)
+            self.trials *= fading
+            self.hits *= fading
+
+
+class AcceptanceByClaim(AcceptanceCounts):
+    """How often a node is accepted that the drafter gives a cumulative log-probability to.
+
+    Monotone (isotonic regression), so a child is never more probable than its parent. Begins at the drafter's own word.
+    """
+
+    EDGES = np.array([-8.0, -6.0, -4.5, -3.5, -2.7, -2.0, -1.5, -1.1, -0.8, -0.55, -0.35, -0.2, -0.1, -0.03])
+
+    def __init__(self) -> None:
+        middles = np.concatenate([[-9.0], (self.EDGES[:-1] + self.EDGES[1:]) / 2, [-0.015]])
+        super().__init__(np.exp(middles), weight=4.0)
+        self._rates: Floats | None = None
+
+    def __call__(self, log_probs: npt.NDArray[Any]) -> Floats:
+        if self._rates is None:
+            self._rates = isotonic(self.hits, self.trials)
+        return self._rates[np.digitize(log_probs, self.EDGES)]
+
+    def verified(self, log_probs: npt.NDArray[Any], accepted: npt.NDArray[np.bool_]) -> None:
+        bins, count = np.digitize(log_probs.ravel(), self.EDGES), len(self.trials)
+        self.add(np.bincount(bins, minlength=count), np.bincount(bins, weights=accepted.ravel(), minlength=count))
+        self._rates = None
+
+
+class AcceptanceByDepth(AcceptanceCounts):
+    """How often a draft token is accepted where the one before it was, by its depth 1 .. L."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(np.ones(length), weight=1.0)
+
+    def verified(self, drafted: Sequence[int], accepted: Sequence[int]) -> None:
+        """Of chains of so many tokens each, so many were accepted."""
+        lengths, found = np.asarray(drafted), np.asarray(accepted)
+        before = np.arange(len(self.hits))[:, None]
+        self.add((before < np.minimum(found + 1, lengths)).sum(1), (before < np.minimum(found, lengths)).sum(1))
+
+    @property
+    def tokens(self) -> list[float]:
+        """Expected tokens of a row in a step, by the length of its draft from 0."""
+        return [1.0, *(1.0 + np.cumprod(self.hits / self.trials).cumsum()).tolist()]
