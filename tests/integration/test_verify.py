@@ -131,9 +131,9 @@ def test_a_tie_at_the_edge_of_top_k(one_row, tree, is_tie, monkeypatch):
     """Token 12 was drawn, but stands just behind, or far behind, the two that top-k keeps."""
     verifier, prompt = Verifier(tiny_model("gpt2")), prompts(1)[0][0]
     ways = []
-    for third in (one_row, tree):
+    for nudge, third in ((0.0, one_row), (1e-4, tree)):
         ways.append(torch.full((VOCABULARY,), -50.0))
-        ways[-1][torch.tensor([10, 11, 12])] = torch.tensor([3.0 + 1e-4 * (third is tree), 1.0, third])
+        ways[-1][torch.tensor([10, 11, 12])] = torch.tensor([3.0 + nudge, 1.0, third])
     monkeypatch.setattr(verify_module, "ways_of_computing", lambda verifier, prompt, reply: [w.clone() for w in ways])
     seed = next(s for s in range(10_000) if noise(s, 0, 0, 12) > 4 + max(noise(s, 0, 0, token) for token in (10, 11)))
     draw = Draw(prompt, (TopKLogitsWarper(2),), seed=seed)

@@ -17,10 +17,8 @@ from recurrent_drafter.models.verifier import Verifier
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
 NOTHING = -1  # in the place of a token where a reply has ended
-REPLAYED, TREES = 32, (2, 4, 8, 16)  # tokens read again to see how far ways of computing differ; nodes of the trees
-    32,
-    (2, 4, 8, 16),
-)  # tokens that are read again to see how far ways of computing differ; nodes of the trees
+# To see how far ways of computing differ: how many tokens are read again, and in trees of how many nodes.
+REPLAYED, TREES = 32, (2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
