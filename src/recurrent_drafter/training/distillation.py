@@ -194,13 +194,6 @@ class _SharedPass:
 
 
 def with_distilled_targets(
-    verifier: Verifier, example: TrainExample, depths: int, end_ids: Sequence[int]
-) -> RootExample:
-    """The paper's distilled dataset: each root's targets are the verifier's own greedy continuation of its prefix."""
-    return all_with_distilled_targets(verifier, [example], depths, end_ids)[0]
-
-
-def all_with_distilled_targets(
     verifier: Verifier,
     examples: Sequence[TrainExample],
     depths: int,
@@ -208,7 +201,10 @@ def all_with_distilled_targets(
     draw: TokenDraw | None = None,
     first_id: int = 0,
 ) -> list[RootExample]:
-    """Several texts at once, numbered from ``first_id`` on in the noise of ``draw``."""
+    """The paper's distilled dataset: each root's targets are the verifier's own continuation of its prefix.
+
+    Without a ``draw`` it is greedy; the texts are numbered from ``first_id`` on in the noise of one.
+    """
     roots = [loss_mask(example, end_ids).nonzero()[:, 0] for example in examples]
     texts, numbers = [example.input_ids for example in examples], range(first_id, first_id + len(examples))
     targets = distil(verifier, texts, roots, depths, end_ids, draw=draw, text_ids=numbers)

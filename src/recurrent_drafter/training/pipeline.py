@@ -115,7 +115,7 @@ def train(
             targets = make_targets(pair, text, args, on_progress)
         material = Material(pair, targets, held_out_replies(data, pair, args, on_progress))
         until = quick_schedule(args, begun) if args.quick else None
-        record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.report)}, **facts(args))
+        record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.account())}, **facts(args))
         trained = learn(material, args, record, on_progress=on_progress, should_stop=should_stop, until=until)
         return _with_speedup(trained, pair.verifier) if trained.finished and args.process_index == 0 else trained
 
