@@ -42,7 +42,7 @@ def distilled_dataset(
 ) -> list[RootExample]:
     """Every text with the verifier's own K tokens after each of its roots, from ``directory`` where it has them.
 
-    Process i of n computes every n-th shard, the i-th first, then waits for the others' shards. ``on_progress`` is given
+    Process i of n computes every n-th shard, the i-th first, then waits for the others'. ``on_progress`` is given
     how far in the list of texts it is, and how many there are; ``fingerprint`` is the verifier's, if known already.
     Raises ValueError, in one line, where the directory holds targets of another verifier, data or settings.
     """
