@@ -20,7 +20,7 @@ from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
-from recurrent_drafter.training.distillation import TokenDraw, packed_for_passes, with_distilled_targets
+from recurrent_drafter.training.distillation import GREEDY, TokenDraw, packed_for_passes, with_distilled_targets
 from recurrent_drafter.training.examples import RootExample
 
 MANIFEST = "manifest.json"
@@ -35,22 +35,17 @@ def distilled_dataset(
     end_ids: Sequence[int],
     directory: Path,
     *,
-    draw: TokenDraw | None = None,
+    draw: TokenDraw = GREEDY,
     fingerprint: str | None = None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
     process: tuple[int, int] = (0, 1),
 ) -> list[RootExample]:
     """Every text with the verifier's own K tokens after each of its roots, from ``directory`` where it has them.
 
-    Args:
-        draw: how tokens are drawn, by default greedily; the example's number completes its noise.
-        fingerprint: `verifier_fingerprint`, where the caller has it already.
-        on_progress: is given how far in the list of texts this process is, and how many there are.
-        process: i of n, which computes every n-th shard, the i-th first, then waits for the others' shards.
-
-    Raises ValueError, in one line, where the directory holds targets of another verifier, other data or settings.
+    Process i of n computes every n-th shard, the i-th first, then waits for the others'. ``on_progress`` is given
+    how far in the list of texts it is, and how many there are; ``fingerprint`` is the verifier's, if known already.
+    Raises ValueError, in one line, where the directory holds targets of another verifier, data or settings.
     """
-    draw = draw or TokenDraw()
     settings = {
         "verifier": fingerprint or verifier_fingerprint(verifier),
         "data": hash_of_texts(examples),
