@@ -22,7 +22,7 @@ from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText
-from recurrent_drafter.training.distillation import all_with_distilled_targets
+from recurrent_drafter.training.distillation import with_distilled_targets
 from recurrent_drafter.training.progress import OnProgress
 from recurrent_drafter.training.recipe import new_drafter, new_trainer
 from recurrent_drafter.training.targets import Material, Targets, draft_vocabulary, with_text
@@ -120,7 +120,7 @@ def distilling_seconds(pair: Pair, examples: Sequence[TrainExample], args: Train
     """What one conversation takes to distil."""
     some = examples[:DISTILLED]
     begun = time.perf_counter()
-    all_with_distilled_targets(pair.verifier, some, args.distill_num_future_tokens, pair.end_ids)
+    with_distilled_targets(pair.verifier, some, args.distill_num_future_tokens, pair.end_ids)
     return (time.perf_counter() - begun) / len(some)
 
 

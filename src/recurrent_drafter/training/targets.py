@@ -15,9 +15,10 @@ from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
+from recurrent_drafter.records.hashes import hash_of
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText
+from recurrent_drafter.training.distillation import TokenDraw
 from recurrent_drafter.training.examples import (
     RootExample,
     coverage,
@@ -26,7 +27,7 @@ from recurrent_drafter.training.examples import (
     with_text_targets,
 )
 from recurrent_drafter.training.progress import OnProgress, Progress
-from recurrent_drafter.training.target_store import distilled_dataset
+from recurrent_drafter.training.target_store import distilled_dataset, hash_of_texts
 from recurrent_drafter.training.trainer import global_batch
 
 
@@ -92,7 +93,7 @@ def streamed(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnPr
         )
         for number, example in enumerate(encoded):
             yield replace(with_text_targets(example, args.depths, pair.end_ids), number=number)
-        tell(Progress("data", f"read to its end: {text.report.summary()}; {counts.report().summary()}"))
+        tell(Progress("data", f"read to its end: {text.account().summary()}; {counts.report().summary()}"))
 
     stream = ShuffledStream(
         examples, example_length, buffer=args.shuffle_buffer, batch=global_batch(args), seed=args.seed
@@ -105,13 +106,13 @@ def distilled(
 ) -> list[RootExample]:
     """The verifier's own continuations, from the store beside the output where an earlier run has made them."""
     chosen = examples[: args.distill_max_examples]
-    verifier = verifier_fingerprint(pair.verifier)
+    draw = TokenDraw(args.distill_temperature, args.seed)
     of = {
-        "verifier": verifier,
-        "data": hash_of_tensors(tensor for e in chosen for tensor in (e.input_ids, e.span_ids)),
+        "verifier": (verifier := verifier_fingerprint(pair.verifier)),
+        "data": hash_of_texts(chosen),
         "tokens": args.distill_num_future_tokens,
-        "temperature": args.distill_temperature,
-        "seed": args.seed if args.distill_temperature > 0 else None,
+        "temperature": draw.temperature,
+        "seed": draw.seed if draw.temperature > 0 else None,
     }
     store = Path(str(args.output_dir)) / f"distilled-{hash_of(of)}"
     tell(Progress("distilling", done=0, total=len(chosen)))
@@ -121,12 +122,10 @@ def distilled(
         args.distill_num_future_tokens,
         pair.end_ids,
         store,
-        temperature=args.distill_temperature,
-        seed=args.seed,
+        draw=draw,
         fingerprint=verifier,
         on_progress=lambda done, total: tell(Progress("distilling", done=done, total=total)),
-        process_index=args.process_index,
-        process_count=args.world_size,
+        process=(args.process_index, args.world_size),
     )
     tell(Progress("targets", f"distilled targets: {store}"))
     return [RootExample(row.input_ids, row.positions, row.targets[:, : args.depths]) for row in rows]
