@@ -33,12 +33,12 @@ def check_checkpoint(asked: str) -> None:
         raise OSError(f"there is no checkpoint at {asked}: give a folder checkpoint-N, or True for the newest one")
 
 
-def check_readable(path: str) -> None:
-    """Raise OSError unless it can be opened."""
+def check_readable(path: str, flag: str = "") -> None:
+    """Raise OSError unless it can be opened; ``flag`` says what named it."""
     try:
         Path(path).expanduser().open("rb").close()
     except OSError as error:
-        raise OSError(f"{path} cannot be read ({error.strerror})") from None
+        raise OSError(f"{flag} {path} cannot be read ({error.strerror})".strip()) from None
 
 
 def check_writable(path: str | Path) -> None:

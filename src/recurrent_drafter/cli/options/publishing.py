@@ -1,6 +1,7 @@
 """Options of what gives a drafter away: deploy and convert."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 from recurrent_drafter.records.paths import check_model, check_readable
@@ -29,7 +30,9 @@ class DeployOptions:
     )
     license: str | None = option(None, "the weights' license as the Hub names it, such as apache-2.0: yours to say")
     bench_file: str | None = option(
-        None, "figures for the card: what bench wrote with --output_file", check=check_readable
+        None,
+        "figures for the card: what bench wrote with --output_file",
+        check=partial(check_readable, flag="--bench_file"),
     )
     unverified: bool = option(False, "publish although verification failed or never ran; the card then says so")
 
