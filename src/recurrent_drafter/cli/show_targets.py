@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from recurrent_drafter.cli.conversation import open_conversation
 from recurrent_drafter.cli.options.measuring import ConversationOptions, TargetOptions
 from recurrent_drafter.core.losses import IGNORED
-from recurrent_drafter.measure.divergence import first_divergence, until_end
+from recurrent_drafter.measure.divergence import first_divergence
+from recurrent_drafter.measure.ruler import until_end
 from recurrent_drafter.training.corpus import Pair
 from recurrent_drafter.training.distillation import distil
 from recurrent_drafter.training.examples import loss_mask

@@ -61,9 +61,10 @@ class TrainedDrafter:
         drafter: with the weights as they are saved, on the verifier's device.
         figures: along the held-out replies: ``tokens_per_step``, ``acceptance_pos1`` and so on; and by times measured
             here ``predicted_speedup`` over plain decoding and ``break_even``, the tokens per step from which on it pays
-            (both in the first of several processes alone). None where training was stopped.
+            (both in the first of several processes alone). Empty where training was stopped.
         folder: where drafter, checkpoints and ``run.json`` are.
-        steps: of training. seconds: of all steps.
+        steps: how many training took.
+        seconds: of all steps.
         history: what was logged during training, by step.
         finished: False where a stop request ended it; its checkpoint is in the folder, to be resumed.
     """
