@@ -131,7 +131,7 @@ def check_depths(examples: Sequence[RootExample], depths: int) -> None:
     most = max((int((e.targets != IGNORED).sum(1).max()) for e in examples if len(e.targets)), default=0)
     if most < depths:
         raise DataError(
-            f"--drafter_predict_n_tokens is {depths}, and no text goes on for more than {most} tokens behind a root: "
+            f"--drafter_predict_n_tokens is {depths}, and no text goes on for more than {most} tokens after a root: "
             "predict fewer, or give longer texts"
         )
 

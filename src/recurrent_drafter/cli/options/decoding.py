@@ -158,7 +158,7 @@ class GenerateOptions:
     autoregressive: bool = option(False, "no drafter: the verifier alone")
     compare: bool = option(False, "with --eval_mt_bench or --prompt: with the drafter and without, side by side")
     max_generation_length: int = option(200, "new tokens at most", least=1)
-    show_drafts: bool = option(False, "colour the tokens that were drafted and accepted")
+    show_drafts: bool = option(False, "color the tokens that were drafted and accepted")
     profile: bool = option(False, "show at the end where a step's time went")
 
     def __post_init__(self) -> None:
