@@ -128,7 +128,7 @@ def test_a_sampled_tie_is_one_of_noised_scores(by, is_tie):
     ],
 )
 def test_a_tie_at_the_edge_of_top_k(one_row, tree, is_tie, monkeypatch):
-    """Token 12 was drawn, but stands just behind, or far behind, the two that top-k keeps."""
+    """Token 12 was drawn, but stands just below, or far below, the two that top-k keeps."""
     verifier, prompt = Verifier(tiny_model("gpt2")), prompts(1)[0][0]
     ways = []
     for nudge, third in ((0.0, one_row), (1e-4, tree)):
@@ -153,7 +153,7 @@ def test_equal_weights_make_a_greedy_tie():
 
 
 def test_processors_are_the_ones_generate_would_use():
-    """A reply under a repetition penalty, broken by hand: judged by the penalised scores."""
+    """A reply under a repetition penalty, broken by hand: judged by the penalized scores."""
     model = tiny_model("llama")
     verifier = Verifier(model)
     batch = Batch(*prompts(2), range(2))

@@ -75,7 +75,6 @@ class Row:
 
     @property
     def rate(self) -> float:
-        """Tokens per second: median over the trials."""
         return float(np.median([run.rate for run in self.runs]))
 
     @property

@@ -55,7 +55,6 @@ class AnsweredBatch:
 
     @property
     def run(self) -> Run:
-        """As the ruler takes it."""
         return Run([answer.ids for answer in self.answers], self.seconds, self.first_seconds or 0.0)
 
 

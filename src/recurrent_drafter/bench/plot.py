@@ -34,7 +34,7 @@ def plot(rows: Sequence[Row], path: Path) -> None:
             reach = list(zip(*(ratio.reach for ratio in ratios), strict=True))
             middles = [ratio.value for ratio in ratios]
             panel.errorbar(x, middles, yerr=reach, fmt="o", markersize=4, linewidth=1, label=arm)
-        panel.axhline(1, color="grey", linewidth=0.8)
+        panel.axhline(1, color="gray", linewidth=0.8)
         panel.set_xticks(range(len(cells)), [cell.split("/", 1)[1] for cell in cells], rotation=30, ha="right")
         panel.set_ylabel("tokens/s over autoregression")
         panel.set_title(f"{model}: medians and 95 % intervals, prefill included")

@@ -35,17 +35,14 @@ class ArmScores:
 
     @property
     def answers(self) -> list[Answer]:
-        """All of them, in order."""
         return [answer for batch in self.batches for answer in batch.answers]
 
     @property
     def tokens(self) -> int:
-        """Ids emitted."""
         return sum(len(answer.ids) for answer in self.answers)
 
     @property
     def seconds(self) -> float:
-        """Of generating, prefill included."""
         return sum(batch.seconds for batch in self.batches)
 
     @property
@@ -60,12 +57,10 @@ class ArmScores:
 
     @property
     def acceptance_rate(self) -> Estimate:
-        """Accepted over drafted tokens."""
         return self._by_question({a.key: (sum(a.acceptance.accepted), sum(a.acceptance.drafted)) for a in self.answers})
 
     @property
     def acceptance(self) -> Acceptance:
-        """Of all steps."""
         return Acceptance.total([answer.acceptance for answer in self.answers])
 
     @property
@@ -135,7 +130,6 @@ class Evaluation:
     is_complete: bool = False
 
     def add(self, done: Round) -> None:
-        """Take in another round."""
         for name, batch in done.answered.items():
             self.arms[name].batches.append(batch)
         self.skipped += done.skipped
@@ -158,7 +152,6 @@ class Evaluation:
 
     @property
     def categories(self) -> list[str]:
-        """In their order."""
         return list(dict.fromkeys(answer.category for answer in self.main.answers))
 
     @property
@@ -196,7 +189,6 @@ class Evaluation:
         return self.main.speedup(self.base, decoding_only=True)
 
     def as_record(self) -> dict[str, Any]:
-        """All of it, for a file."""
         return {
             "kind": KIND,
             "complete": self.is_complete,

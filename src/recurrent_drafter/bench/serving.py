@@ -105,13 +105,10 @@ class Served:
     seconds: float
 
     def as_run(self) -> Run:
-        """As the ruler takes it; a request is a row."""
         return Run([one.tokens for one in self.requests], self.seconds, more=self.requests)
 
 
 class Engine:
-    """vLLM in this process."""
-
     def __init__(self, arm: EngineArm, longest: int, most: int) -> None:
         from vllm import LLM
 
@@ -119,7 +116,6 @@ class Engine:
         self._count = 0
 
     def run(self, work: Work) -> Served:
-        """Run requests to their ends."""
         waiting = list(enumerate(work.prompts))[::-1]
         running: dict[str, _Running] = {}
         done: dict[int, Request] = {}

@@ -35,7 +35,6 @@ class Soak:
         return float(np.median(fifths[4]) / np.median(fifths[1]))
 
     def summary(self) -> dict[str, Any]:
-        """Figures for a file or a table."""
         return {
             "tokens": self.tokens,
             "generations": len(self.resident),

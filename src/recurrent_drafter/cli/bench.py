@@ -36,7 +36,7 @@ def run(options: BenchOptions, *, argv: Sequence[str]) -> int:
         return join_files(options.join, Console())
     fixed = DraftShape(options.beam_width, options.beam_length)
     model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
-    speculator = open_speculator(options.drafter, model, tokenizer)
+    speculator = open_speculator(options.drafter(), model, tokenizer)
     dataset = options.dataset_name or (None if options.dataset_path else "demo")
     dialogues = load_dialogues(dataset, options.dataset_path, "eval").dialogues
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=options.prompts, max_length=options.max_prompt_length)

@@ -106,8 +106,6 @@ def read_bench(path: Path) -> list[dict[str, Any]]:
         records = read_records(path)
         if {record["kind"] for record in records} >= {"circumstances", "run"}:
             return records
-    except OSError as error:
-        raise OSError(f"--bench_file {path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
         pass
     raise ValueError(f"--bench_file {path} is not what recurrent-drafter bench --output_file writes")

@@ -56,7 +56,6 @@ def compared(pair: Pair, prefix: Tensor, found: list[int], count: int) -> str:
 
 
 def generated(pair: Pair, prefix: Tensor, count: int) -> list[int]:
-    """The model's own next tokens."""
     generate: Any = pair.verifier.model.generate
     prompt = prefix[None].to(pair.verifier.device)
     sequences = generate(
@@ -72,7 +71,6 @@ def generated(pair: Pair, prefix: Tensor, count: int) -> list[int]:
 
 
 def shown(root: int, text: Tensor, tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A position in one line."""
     context = one_line(text[max(root + 1 - SHOWN_TOKENS, 0) : root + 1].tolist(), tokenizer)[-SHOWN_CHARACTERS:]
     return f"{root:>8}  {context:>{SHOWN_CHARACTERS}} > {pieces(tokens, tokenizer)}"
 

@@ -1,4 +1,4 @@
-"""A drafter at work behind transformers' own ``generate``."""
+"""A drafter at work inside transformers' own ``generate``."""
 
 import copy
 import logging
@@ -40,7 +40,7 @@ QUICK_ROWS = (1, 4, 12, 24, 64, 128)  # timed before the first reply, which wait
 class RecurrentDraftingSpeculator:
     """A drafter at work for a verifier: a decoding method for any stock causal LM.
 
-    ``model.generate(**inputs, custom_generate=speculator)`` runs it behind transformers' own `generate`; `generate` and
+    ``model.generate(**inputs, custom_generate=speculator)`` runs it inside transformers' own `generate`; `generate` and
     `stream` run it with a streamer, with stop strings, or as an iterator.
 
     Args:
@@ -193,7 +193,7 @@ class RecurrentDraftingSpeculator:
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """As ``model.generate`` on the attached verifier, with all of its options.
 
-        ``streamer``, and ``stop_strings`` with their ``tokenizer``, work here: behind ``custom_generate`` transformers
+        ``streamer``, and ``stop_strings`` with their ``tokenizer``, work here: inside ``custom_generate`` transformers
         drops them.
         """
 

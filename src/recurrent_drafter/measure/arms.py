@@ -36,7 +36,6 @@ class Decoding:
 
     @property
     def is_sampled(self) -> bool:
-        """Whether tokens are drawn at random."""
         return bool(self.sampling["do_sample"])
 
     def arguments(self, new_tokens: int | None = None) -> dict[str, Any]:
@@ -63,7 +62,6 @@ class Batch:
     row_ids: Sequence[int]
 
     def prompt(self, row: int) -> Tensor:  # (S,), without its pads
-        """One row's own tokens."""
         return self.input_ids[row][self.attention_mask[row].bool()]
 
 

@@ -50,7 +50,6 @@ class Run:
 
     @property
     def count(self) -> int:
-        """Ids emitted, all rows together."""
         return sum(map(len, self.ids))
 
     @property

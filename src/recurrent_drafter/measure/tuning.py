@@ -251,7 +251,6 @@ class BatchFindings:
         return [found for found in compared if found.verdict.divergence is not None]
 
     def as_record(self) -> dict[str, Any]:
-        """For the file."""
         drafts = [
             {"beam_width": width, "beam_length": length, "seconds": seconds}
             for (width, length), seconds in self.costs.drafts.items()

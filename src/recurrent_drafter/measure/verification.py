@@ -40,7 +40,6 @@ class Comparison:
 
     @property
     def kind(self) -> str:
-        """As files have it."""
         return "BUG" if self.verdict.outcome == BUG else self.verdict.outcome
 
     def explained(self, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -57,7 +56,6 @@ class Comparison:
         )
 
     def as_row(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """For a file."""
         names = {"prompt": self.prompt, "reference": self.reference, "candidate": self.candidate}
         if (found := self.verdict.divergence) is None:
             return {**names, "verdict": self.kind}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from recurrent_drafter.data.encoding import TrainExample, encode_examples
+from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.decoding.costs import Costs, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.estimate import break_even, ceiling, training_bytes
@@ -71,8 +71,10 @@ def estimated(text: TrainingText, material: Material, args: TrainingArguments, t
     pair, verifier = material.pair, material.pair.verifier
     dialogues = list(text.dialogues) if not args.streaming else None
     few = list(itertools.islice(text.dialogues if dialogues is None else dialogues, SAMPLE))
-    examples, _ = encode_examples(
-        few, pair.tokenizer, max_length=args.model_max_length, assistant_only=args.train_on_assistant_only
+    examples = tuple(
+        EncodedDialogues(
+            few, pair.tokenizer, max_length=args.model_max_length, assistant_only=args.train_on_assistant_only
+        )
     )
     rows = with_text(pair, examples, args)
     material = replace(material, targets=Targets(rows, rows))

@@ -10,7 +10,7 @@ import torch
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.batches import ShuffledStream, grouped_order, padding_share
 from recurrent_drafter.data.dialogues import DataError
-from recurrent_drafter.data.encoding import Encoded, TrainExample, encode_examples, iterate_examples
+from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected_coverage, weights_read
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.models.loading import verifier_fingerprint
@@ -54,16 +54,17 @@ class Material:
 
 def make_targets(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Targets:
     """Examples with targets. Raises DataError where no text is as long as what is to be predicted."""
+    encoded = EncodedDialogues(
+        text.dialogues,
+        pair.tokenizer,
+        max_length=args.model_max_length,
+        assistant_only=args.train_on_assistant_only,
+    )
     if args.streaming:
-        targets = streamed(pair, text, args, tell)
+        targets = streamed(pair, text, encoded, args, tell)
     else:
-        examples, report = encode_examples(
-            text.dialogues,
-            pair.tokenizer,
-            max_length=args.model_max_length,
-            assistant_only=args.train_on_assistant_only,
-        )
-        tell(Progress("targets", report.summary()))
+        examples = tuple(encoded)
+        tell(Progress("targets", encoded.report.summary()))
         rows = distilled(pair, examples, args, tell) if args.use_distilled_dataset else with_text(pair, examples, args)
         targets = Targets(rows, rows)
     check_depths(targets.sample, args.depths)
@@ -79,21 +80,15 @@ def with_text(pair: Pair, examples: Sequence[TrainExample], args: TrainingArgume
     return [with_text_targets(example, args.depths, pair.end_ids) for example in examples]
 
 
-def streamed(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Targets:
+def streamed(
+    pair: Pair, text: TrainingText, encoded: EncodedDialogues, args: TrainingArguments, tell: OnProgress
+) -> Targets:
     """Text targets, made as the data is read."""
 
     def examples() -> Iterator[RootExample]:
-        counts = Encoded()
-        encoded = iterate_examples(
-            text.dialogues,
-            pair.tokenizer,
-            max_length=args.model_max_length,
-            assistant_only=args.train_on_assistant_only,
-            counts=counts,
-        )
         for number, example in enumerate(encoded):
             yield replace(with_text_targets(example, args.depths, pair.end_ids), number=number)
-        tell(Progress("data", f"read to its end: {text.account().summary()}; {counts.report().summary()}"))
+        tell(Progress("data", f"read to its end: {text.account().summary()}; {encoded.report.summary()}"))
 
     stream = ShuffledStream(
         examples, example_length, buffer=args.shuffle_buffer, batch=global_batch(args), seed=args.seed
@@ -136,7 +131,7 @@ def check_depths(examples: Sequence[RootExample], depths: int) -> None:
     most = max((int((e.targets != IGNORED).sum(1).max()) for e in examples if len(e.targets)), default=0)
     if most < depths:
         raise DataError(
-            f"--drafter_predict_n_tokens is {depths}, and no text goes on for more than {most} tokens behind a root: "
+            f"--drafter_predict_n_tokens is {depths}, and no text goes on for more than {most} tokens after a root: "
             "predict fewer, or give longer texts"
         )
 
