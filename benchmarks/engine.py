@@ -14,13 +14,13 @@ from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.cells import DEMO, BenchCell, all_cells, selected
-from recurrent_drafter.bench.columns import COLUMNS, OVERVIEW, Overview, inner_markdown, recorded_rows
+from recurrent_drafter.bench.columns import CELLS, OVERVIEW, inner_markdown, recorded_rows
 from recurrent_drafter.bench.engine import Effort, measure, verifier_of
 from recurrent_drafter.bench.plot import plot
 from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.workload import SHAPES
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import Decoding
+from recurrent_drafter.measure.arms import AUTO, Decoding
 from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.loading import computes_in_bfloat16
 from recurrent_drafter.records.lines import read_records, write_records
@@ -91,7 +91,7 @@ def run(cell: BenchCell, effort: Effort, device: str, output_dir: Path) -> None:
         yield from measure(cell, effort, device)
 
     written = write_records(path_of(cell.name, output_dir), records())
-    table = markdown(recorded_rows(cell.name, written), COLUMNS)
+    table = markdown(recorded_rows(written), CELLS)
     print(f"\n{cell.name} ({time.monotonic() - begun:.0f} s)\n{table}", flush=True)
 
 
@@ -111,9 +111,9 @@ def summarize(output_dir: Path) -> int:
              if (record := lines[0])["kind"] == "cell"}  # fmt: skip
     order = [cell.name for cell in all_cells([DEMO, *SHAPES], "float32")]
     files = dict(sorted(files.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
-    rows = [row for name, records in files.items() for row in recorded_rows(name, records)]
-    text = f"{markdown(map(Overview, files.values()), OVERVIEW)}\n{markdown(rows, COLUMNS)}\n"
-    text += "".join(inner_markdown(name, records) for name, records in files.items())
+    rows = [row for records in files.values() for row in recorded_rows(records)]
+    text = f"{markdown([row for row in rows if row.arm == AUTO], OVERVIEW)}\n{markdown(rows, CELLS)}\n"
+    text += "".join(map(inner_markdown, files.values()))
     if (soaked := path_of("soak", output_dir)).exists():
         text += SOAKED.format(**read_records(soaked)[0])
     (output_dir / "table.md").write_text(text)

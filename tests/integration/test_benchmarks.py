@@ -61,11 +61,11 @@ def compared(arms, batches, speculator, decoding):
 
 
 def verdicts_of(trials):
-    return {row.arm: verdict(row.verdicts) for row in rows_of("", trials)}
+    return {row.arm: verdict(row.verdicts) for row in rows_of(trials)}
 
 
 def tokens_per_step(trials, arm):
-    return next(row.tokens_per_step for row in rows_of("", trials) if row.arm == arm)
+    return next(row.tokens_per_step for row in rows_of(trials) if row.arm == arm)
 
 
 def oracle_on(model, hit_rate, batches, new_tokens):
@@ -197,7 +197,7 @@ def test_demo_prompts_are_of_exactly_the_length():
 
 def test_a_cell_of_the_demo_model_gives_a_row_for_each_arm():
     records = list(measure(BenchCell("demo/base", "demo", "float32", context=32), Effort(1, 8, profile=True), "cpu"))
-    rows = recorded_rows("demo/base", records)
+    rows = recorded_rows(records)
     assert [row.arm for row in rows][:3] == [HF, "HF prompt lookup", PLAIN]
     assert rows[-1].arm == AUTO
     assert all(verdict(row.verdicts) == "yes" for row in rows)

@@ -17,7 +17,7 @@ from recurrent_drafter.report.tables import Columns, terminal
 
 def arm_table(trials: Sequence[Trial], decoding: Decoding, dtype: torch.dtype, batch_size: int) -> Table:
     """Ways of decoding side by side: speed, tokens per step, and whether the output is the same."""
-    return terminal(rows_of("", trials), NARROW, title(decoding, dtype, batch_size), gap=0)
+    return terminal(rows_of(trials), NARROW, title(decoding, dtype, batch_size), gap=0)
 
 
 def compared(
