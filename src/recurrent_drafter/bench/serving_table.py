@@ -31,11 +31,8 @@ def trials_of(records: Sequence[Record]) -> list[Trial]:
             verdicts.setdefault(record["arm"], [Verdict(ruler.NOT_COMPARED)])
         elif record["kind"] == "equality":
             margins = record.get("margins", [None] * record["ties"])  # which older files lack
-            judged = [
-                *(Verdict(ruler.TIE, margin) for margin in margins),
-                *(Verdict(ruler.BUG) for _ in record["bugs"]),
-            ]
-            verdicts[record["arm"]] = judged
+            ties = [Verdict(ruler.TIE, margin) for margin in margins]
+            verdicts[record["arm"]] = ties + [Verdict(ruler.BUG)] * len(record["bugs"])
     return [Trial(None, runs[number], {} if place else verdicts) for place, number in enumerate(sorted(runs))]
 
 
@@ -50,9 +47,7 @@ def judged(
     trials = trials_of(records)
     if works[0].temperature == 0:
         for name in trials[0].runs:
-            verdicts = [
-                v for trial, work in zip(trials, works, strict=True) for v in _judged(trial, work, name, verifier)
-            ]
+            verdicts = _judged(trials, works, name, verifier)
             ties = [v.margin for v in verdicts if v.outcome == ruler.TIE]
             bugs = [f"prompt {n}, {v.divergence.verdict}" for n, v in enumerate(verdicts)
                     if v.outcome == ruler.BUG and v.divergence is not None]  # fmt: skip
@@ -69,11 +64,16 @@ def judged(
             yield {"kind": "predicted", "arm": arm.name, "tokens_per_step": predicted}
 
 
-def _judged(trial: Trial, work: Work, name: str, verifier: Verifier) -> list[Verdict]:
-    def explain(row: int, expected: Sequence[int], found: Sequence[int]) -> Divergence | None:
-        return first_divergence(verifier, torch.tensor(work.prompts[row]), expected, found)
+def _judged(trials: Sequence[Trial], works: Sequence[Work], name: str, verifier: Verifier) -> list[Verdict]:
+    """All of an arm's replies against the base's, in order."""
+    verdicts = []
+    for trial, work in zip(trials, works, strict=True):
 
-    return ruler.judge(trial.runs[name], trial.runs[SYNCHRONOUS], explain)
+        def explain(row: int, expected: Sequence[int], found: Sequence[int], work: Work = work) -> Divergence | None:
+            return first_divergence(verifier, torch.tensor(work.prompts[row]), expected, found)
+
+        verdicts += ruler.judge(trial.runs[name], trial.runs[SYNCHRONOUS], explain)
+    return verdicts
 
 
 @torch.inference_mode()
