@@ -43,12 +43,12 @@ class Step:
     @classmethod
     def on_host(cls, accepted: Accepted, logits: Tensor, tree: DraftTree, state: "GenerationState") -> "Step":
         """All of it in one transfer; ValueError where the logit (B, N, V) of a token drawn is NaN."""
-        rows = torch.arange(len(logits), device=logits.device)[:, None]
+        rows, columns = torch.arange(len(logits), device=logits.device)[:, None], accepted.tokens.shape[1]
         invalid = logits[rows, accepted.path, accepted.tokens].isnan()
         log_probs = tree.log_probs.view(torch.int32)  # their bits, for tokens are integers
-        parts = (accepted.n_accepted[:, None], accepted.tokens, accepted.path, invalid, log_probs)
+        parts = (accepted.tokens, accepted.path, invalid, accepted.n_accepted[:, None], log_probs)
         moved = torch.cat(parts, dim=1).cpu().numpy()
-        n_accepted, tokens, path, nan, bits = np.split(moved, np.cumsum([part.shape[1] for part in parts[:-1]]), axis=1)
+        tokens, path, nan = (moved[:, first : first + columns] for first in (0, columns, 2 * columns))
         if nan.any():
             row, place = np.argwhere(nan)[0]
             index = state.rows[row]
@@ -57,11 +57,11 @@ class Step:
                 "reply (counted from 0): expected numbers; look for overflow in half precision, or for damaged weights"
             )
         return cls(
-            n_accepted=n_accepted[:, 0].tolist(),
+            n_accepted=moved[:, 3 * columns].tolist(),
             tokens=tokens.tolist(),
             path=path.tolist(),
             drafted=tree.max_depth,
-            log_probs=bits.astype(np.int32).view(np.float32),
+            log_probs=moved[:, 3 * columns + 1 :].astype(np.int32).view(np.float32),
         )
 
 

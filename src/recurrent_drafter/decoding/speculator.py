@@ -29,7 +29,7 @@ from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, load_drafter
-from recurrent_drafter.models.packed_linear import PackedLinears, swapped
+from recurrent_drafter.models.packed_linear import PackedLinears, pays, swapped
 from recurrent_drafter.models.verifier import Verifier
 
 logger = logging.getLogger(__name__)
@@ -267,13 +267,14 @@ class RecurrentDraftingSpeculator:
         if self.drafter is not None and draft is not None:
             check_drafter(self.drafter, self.shape, verifier, state.prompts.shape[1])
             draft.follow(state)
-        packed = [pair for linears in self.packed for pair in linears.forwards()]
-        with torch.inference_mode(), swapped(packed):
+        packed = self.packed if draft is not None or pays(len(state.prompts)) else ()
+        forwards = [pair for linears in packed for pair in linears.forwards()]
+        with torch.inference_mode(), swapped(forwards):
             temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
             controller = self.controller(temperature, *state.prompts.shape)
         steps = decode(verifier, draft, controller, state, sampler, mask)
         while True:
-            with torch.inference_mode(), swapped(packed):  # step by step: what a consumer does between is its own
+            with torch.inference_mode(), swapped(forwards):  # step by step: what a consumer does between is its own
                 emitted = next(steps, None)
             if emitted is None:
                 return
