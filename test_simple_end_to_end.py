@@ -2,7 +2,7 @@
 
 import sys
 
-from recurrent_drafter.cli.endtoend import simple
+from recurrent_drafter.cli.main import launch
 
 if __name__ == "__main__":
-    sys.exit(simple())
+    sys.exit(launch("check"))

@@ -2,7 +2,7 @@
 
 import sys
 
-from recurrent_drafter.cli.train import main
+from recurrent_drafter.cli.main import launch
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(launch("train"))

@@ -56,7 +56,7 @@ def main() -> int:
             run(cell, effort, device, options.output_dir)
         if options.soak:
             run_soak(options.soak, effort, device, options.output_dir)
-    return summarise(options.output_dir)
+    return summarize(options.output_dir)
 
 
 def parsed() -> argparse.Namespace:
@@ -101,7 +101,7 @@ def run_soak(tokens: int, effort: Effort, device: str, output_dir: Path) -> None
     write_records(path_of("soak", output_dir), [header, series])
 
 
-def summarise(output_dir: Path) -> int:
+def summarize(output_dir: Path) -> int:
     """Table and plot of every cell that lies there; 1 when the output of one differs beyond a tie."""
     files = {record["name"]: lines for lines in map(read_records, sorted(output_dir.glob("*.jsonl")))
              if (record := lines[0])["kind"] == "cell"}  # fmt: skip

@@ -33,7 +33,7 @@ def main() -> int:
     hf_logging.disable_progress_bar()
     if not options.table_only:
         run(options)
-    return summarise(options.output_dir)
+    return summarize(options.output_dir)
 
 
 def parsed() -> argparse.Namespace:
@@ -95,7 +95,7 @@ def works_of(prompts: list[list[int]], concurrency: int, temperature: float, opt
     return [Work(part, concurrency, options.new_tokens, temperature) for part in parts]
 
 
-def summarise(output_dir: Path) -> int:
+def summarize(output_dir: Path) -> int:
     """The table of everything that lies there; 1 when greedy output differs beyond a tie."""
     files = [read_records(path) for path in sorted(output_dir.glob("*.jsonl"))]
     files.sort(key=lambda records: (records[0]["temperature"], records[0]["concurrency"]))

@@ -27,7 +27,7 @@ def torch_is_here():
 
 
 def make_venv(path):
-    """Create the environment at `path`; a creation that fails leaves nothing behind."""
+    """Create the environment at `path`; a creation that fails leaves nothing."""
     keep = torch_is_here()
     print(f"making {path} on Python {sys.version.split()[0]}" + (", keeping its PyTorch" if keep else ""), flush=True)
     flags = ["--system-site-packages"] if keep else []

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from recurrent_drafter.cli import quick
 from recurrent_drafter.cli.main import main
+from recurrent_drafter.training import quick
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard, constants
 from running import ROOT, Command
 
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
-from recurrent_drafter.cli import bench, deploy, tune, verify
+from recurrent_drafter.cli.main import launch
 from recurrent_drafter.records.provenance import write_run
 
 NAME = f"{USER}/demo-drafter"
@@ -27,9 +27,9 @@ def drafter(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published") / "drafter"
     shutil.copytree(demo_drafter_path(), folder)
     pair = ["--base_model", "demo", "--speculator_path", str(folder)]
-    assert verify.main([*pair, *FEW]) == 0
-    assert tune.main([*pair, *FEW, "--widths", "2", "--lengths", "3", "--confirm", "1"]) == 0
-    assert bench.main([*pair, *FEW, "--output_file", str(folder.parent / "bench.jsonl")]) == 0
+    assert launch("verify", [*pair, *FEW]) == 0
+    assert launch("tune", [*pair, *FEW, "--widths", "2", "--lengths", "3", "--confirm", "1"]) == 0
+    assert launch("bench", [*pair, *FEW, "--output_file", str(folder.parent / "bench.jsonl")]) == 0
     argv = ["train_speculator.py", "--quick", "--hub_token", TOKEN, f"--token={TOKEN}"]
     metrics = {"eval_tokens_per_step": 5.25, "eval_acceptance_pos1": 0.75, "eval_loss": 1.5}
     data = {"source": "demo", "kept": 1500, "sha256": "ab" * 32}
@@ -142,7 +142,7 @@ def check_card(text):
 
 
 def publish(drafter, *more):
-    return deploy.main(["--model_path", str(drafter), "--repo_name", NAME, *more])
+    return launch("deploy", ["--model_path", str(drafter), "--repo_name", NAME, *more])
 
 
 def test_a_newer_drafter_takes_the_place_of_the_older(copied, online, capsys):
@@ -166,7 +166,7 @@ def test_a_newer_drafter_takes_the_place_of_the_older(copied, online, capsys):
 
 def test_what_the_hub_refuses(drafter, online, capsys, monkeypatch):
     def refused(*more, repository=NAME):
-        assert deploy.main(["--model_path", str(drafter), "--repo_name", repository, *more]) == 2
+        assert launch("deploy", ["--model_path", str(drafter), "--repo_name", repository, *more]) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and len(line) < 400 and "hf_" not in line
         assert online.writes == 0
@@ -218,9 +218,9 @@ def test_from_a_local_folder(drafter, tmp_path):
     model, (ids, mask) = tiny_model("llama"), prompts(2)
     random_drafter().save_pretrained(tmp_path / "one")
     argv = ["--model_path", str(tmp_path / "one"), "--repo_name", NAME, "--dry_run", "--unverified"]
-    assert deploy.main([*argv, "--output_dir", str(tmp_path / "none")]) == 2  # a drafter of nobody knows what
+    assert launch("deploy", [*argv, "--output_dir", str(tmp_path / "none")]) == 2  # a drafter of nobody knows what
     argv += ["--base_model", "gpt2"]
-    assert deploy.main([*argv, "--output_dir", str(tmp_path / "two")]) == 0
+    assert launch("deploy", [*argv, "--output_dir", str(tmp_path / "two")]) == 0
     options = {"input_ids": ids, "attention_mask": mask, "max_new_tokens": 12, "do_sample": False}
     options |= {"custom_generate": str(tmp_path / "two"), "trust_remote_code": True}
     own = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False)

@@ -7,8 +7,7 @@ import pytest
 from running import Command
 from tracked import scalars, wandb_records
 
-from recurrent_drafter.cli.errors import parse
-from recurrent_drafter.cli.generate import OPTIONS
+from recurrent_drafter.cli.main import COMMANDS as TABLE
 
 DEMO = ["generate_speculator.py", "--base_model", "demo"]
 FEW = ["--eval_mt_bench", "--max_num_prompts", "2", "--max_generation_length", "10"]
@@ -79,7 +78,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_parses(command):
-    _, sampling, options, asked = parse(shlex.split(command), "", *OPTIONS)
+    _, sampling, options, asked = TABLE["generate"].parser().options(shlex.split(command))
     assert options.interactive != options.is_evaluation
     assert asked.services == (["wandb"] if "wandb" in command else [])
     assert sampling.arguments()["do_sample"] == ("--temperature" in command)

@@ -8,7 +8,7 @@ import sys
 import pytest
 from running import ROOT, Command, Terminal
 
-from recurrent_drafter.cli import generate
+from recurrent_drafter.cli.main import launch, main
 
 FIGURES = r"Generated (\d+) tokens in [\d.]+s \([\d.]+ tok/s, ([\d.]+) tokens/step\)"
 PROMPT = "I need a table for two in San Jose."
@@ -78,8 +78,6 @@ def said(shown: str) -> str:
 
 @pytest.mark.parametrize("name", ["serve"])
 def test_what_comes_later_says_so(name, capsys):
-    from recurrent_drafter.cli.main import main
-
     assert main([name]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
@@ -97,7 +95,7 @@ def test_accepted_drafts_are_coloured_and_nothing_else_changes(tmp_path):
 def chat_about(lines, monkeypatch, capsys):
     """A chat in this process: what was printed behind each prompt for input, and the errors."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
-    assert generate.main(["--interactive", "--max_generation_length", "24", "--dtype", "float32", *FIXED]) == 0
+    assert launch("generate", ["--interactive", "--max_generation_length", "24", "--dtype", "float32", *FIXED]) == 0
     shown = capsys.readouterr()
     return shown.out.split("You: ")[1:], shown.err.splitlines()
 

@@ -7,34 +7,18 @@ import pytest
 from running import ROOT
 
 from recurrent_drafter import __version__
-from recurrent_drafter.cli import (
-    bench,
-    convert,
-    demo,
-    deploy,
-    endtoend,
-    generate,
-    reproduce,
-    serve,
-    show_scope,
-    show_targets,
-    train,
-    tune,
-    verify,
-)
-from recurrent_drafter.cli.errors import parse
-from recurrent_drafter.cli.main import main
+from recurrent_drafter.cli.main import COMMANDS, SCRIPTS, launch, main
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-COMMANDS = (bench, convert, demo, deploy, generate, reproduce, tune, verify)
-OPTIONS = {module.__name__.rpartition(".")[2]: module.OPTIONS for module in COMMANDS} | {
-    "generate_speculator.py": generate.OPTIONS,
-    "experiment_paper_reproduction.py": reproduce.OPTIONS,
-    "huggingface_deployment.py": deploy.OPTIONS,
-    "test_distilled_dataset.py": show_targets.OPTIONS,
-    "demonstrate_training_scope.py": show_scope.OPTIONS,
-    "test_simple_end_to_end.py": endtoend.OPTIONS,
-    "test_end_to_end.py": endtoend.OPTIONS,
+ROOT_SCRIPTS = {
+    "train_speculator.py": "train",
+    "generate_speculator.py": "generate",
+    "experiment_paper_reproduction.py": "reproduce",
+    "huggingface_deployment.py": "deploy",
+    "test_distilled_dataset.py": "show_targets",
+    "demonstrate_training_scope.py": "show_scope",
+    "test_simple_end_to_end.py": "check",
+    "test_end_to_end.py": "check_all",
 }
 
 
@@ -50,7 +34,7 @@ def test_there_are_commands():
 
 
 def test_several_services_parse(capsys):
-    assert train.main(["--report_to", "wandb", "tensorboard", "--run_name", "two", "--demo"]) == 0
+    assert launch("train", ["--report_to", "wandb", "tensorboard", "--run_name", "two", "--demo"]) == 0
 
 
 @pytest.mark.parametrize("command", commands())
@@ -60,13 +44,13 @@ def test_a_command_parses(command, capsys):
         targets = [word for word in argv if "=" not in word]
         assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M) for target in targets)
         return
-    name, *flags = argv
-    if name in ("train_speculator.py", "train"):
-        assert train.main([*flags, "--demo"]) == 0, capsys.readouterr().err
-    elif name == "serve":
-        serve.parsed(flags)
+    word, *flags = argv
+    name = ROOT_SCRIPTS.get(word, word)
+    if name == "train":
+        assert launch("train", [*flags, "--demo"]) == 0, capsys.readouterr().err
     else:
-        parse(flags, "", *OPTIONS[name])
+        command = (COMMANDS | SCRIPTS)[name]
+        command.read(command.parser(), flags)
 
 
 def test_the_version_is_the_packages(capsys):

@@ -126,7 +126,7 @@ def test_an_interrupt_costs_the_training_at_hand(tmp_path):
     command = Command([*COMMAND, *grid], tmp_path)
     command.interrupt_when(r"\[3 of 3\].*\n(.*\n)*step \d+: held-out")
     ended = command.ended()
-    assert ended.code == 130 and "it goes on behind the last finished job" in ended.err
+    assert ended.code == 130 and "it goes on after the last finished job" in ended.err
     assert list(records(tmp_path)) == ["calibration", "demo-assistant-ground_truth-seed0"]
     ended = Command([*COMMAND, *grid], tmp_path).ended()
     assert ended.code == 0 and "[3 of 3]" in ended.out and "[2 of 3]" not in ended.out

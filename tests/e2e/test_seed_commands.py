@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from recurrent_drafter import RecurrentDraftingConfig, TrainingArguments
-from recurrent_drafter.cli import train
+from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.train import options
 
 ASSISTANT = "--train_on_assistant_only"
@@ -63,7 +63,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_shows_what_it_would_do(command, capsys):
-    assert train.main([*shlex.split(command), "--demo"]) == 0, capsys.readouterr().err
+    assert launch("train", [*shlex.split(command), "--demo"]) == 0, capsys.readouterr().err
     assert "nothing was" in capsys.readouterr().out
 
 

@@ -1,4 +1,4 @@
-"""What training leaves behind: figures that evaluation gives again, records, trackers; and how it fails."""
+"""What training leaves: figures that evaluation gives again, records, trackers; and how it fails."""
 
 import itertools
 import json

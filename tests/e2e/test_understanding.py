@@ -7,14 +7,14 @@ import sys
 import pytest
 from running import Command
 
-from recurrent_drafter.cli import endtoend, show_scope, show_targets
-from recurrent_drafter.cli import verify as verifying
+from recurrent_drafter.cli import endtoend, show_targets
+from recurrent_drafter.cli.main import launch
 
 SHORT = ["--positions", "6", "--distill_num_future_tokens", "3"]
 
 
 def test_targets_are_what_generate_gives(capsys):
-    assert show_targets.main(SHORT) == 0
+    assert launch("show_targets", SHORT) == 0
     shown = capsys.readouterr().out
     assert re.search(r"6 the same, 0 numeric ties, 0 bugs", shown)
     lines = [line for line in shown.splitlines() if line.endswith("  same")]
@@ -25,7 +25,7 @@ def test_targets_are_what_generate_gives(capsys):
 def test_other_targets_are_a_bug(monkeypatch, capsys):
     honest = show_targets.distil
     monkeypatch.setattr(show_targets, "distil", lambda *a, **k: [rows.roll(1, 0) for rows in honest(*a, **k)])
-    assert show_targets.main(SHORT) == 1
+    assert launch("show_targets", SHORT) == 1
     assert "BUG (margin" in capsys.readouterr().out
 
 
@@ -33,16 +33,16 @@ def test_all_positions_of_another_file(tmp_path, capsys):
     talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, what can I do?"}]
     (tmp_path / "one.jsonl").write_text(json.dumps({"messages": talk}))
     argv = ["--dataset_path", str(tmp_path / "one.jsonl")]
-    assert show_targets.main([*argv, "--no_train_on_assistant_only"]) == 0
+    assert launch("show_targets", [*argv, "--no_train_on_assistant_only"]) == 0
     positions = int(re.search(r"at each of (\d+) positions of the conversation", capsys.readouterr().out)[1])
-    assert show_scope.main(argv) == 0
+    assert launch("show_scope", argv) == 0
     table = capsys.readouterr().out
     assert int(re.search(r"without it +(\d+ +){3}(\d+)", table)[2]) == positions
     assert "[[Hello, what can I do?<|end|>]]" in table and "[[<|user|>Hi" in table
 
 
 def test_counts_of_both_scopes(capsys):
-    assert show_scope.main([]) == 0
+    assert launch("show_scope", []) == 0
     shown = capsys.readouterr().out
     rows = {m[1]: [int(x) for x in m[2].split()] for m in re.finditer(r"^ (--\w+|without it) +([\d ]+)$", shown, re.M)}
     replies, whole = rows["--train_on_assistant_only"], rows["without it"]
@@ -53,7 +53,7 @@ def test_counts_of_both_scopes(capsys):
 def test_colour_at_a_terminal(monkeypatch, capsys):
     for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("NO_COLOR", "")):
         monkeypatch.setenv(name, value)
-    assert show_scope.main([]) == 0
+    assert launch("show_scope", []) == 0
     shown = capsys.readouterr().out
     assert "\x1b[1;32m" in shown and "[[" not in shown
 
@@ -89,7 +89,7 @@ def test_the_short_check_passes(tmp_path):
 def test_a_step_that_fails_is_named_and_the_check_fails(monkeypatch, capsys):
     monkeypatch.setattr(endtoend.Journey, "train", lambda journey: "nothing")
     monkeypatch.setattr(endtoend.Journey, "save", lambda journey: "nothing")
-    assert endtoend.simple([]) == 1
+    assert launch("check", []) == 1
     shown = capsys.readouterr().out
     assert "FAIL  demo: load: OSError" in shown and "2 passed, 1 failed" in shown
 
@@ -97,8 +97,8 @@ def test_a_step_that_fails_is_named_and_the_check_fails(monkeypatch, capsys):
 def test_a_failing_command_shows_what_it_said(monkeypatch, capsys):
     for name in ("train", "save", "load", "decode"):
         monkeypatch.setattr(endtoend.Journey, name, lambda journey: "nothing")
-    monkeypatch.setattr(verifying, "main", lambda argv: sys.stdout.write("12 BUG") and 1)
-    assert endtoend.simple([]) == 1
+    monkeypatch.setattr(endtoend, "launch", lambda name, argv: sys.stdout.write("12 BUG") and 1)
+    assert launch("check", []) == 1
     assert re.search(r"FAIL  demo: verify: exit code 1.*12 BUG", capsys.readouterr().out, re.S)
 
 

@@ -39,7 +39,7 @@ def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class DieBehind(TrainerCallback):
+class DieAfter(TrainerCallback):
     def __init__(self, step):
         self.step = step
 
@@ -80,7 +80,7 @@ def texts(count, seed=0):
 
 
 def train(
-    folder: Path, behind: int | None, while_saving: bool, world: tuple[int, int, int] | None, options: dict[str, Any]
+    folder: Path, after: int | None, while_saving: bool, world: tuple[int, int, int] | None, options: dict[str, Any]
 ):
     """Train for eight steps from the last checkpoint; leave every process's weights, and the losses."""
     torch.set_num_threads(1)
@@ -109,7 +109,7 @@ def train(
             train_examples=[with_text_targets(example, 4, ()) for example in texts(12)],
             held_out=HeldOutReplies(verifier, replies),
             shape=DraftShape(2, 4),
-            callbacks=[shared] if behind is None else [DieBehind(behind)],
+            callbacks=[shared] if after is None else [DieAfter(after)],
         )
         trainer.train(resume_from_checkpoint=str(newest) if newest else None)
     except ValueError as error:
@@ -129,12 +129,12 @@ def whole(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {k: v.full_tensor() if isinstance(v, DTensor) else v.contiguous() for k, v in state.items()}
 
 
-def run_training(folder, *, behind=None, while_saving=False, processes=1, **options) -> list[int]:
+def run_training(folder, *, after=None, while_saving=False, processes=1, **options) -> list[int]:
     """The exit codes of its processes; the options are `TrainingArguments`'."""
     folder.mkdir(exist_ok=True)
     port = free_port()
     worlds = [None] if processes == 1 else [(rank, processes, port) for rank in range(processes)]
-    return ended([CONTEXT.Process(target=train, args=(folder, behind, while_saving, w, options)) for w in worlds])
+    return ended([CONTEXT.Process(target=train, args=(folder, after, while_saving, w, options)) for w in worlds])
 
 
 def shard(folder: Path, rank: int, processes: int, port: int):

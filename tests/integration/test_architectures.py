@@ -189,7 +189,7 @@ def test_hidden_states_do_not_depend_on_padding(name):
 
 
 @torch.inference_mode()
-def test_a_tree_may_reach_behind_the_last_position():
+def test_a_tree_may_reach_beyond_the_last_position():
     """Rows near the end of the context may be verified together with rows that still have room."""
     model = tiny_model("gpt2", n_positions=14)
     ids, mask = prompts(2)
@@ -209,7 +209,7 @@ def test_longrope_is_exact_within_the_original_context():
     assert Verifier(tiny_model("phi3")).context_length == 256
 
 
-class NoSynchronisation(TorchDispatchMode):
+class NoSynchronization(TorchDispatchMode):
     """Fails on operations whose result the host would have to wait for on an accelerator."""
 
     waiting = (
@@ -231,7 +231,7 @@ class NoSynchronisation(TorchDispatchMode):
 def test_a_step_does_not_wait_for_the_device(name):
     session, _ = Verifier(tiny_model(name)).open(*prompts(5), 64)
     path = torch.tensor([CHAIN] * 5)
-    with NoSynchronisation():
+    with NoSynchronization():
         for n_accepted in ([1, 0, 4, 2, 3], [0, 0, 0, 0, 0], [4, 1, 1, 0, 0]):
             session.forward_tree(tree_of(torch.ones(5, NODES, dtype=torch.int64)))
             session.keep(path, n_accepted)

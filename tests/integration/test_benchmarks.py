@@ -16,8 +16,7 @@ from recurrent_drafter.bench.profile import STAGES, profiled
 from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.summary import rows_of
 from recurrent_drafter.bench.workload import SHAPES, demo_prompts, model_of_shape, oracle_for, random_prompts
-from recurrent_drafter.cli.bench import main as bench
-from recurrent_drafter.cli.generate import main as generate
+from recurrent_drafter.cli.main import launch
 from recurrent_drafter.decoding import decode as decode_module
 from recurrent_drafter.decoding import speculator as speculator_module
 from recurrent_drafter.measure.arms import AUTO, HF, PLAIN, shape_name, standard_arms
@@ -187,7 +186,7 @@ def test_a_cell_of_the_demo_model_gives_a_row_for_each_arm():
 def test_bench_command(tmp_path, capsys):
     path = tmp_path / "runs.jsonl"
     arguments = ["--prompts", "2", "--new_tokens", "8", "--dtype", "float32", "--output_file", str(path), "--profile"]
-    assert bench(arguments) == 0
+    assert launch("bench", arguments) == 0
     shown = capsys.readouterr().out
     for text in (
         "sustained (exactly 8 new tokens), greedy, float32",
@@ -203,15 +202,20 @@ def test_bench_command(tmp_path, capsys):
 
 
 def test_bench_command_in_batches_and_its_refusals(capsys):
-    assert bench(["--prompts", "2", "--batch_size", "2", "--new_tokens", "4", "--dtype", "float32", "--reply"]) == 0
+    assert (
+        launch("bench", ["--prompts", "2", "--batch_size", "2", "--new_tokens", "4", "--dtype", "float32", "--reply"])
+        == 0
+    )
     assert "left out" in capsys.readouterr().out
     for wrong in (["--batch_size", "0"], ["--new_tokens", "1"], ["--temperature", "-1"], ["--beam_width", "0"]):
-        assert bench(wrong) == 2
+        assert launch("bench", wrong) == 2
         assert "expected" in capsys.readouterr().err
 
 
 def test_generate_shows_a_profile(capsys):
-    assert generate(["--prompt", "Hi", "--max_generation_length", "8", "--dtype", "float32", "--profile"]) == 0
+    assert (
+        launch("generate", ["--prompt", "Hi", "--max_generation_length", "8", "--dtype", "float32", "--profile"]) == 0
+    )
     assert "outside verify and draft" in capsys.readouterr().out
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from recurrent_drafter import RecurrentDrafter
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
-from recurrent_drafter.cli.convert import main, read
+from recurrent_drafter.cli.convert import read
+from recurrent_drafter.cli.main import launch
 from recurrent_drafter.models.loading import load_drafter
 
 H, V = 8, 12
@@ -75,7 +76,7 @@ def same(ours, others):
 @pytest.mark.parametrize(("layers", "dtype"), [(0, torch.bfloat16), (2, torch.float32), (1, torch.float16)])
 def test_from_apple_and_back(exit_dim, rnn, layers, dtype, tmp_path):
     weights = apples(tmp_path / "apple", exit_dim, layers, rnn, dtype)
-    assert main([str(tmp_path / "apple"), str(tmp_path / "ours")]) == 0
+    assert launch("convert", [str(tmp_path / "apple"), str(tmp_path / "ours")]) == 0
     drafter = load_drafter(tmp_path / "ours")
     assert drafter.dtype == dtype
     assert same({name: w for name, w in drafter.state_dict().items() if name != "draft_ids"}, weights)
@@ -83,7 +84,7 @@ def test_from_apple_and_back(exit_dim, rnn, layers, dtype, tmp_path):
     hidden, embedded = torch.randn(3, H), torch.randn(3, 2, H)
     logits = drafter.float().unroll(hidden, embedded)
     torch.testing.assert_close(logits, theirs(weights, layers, rnn, hidden, embedded), rtol=1e-4, atol=1e-4)
-    assert main([str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "apple"]) == 0
+    assert launch("convert", [str(tmp_path / "ours"), str(tmp_path / "back"), "--to", "apple"]) == 0
     assert same(load_file(tmp_path / "back/model.safetensors"), weights)
     before, after = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("apple", "back"))
     del before["transformers_version"]
@@ -94,8 +95,8 @@ def test_to_apple_and_back(tmp_path):
     named = {"verifier_name_or_path": "user/model", "tokenizer_hash": "0123", "verifier_architectures": ["X"]}
     drafter = random_drafter(beam_width=7, beam_length=3, max_tree_nodes=9, exit_dim=16, **named)
     drafter.save_pretrained(tmp_path / "ours")
-    assert main([str(tmp_path / "ours"), str(tmp_path / "apple"), "--to", "apple"]) == 0
-    assert main([str(tmp_path / "apple"), str(tmp_path / "back")]) == 0
+    assert launch("convert", [str(tmp_path / "ours"), str(tmp_path / "apple"), "--to", "apple"]) == 0
+    assert launch("convert", [str(tmp_path / "apple"), str(tmp_path / "back")]) == 0
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "back" / name).read_bytes() == (tmp_path / "ours" / name).read_bytes()
 
@@ -104,12 +105,12 @@ def test_a_verifier_is_named(tmp_path, capsys):
     bundled = RecurrentDrafter.from_pretrained(demo_drafter_path())
     bundled.config.update(dict.fromkeys(("verifier_name_or_path", "verifier_architectures", "tokenizer_hash")))
     bundled.save_pretrained(tmp_path / "nameless")
-    assert main([str(tmp_path / "nameless"), str(tmp_path / "still")]) == 0
+    assert launch("convert", [str(tmp_path / "nameless"), str(tmp_path / "still")]) == 0
     assert "--verifier NAME adds it" in capsys.readouterr().out
-    assert main([str(tmp_path / "nameless"), str(tmp_path / "named"), "--verifier", "demo"]) == 0
+    assert launch("convert", [str(tmp_path / "nameless"), str(tmp_path / "named"), "--verifier", "demo"]) == 0
     assert "--verifier" not in capsys.readouterr().out
     by_path = str(demo_verifier_path())
-    assert main([str(tmp_path / "nameless"), str(tmp_path / "local"), "--verifier", by_path]) == 0
+    assert launch("convert", [str(tmp_path / "nameless"), str(tmp_path / "local"), "--verifier", by_path]) == 0
     assert "names its verifier by a path" in capsys.readouterr().out
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "named" / name).read_bytes() == (demo_drafter_path() / name).read_bytes()
@@ -118,8 +119,8 @@ def test_a_verifier_is_named(tmp_path, capsys):
 def test_an_empty_target_is_filled(tmp_path):
     apples(tmp_path / "apple")
     (tmp_path / "made").mkdir()
-    assert main([str(tmp_path / "apple"), str(tmp_path / "made")]) == 0
-    assert main([str(tmp_path / "apple"), str(tmp_path / "new/deep")]) == 0
+    assert launch("convert", [str(tmp_path / "apple"), str(tmp_path / "made")]) == 0
+    assert launch("convert", [str(tmp_path / "apple"), str(tmp_path / "new/deep")]) == 0
     assert read(tmp_path / "made").config.hidden_size == read(tmp_path / "new/deep").config.hidden_size == H
 
 
@@ -193,7 +194,7 @@ TO_APPLE = ["--to", "apple"]
 def test_what_cannot_be_converted_is_one_line(argv, message, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     kept = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert main(argv) == 2
+    assert launch("convert", argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1 and len(error) < 400, error
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == kept
@@ -206,7 +207,7 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr("recurrent_drafter.formats.apple.save_file", full)
     random_drafter().save_pretrained(tmp_path / "ours")
-    assert main([str(tmp_path / "ours"), str(tmp_path / "new/one"), *TO_APPLE]) == 2
+    assert launch("convert", [str(tmp_path / "ours"), str(tmp_path / "new/one"), *TO_APPLE]) == 2
     assert "new/one could not be written ([Errno 28] No space left" in capsys.readouterr().err
     assert not list((tmp_path / "new").iterdir())
 
@@ -222,7 +223,7 @@ def test_a_target_filled_meanwhile_is_left_alone(tmp_path, monkeypatch, capsys):
     located = convert.located
     monkeypatch.setattr(convert, "located", filled)
     apples(tmp_path / "apple")
-    assert main([str(tmp_path / "apple"), str(tmp_path / "new")]) == 2
+    assert launch("convert", [str(tmp_path / "apple"), str(tmp_path / "new")]) == 2
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["apple", "new"]
 

@@ -9,7 +9,7 @@ from runs import texts
 
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.training.distillation import Draw, distil, distilled_targets
+from recurrent_drafter.training.distillation import TokenDraw, distil, distilled_targets
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "mistral-window"])
@@ -28,7 +28,7 @@ def test_texts_that_share_passes_get_what_generate_gives(name, chunk):
             assert row.tolist() == generate(model, prefix, torch.ones_like(prefix), new=3)[0, -3:].tolist()
 
 
-def test_nothing_is_asked_of_the_model_behind_its_context():
+def test_nothing_is_asked_of_the_model_beyond_its_context():
     model = tiny_model("gpt2", n_positions=16)
     ids = torch.arange(1, 17)
     targets = distilled_targets(Verifier(model), ids, torch.ones(16, dtype=torch.bool), 3, ())
@@ -46,7 +46,7 @@ def test_drawn_targets_follow_the_verifiers_law():
     drawn = torch.stack(
         distil(
             verifier, [ids] * count, [roots] * count, 2, (),
-            draw=Draw(temperature, seed=11), chunk=4000,
+            draw=TokenDraw(temperature, seed=11), chunk=4000,
         )
     )  # fmt: skip
     for number, root in enumerate(roots.tolist()):
@@ -70,7 +70,7 @@ def test_the_noise_knows_text_and_position_only():
     verifier = Verifier(tiny_model("llama"))
     examples = [example.input_ids for example in texts(6)]
     roots = [torch.arange(1, len(ids)) for ids in examples]
-    together = distil(verifier, examples, roots, 3, (), draw=Draw(0.8, 5))
-    alone = distil(verifier, examples[4:5], [roots[4][3:]], 3, (), draw=Draw(0.8, 5), text_ids=[4])[0]
+    together = distil(verifier, examples, roots, 3, (), draw=TokenDraw(0.8, 5))
+    alone = distil(verifier, examples[4:5], [roots[4][3:]], 3, (), draw=TokenDraw(0.8, 5), text_ids=[4])[0]
     assert torch.equal(alone, together[4][3:])
-    assert not torch.equal(alone, distil(verifier, examples[4:5], [roots[4][3:]], 3, (), draw=Draw(0.8, 6))[0])
+    assert not torch.equal(alone, distil(verifier, examples[4:5], [roots[4][3:]], 3, (), draw=TokenDraw(0.8, 6))[0])

@@ -8,7 +8,7 @@ import torch
 
 from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.bench import evaluation
-from recurrent_drafter.cli import bench, generate
+from recurrent_drafter.cli.main import launch
 from recurrent_drafter.data.dialogues import Turn
 from recurrent_drafter.data.prompts import encode_prompt
 from recurrent_drafter.data.questions import load_questions
@@ -31,7 +31,7 @@ def tokenizer():
 
 def evaluate(folder: Path, *flags: str, code: int = 0) -> dict:
     file = folder / f"{len(list(folder.iterdir()))}.json"
-    assert generate.main([*FEW, "--output_file", str(file), *flags]) == code
+    assert launch("generate", [*FEW, "--output_file", str(file), *flags]) == code
     return json.loads(file.read_text())
 
 
@@ -56,7 +56,7 @@ def test_two_runs_joined_are_the_comparison(tmp_path, capsys, tokenizer):
     evaluate(tmp_path, "--batch_size", "2", "--autoregressive")
     assert ids(both, "speculative") == ids(both, "autoregressive") == ids(speculative, "speculative")
     capsys.readouterr()
-    assert bench.main(["--join", str(tmp_path / "1.json"), str(tmp_path / "2.json")]) == 0
+    assert launch("bench", ["--join", str(tmp_path / "1.json"), str(tmp_path / "2.json")]) == 0
     out = capsys.readouterr().out
     assert "Identical output: yes, 6 of 6 prompts" in out and "Speedup: " in out
     assert "Speculative: " in out and "Autoregressive: " in out
@@ -126,7 +126,7 @@ def test_what_was_answered_before_a_failure_is_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(RecurrentDraftingSpeculator, "generate", generate_until)
     with pytest.raises(RuntimeError, match="out of memory"):
-        generate.main([*FEW, "--output_file", str(tmp_path / "r.json")])
+        launch("generate", [*FEW, "--output_file", str(tmp_path / "r.json")])
     record = json.loads((tmp_path / "r.json").read_text())
     assert not record["complete"] and list(answers(record, "speculative")) == [("81", 1)]
 
@@ -153,7 +153,7 @@ def test_a_token_that_differs_is_a_bug(tmp_path, capsys, monkeypatch):
 def test_a_prompt_compared(tmp_path, capsys):
     file = tmp_path / "one.json"
     prompt = ["--prompt", "I need a table for two.", "--compare", "--max_generation_length", "12"]
-    assert generate.main([*prompt, "--output_file", str(file)]) == 0
+    assert launch("generate", [*prompt, "--output_file", str(file)]) == 0
     assert "Identical output: yes, 1 of 1 prompts" in capsys.readouterr().out
     assert json.loads(file.read_text())["settings"]["questions"] == "--prompt"
 

@@ -215,12 +215,12 @@ def test_noise_is_gumbel_and_independent_in_every_argument():
     ordered = uniform.flatten().sort().values
     steps = (torch.arange(len(ordered)) + 0.5) / len(ordered)
     assert (ordered - steps).abs().max() < 1.63 / len(ordered) ** 0.5  # Kolmogorov-Smirnov at 1 %
-    centred = uniform - uniform.mean()
+    centered = uniform - uniform.mean()
     for axis in range(3):
-        neighbours = (centred.narrow(axis, 0, 39) * centred.narrow(axis, 1, 39)).mean() / centred.pow(2).mean()
-        assert neighbours.abs() < 4 / (39 * 1600) ** 0.5
+        neighbors = (centered.narrow(axis, 0, 39) * centered.narrow(axis, 1, 39)).mean() / centered.pow(2).mean()
+        assert neighbors.abs() < 4 / (39 * 1600) ** 0.5
     other = torch.exp(-torch.exp(-gumbel_noise(12, rows[:, None, None], positions[:, None], tokens)))
-    assert (centred * (other - other.mean())).mean().abs() / centred.pow(2).mean() < 4 / 40**1.5
+    assert (centered * (other - other.mean())).mean().abs() / centered.pow(2).mean() < 4 / 40**1.5
 
 
 def test_a_token_of_no_probability_is_never_drawn():
@@ -343,15 +343,15 @@ def test_wrong_row_ids_are_refused():
         sampled(model, ids, mask, RecurrentDraftingSpeculator(None), row_ids=[0])
 
 
-def test_pads_behind_a_prompt_and_positions_of_ones_own_are_refused():
+def test_pads_after_a_prompt_and_positions_of_ones_own_are_refused():
     model = tiny_model("gpt2")
     ids, mask = prompts(2)
     speculator = RecurrentDraftingSpeculator(random_drafter(), SHAPES[0])
     for row in (0, 1):
-        behind = mask.clone()
-        behind[row, -1] = 0
+        after = mask.clone()
+        after[row, -1] = 0
         with pytest.raises(ValueError, match=f"row {row} of the prompts ends in a pad"):
-            generate(model, ids, behind, custom_generate=speculator)
+            generate(model, ids, after, custom_generate=speculator)
     with pytest.raises(ValueError, match="position_ids other than"):
         generate(model, ids[:1], mask[:1], custom_generate=speculator, position_ids=torch.arange(12)[None] + 3)
     with pytest.raises(ValueError, match="seed is 1.5, expected an integer"):

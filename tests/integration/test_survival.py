@@ -35,11 +35,11 @@ def same(ours, theirs):
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("kill", [{"behind": 1}, {"behind": 5}, {"while_saving": True}])
+@pytest.mark.parametrize("kill", [{"after": 1}, {"after": 5}, {"while_saving": True}])
 def test_a_killed_training_ends_with_the_same_weights(kill, whole, tmp_path):
     assert run_training(tmp_path, **kill) == [KILLED]
     newest = last_checkpoint(tmp_path)
-    assert (newest and newest.name) == {1: None, 5: "checkpoint-4", None: "checkpoint-2"}[kill.get("behind")]
+    assert (newest and newest.name) == {1: None, 5: "checkpoint-4", None: "checkpoint-2"}[kill.get("after")]
     assert run_training(tmp_path) == [0]
     assert same(final(tmp_path), final(whole))
     assert losses(tmp_path) == losses(whole)
@@ -75,7 +75,7 @@ def test_processes_that_shard_train_as_one_and_leave_plain_checkpoints(one, tmp_
     assert same(load_file(tmp_path / "whole/checkpoint-8/model.safetensors"), drafter.state_dict())
     assert same(drafter.state_dict(), final(tmp_path / "whole"))
 
-    assert run_training(tmp_path / "killed", processes=2, fsdp="full_shard", behind=5) == [KILLED, KILLED]
+    assert run_training(tmp_path / "killed", processes=2, fsdp="full_shard", after=5) == [KILLED, KILLED]
     assert run_training(tmp_path / "killed", processes=2, fsdp="full_shard") == [0, 0]
     assert same(final(tmp_path / "killed"), final(tmp_path / "whole"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "whole")

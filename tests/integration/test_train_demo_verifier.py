@@ -1,4 +1,4 @@
-"""The script behind the demo verifier: killed at any moment, it goes on to the same weights."""
+"""The recipe of the demo verifier: killed at any moment, it goes on to the same weights."""
 
 import gzip
 import hashlib

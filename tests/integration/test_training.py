@@ -11,15 +11,15 @@ from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
-from recurrent_drafter.cli.output import saying_what_was_not_written
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.training.checkpoints import last_checkpoint
+from recurrent_drafter.training.checkpoints import last_checkpoint, saying_what_was_not_written
 from recurrent_drafter.training.examples import run_fingerprint, with_text_targets
+from recurrent_drafter.training.loss import Distillation
 from recurrent_drafter.training.trainer import DrafterTrainer
 
 SHAPE = DraftShape(2, 4)
@@ -78,7 +78,7 @@ def test_knowledge_distillation_against_a_plain_loop(name, draft_ids, tmp_path):
     drafter.draft_ids.copy_(torch.tensor(draft_ids))
     texts = [prompts(1, seed)[0][0][: 12 - 3 * seed] for seed in range(2)]
     rows = [with_text_targets(TrainExample(text, torch.zeros_like(text)), 3, ()) for text in texts]
-    options = {"method": "knowledge_distillation", "kd_temperature": 3.0, "kd_alpha": 0.6, "gamma": 0.5, "chunk": 4}
+    options = {"distillation": Distillation(3.0, 0.6), "gamma": 0.5, "chunk": 4}
     trainer = trainer_of(verifier, tmp_path, drafter=drafter, examples=rows, trainer=options)
     loss = trainer.compute_loss(drafter, trainer.data_collator(rows))
 

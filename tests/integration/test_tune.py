@@ -12,6 +12,7 @@ from test_decoding import overfit
 import recurrent_drafter.cli.tune as command
 import recurrent_drafter.decoding.speculator as speculator_module
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
+from recurrent_drafter.cli.main import launch
 from recurrent_drafter.decoding.costs import TUNING_FILE, Costs, Tuning, conditions
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.decoding.draft_controller import LONGEST
@@ -116,7 +117,7 @@ FEW += ["--widths", "1", "2", "--lengths", "2", "3", "--confirm", "1"]
 def test_the_command(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "tuned"
     monkeypatch.setattr(command, "can_draw", lambda: False)
-    assert command.main([*FEW, "--batch_size", "1", "2", "--output_dir", str(folder), "--copy_drafter"]) == 0
+    assert launch("tune", [*FEW, "--batch_size", "1", "2", "--output_dir", str(folder), "--copy_drafter"]) == 0
     said = capsys.readouterr()
     assert said.err.count("\n") == 1
     assert "matplotlib is not installed" in said.err
@@ -129,7 +130,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert speculator.costs is not None
     assert speculator.costs.verify == tuple(record["costs"]["verify"])
     assert not [file for file in folder.iterdir() if file.name.endswith(".tmp") or file.name.startswith(".")]
-    assert command.main([*FEW, "--output_dir", str(folder), "--copy_drafter"]) == 2  # a model is there
+    assert launch("tune", [*FEW, "--output_dir", str(folder), "--copy_drafter"]) == 2  # a model is there
 
 
 @pytest.mark.parametrize(
@@ -146,7 +147,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 def test_what_cannot_work_is_said_before_the_run(arguments, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(command, "load_verifier", lambda *_, **__: pytest.fail("the run has begun"))
-    assert command.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
+    assert launch("tune", [argument.format(tmp=tmp_path) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert message in error

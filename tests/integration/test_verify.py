@@ -12,6 +12,7 @@ import recurrent_drafter.cli.verify as command
 import recurrent_drafter.decoding.decode as decode_module
 import recurrent_drafter.measure.divergence as verify_module
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
+from recurrent_drafter.cli.main import launch
 from recurrent_drafter.core.noise import gumbel_noise
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.measure.divergence import Draw, compare_batch, first_divergence, processors_of, until_end
@@ -22,7 +23,7 @@ FEW = ["--base_model", "demo", "--dtype", "float32", "--prompts", "3", "--new_to
 
 def test_honest_run(tmp_path, capsys):
     file = tmp_path / "found.json"
-    assert command.main([*FEW, "--auto", "--output_file", str(file)]) == 0
+    assert launch("verify", [*FEW, "--auto", "--output_file", str(file)]) == 0
     found = json.loads(file.read_text())
     assert {row["verdict"] for row in found["rows"]} == {"identical"}
     assert len(found["rows"]) == 3 * (5 + 2)  # greedy: three ways against two references; sampled: two against one
@@ -70,14 +71,14 @@ def shift_noise(monkeypatch):
 @pytest.mark.parametrize("fault", [accept_first_child, shift_positions, shift_noise])
 def test_what_is_broken_is_a_bug(fault, monkeypatch, capsys):
     fault(monkeypatch)
-    assert command.main(FEW) == 1
+    assert launch("verify", FEW) == 1
     assert ": BUG (margin" in capsys.readouterr().out
 
 
 def test_a_file_that_cannot_be_written_is_said_before_the_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "load_verifier", lambda *_, **__: pytest.fail("the run has begun"))
     for file in (tmp_path / "none" / "found.json", tmp_path):
-        assert command.main([*FEW, "--output_file", str(file)]) == 2
+        assert launch("verify", [*FEW, "--output_file", str(file)]) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 2
     assert all(line.startswith("error: ") for line in errors)

@@ -106,11 +106,11 @@ LINES = "{% for m in messages %}" + TURN + "{{ '<|end|>\n' }}{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
 
 
-def marked(body: str, behind: str = "") -> str:
-    """The line-wise layout with ``body`` under generation marks and ``behind`` after them."""
+def marked(body: str, after: str = "") -> str:
+    """The line-wise layout with ``body`` under generation marks and ``after`` after them."""
     return (
         "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' }}{% generation %}{{ " + body + " }}"
-        "{% endgeneration %}" + behind + "{% endfor %}" + PROMPT
+        "{% endgeneration %}" + after + "{% endfor %}" + PROMPT
     )
 
 

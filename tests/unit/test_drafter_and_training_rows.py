@@ -9,7 +9,7 @@ from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.core.metrics import median_interval, walk
 from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.decoding.generation_state import GenerationState, Step
-from recurrent_drafter.training.examples import cut_behind_end, frequent_tokens, loss_mask, with_text_targets
+from recurrent_drafter.training.examples import cut_after_end, frequent_tokens, loss_mask, with_text_targets
 
 H, V, END = 8, 12, 9
 
@@ -76,7 +76,7 @@ def test_shape_is_checked(shape):
 
 
 def test_rows_of_the_worked_alignment():
-    """Two replies: roots are their tokens but the end token; targets stop with the reply and behind its end token."""
+    """Two replies: roots are their tokens but the end token; targets stop with the reply and after its end token."""
     #                        user   reply 0       user  reply 1, cut off
     ids = torch.tensor([1, 2, 3, 4, 5, END, 1, 6, 7, 8])
     spans = torch.tensor([-1, -1, 0, 0, 0, 0, -1, 1, 1, 1])
@@ -93,11 +93,11 @@ def test_first_token_is_no_root_and_end_tokens_may_go_on():
     assert with_text_targets(TrainExample(ids, spans), 2, []).targets.tolist() == [[2, IGNORED], [IGNORED, IGNORED]]
 
 
-def test_targets_behind_an_end_token_do_not_count():
+def test_targets_after_an_end_token_do_not_count():
     targets = torch.tensor([[1, END, 2, END], [END, 1, 1, 1], [1, 2, 3, 4]])
-    cut = cut_behind_end(targets, (END,))
+    cut = cut_after_end(targets, (END,))
     assert cut.tolist() == [[1, END, IGNORED, IGNORED], [END] + [IGNORED] * 3, [1, 2, 3, 4]]
-    assert torch.equal(cut_behind_end(targets, ()), targets)
+    assert torch.equal(cut_after_end(targets, ()), targets)
 
 
 def test_draft_vocabulary_is_the_most_frequent_and_holds_the_end_token():
@@ -135,4 +135,4 @@ def test_stop_cuts_inside_an_accepted_path():
     assert emit([[7, 8, 8]], [2]) == [[], [7]]  # row 1 is full
     assert stop.done
     assert stop.steps == [1, 2]
-    assert stop.drafts == [[(4, 2)], [(4, 1), (4, 1)]]  # accepted and emitted: what lies behind an end is not
+    assert stop.drafts == [[(4, 2)], [(4, 1), (4, 1)]]  # accepted and emitted: what lies after an end is not

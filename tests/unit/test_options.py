@@ -3,7 +3,8 @@
 import pytest
 
 from recurrent_drafter.cli import generate
-from recurrent_drafter.cli.options import SamplingOptions
+from recurrent_drafter.cli.main import launch
+from recurrent_drafter.cli.options.decoding import SamplingOptions
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_a_command_may_sample_by_default():
 )
 def test_wrong_values_are_one_line(flags, message, monkeypatch, capsys):
     monkeypatch.setattr(generate, "load_verifier", lambda *_, **__: pytest.fail("the model was loaded"))
-    assert generate.main(["--prompt", "Hi", *flags.split()]) == 2
+    assert launch("generate", ["--prompt", "Hi", *flags.split()]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -69,7 +70,7 @@ def test_wrong_values_are_one_line(flags, message, monkeypatch, capsys):
 
 def test_sampling_reaches_the_stream(capsys):
     def reply(*flags):
-        assert generate.main(["--prompt", "I need a table for two.", "--max_generation_length", "12", *flags]) == 0
+        assert launch("generate", ["--prompt", "I need a table for two.", "--max_generation_length", "12", *flags]) == 0
         return capsys.readouterr().out.partition("\n\nGenerated")[0]
 
     warm = ("--temperature", "1.5", "--seed", "3")

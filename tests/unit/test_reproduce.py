@@ -12,7 +12,9 @@ import torch
 from models import random_drafter, tiny_model
 
 from recurrent_drafter.cli import reproduce, train
-from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.errors import reporting
+from recurrent_drafter.cli.main import launch
+from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.decoding.decode import BeamDrafter
@@ -77,17 +79,17 @@ def test_wrong_input_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
     import shlex
 
     monkeypatch.chdir(tmp_path)
-    assert reproduce.main(shlex.split(flags)) == 2
+    assert launch("reproduce", shlex.split(flags)) == 2
     shown = capsys.readouterr()
     assert message in shown.err and len(shown.err.splitlines()) == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_shows_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert reproduce.main(["--quick", "--dry_run"]) == 0
+    assert launch("reproduce", ["--quick", "--dry_run"]) == 0
     shown = capsys.readouterr().out
     assert "14 trainings of about 90 seconds: 21 minutes" in shown and "demo-assistant-distilled-no_rnn-seed1" in shown
-    assert reproduce.main(["--dry_run"]) == 0
+    assert launch("reproduce", ["--dry_run"]) == 0
     assert "by epochs" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
@@ -216,7 +218,7 @@ def test_a_process_that_dies_costs_its_own_job(tmp_path):
     results = launched_by(script, tmp_path / "out")
     script.write_text(WORKER.format(names=results.plan.names))
     results.folder.mkdir()
-    assert reproduce.run(results) == 0
+    assert reproduce.do_jobs(results) == 0
     assert [record["status"] for record in results.records] == ["finished", "failed", "finished", "finished"]
     assert "SIGKILL" in results.record(results.plan.names[1])["error"]
 
@@ -229,7 +231,7 @@ def test_a_process_that_cannot_begin_ends_the_command(code, said, tmp_path, capf
     script.write_text(f"import sys; print('error: no such model', file=sys.stderr); sys.exit({code})")
     results = launched_by(script, tmp_path / "out")
     results.folder.mkdir()
-    run = reporting(lambda _: reproduce.run(results))
+    run = reporting(lambda: reproduce.do_jobs(results))
     assert run() == 2 and not results.records
     assert said in capfd.readouterr().err.splitlines()[-1]
 
@@ -287,8 +289,8 @@ def test_both_forms_show_the_same_table():
 
 
 def test_options_come_back_from_the_folder(tmp_path):
-    (options,) = parse(
-        ["--quick", "--output_dir", str(tmp_path), "--seeds", "3", "4", "--no_sweeps"], "", ReproduceOptions
+    (options,) = OptionParser(ReproduceOptions).options(
+        ["--quick", "--output_dir", str(tmp_path), "--seeds", "3", "4", "--no_sweeps"]
     )
     results = Results.of(options)
     results.claim()

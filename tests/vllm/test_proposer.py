@@ -141,7 +141,7 @@ def test_sampled_law(drafts):
     assert chance > 0.01
 
 
-def test_penalties_and_top_p_are_honoured_when_sampling():
+def test_penalties_and_top_p_are_honored_when_sampling():
     """Where top-p leaves one token, and a penalty decides which, sampling has one outcome."""
     texts = prompts(6, 80)
     penalties = {"repetition_penalty": 1.4, "presence_penalty": 0.6}

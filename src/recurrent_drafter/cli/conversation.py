@@ -1,43 +1,13 @@
 """The one conversation that the commands for understanding look at."""
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
-from transformers.utils import logging as hf_logging
-
+from recurrent_drafter.cli.options.measuring import ConversationOptions
 from recurrent_drafter.data.dialogues import Dialogue
 from recurrent_drafter.data.encoding import TrainExample, encode_examples
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.training.corpus import Pair, pair_of
-
-
-@dataclass(frozen=True)
-class ConversationOptions:
-    """Which conversation, and as the tokens of which model."""
-
-    base_model: str = field(
-        default="demo", metadata={"help": "verifier: a hub name, a directory, or 'demo' (the bundled model)"}
-    )
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "evaluation split of demo (default), sharegpt, alpaca, mtbench or wikitext"}
-    )
-    dataset_path: str | None = field(
-        default=None, metadata={"help": "a local file instead: .json .jsonl .jsonl.gz .txt .parquet"}
-    )
-    conversation: int = field(default=0, metadata={"help": "which of them, counted from 0"})
-    model_max_length: int = field(default=512, metadata={"help": "tokens of it that are looked at"})
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = field(
-        default="float32", metadata={"help": "in float32 equal means equal; elsewhere ties may occur"}
-    )
-    device: str | None = field(default=None, metadata={"help": "default: cuda where there is one, otherwise cpu"})
-
-    def __post_init__(self) -> None:
-        if self.dataset_name is not None and self.dataset_path is not None:
-            raise ValueError("--dataset_name and --dataset_path exclude each other: give one")
-        for name, least in (("conversation", 0), ("model_max_length", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} is {getattr(self, name)}, expected at least {least}")
 
 
 @dataclass(frozen=True)
@@ -58,8 +28,6 @@ class Opened:
 
 def open_conversation(options: ConversationOptions, beyond: int = 0) -> Opened:
     """Load the model and the conversation, so much of it that ``beyond`` more tokens fit the model's context."""
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     name = None if options.dataset_path else options.dataset_name or "demo"
     wanted = options.conversation + 1
     dialogues = load_dialogues(name, options.dataset_path, "eval" if name else "all", limit=wanted).dialogues

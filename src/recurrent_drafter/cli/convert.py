@@ -1,54 +1,25 @@
 """``recurrent-drafter convert``: a drafter from one layout of checkpoints into another."""
 
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
-from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.options.publishing import ConvertOptions
 from recurrent_drafter.formats.apple import from_apple, is_apples, to_apple
+from recurrent_drafter.formats.hub_names import is_hub_name
 from recurrent_drafter.hub.publishing import WEIGHTS
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, check_tokenizer, load_drafter, load_outline, tokenizer_hash
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.report.card import is_hub_name
 
 
-@dataclass(frozen=True)
-class ConvertOptions:
-    """What to convert, and into what."""
-
-    source: str = field(
-        metadata={"positional": True, "metavar": "SOURCE", "help": "a drafter of either layout: a folder or a hub name"}
-    )
-    target: str = field(metadata={"positional": True, "metavar": "TARGET", "help": "a new folder, or an empty one"})
-    to: Literal["ours", "apple"] = field(
-        default="ours", metadata={"help": "ours, which vLLM and speculators read too, or apple: ml-recurrent-drafter's"}
-    )
-    verifier: str | None = field(
-        default=None,
-        metadata={"help": "the model that it drafts for: checked, and named in the result; its weights are not read"},
-    )
-
-
-OPTIONS = (ConvertOptions,)
-
-
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(options: ConvertOptions, *, argv: Sequence[str]) -> int:
     """Convert a drafter between this package's layout and Apple's; weights stay the same, bit for bit."""
-    (options,) = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     target = Path(options.target).expanduser()
-    check_free(target)
     drafter = read(located(options.source))
     if options.verifier is not None:
         name_verifier(drafter, options.source, options.verifier)
@@ -61,21 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def check_free(target: Path) -> None:
-    """Raise OSError unless the target is new or an empty folder."""
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if target.exists() or target.is_symlink():
-        raise OSError(f"{target} exists already: give a new folder, or an empty one")
-
-
 def located(source: str) -> Path:
     """The folder of a drafter, which is fetched if it is on the Hub. Raises OSError where there is none."""
     folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if folder.exists() or source.startswith((".", "/", "~")):
-        raise OSError(f"there is no drafter at {source}: expected a folder, or a name on the Hub")
     try:
         return Path(snapshot_download(source, allow_patterns=["config.json", *WEIGHTS]))
     except (OSError, ValueError) as error:

@@ -1,82 +1,26 @@
 """``huggingface_deployment.py`` and ``recurrent-drafter deploy``: publish a drafter on the Hugging Face Hub."""
 
 import json
-import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.bench.summary import read_records
-from recurrent_drafter.cli.errors import parse, reporting
-from recurrent_drafter.decoding.costs import TUNING_FILE
-from recurrent_drafter.hub.publishing import assemble, check_repo_name, publish
+from recurrent_drafter.cli.options.publishing import DeployOptions
+from recurrent_drafter.formats.hub_names import is_hub_name
+from recurrent_drafter.hub.publishing import assemble, publish
 from recurrent_drafter.measure.divergence import VERIFICATION_FILE, read_verification
 from recurrent_drafter.models.loading import load_drafter
-from recurrent_drafter.report.card import CardFacts, is_hub_name, model_card
+from recurrent_drafter.records.paths import TUNING_FILE
+from recurrent_drafter.report.card import CardFacts, model_card
 
 
-@dataclass(frozen=True)
-class DeployOptions:
-    """What to publish, and where."""
-
-    model_path: str = field(metadata={"help": "the folder that a drafter was saved to"})
-    repo_name: str = field(metadata={"help": "user/name on the Hub; made if it is not there yet"})
-    private: bool = field(default=False, metadata={"help": "a private repository"})
-    token: str | None = field(
-        default=None,
-        repr=False,
-        metadata={
-            "help": "an access token that may write; better HF_TOKEN or `hf auth login`, which no shell remembers"
-        },
-    )
-    dry_run: bool = field(
-        default=False, metadata={"help": "write the folder that would be uploaded, and upload nothing"}
-    )
-    output_dir: str | None = field(
-        default=None, metadata={"help": "where --dry_run writes it: default the repository's name and -upload"}
-    )
-    commit_message: str = field(default="Recurrent drafter", metadata={"help": "of the upload"})
-    base_model: str | None = field(
-        default=None,
-        metadata={"help": "the verifier's name on the Hub, where the drafter was trained with a local copy"},
-    )
-    license: str | None = field(
-        default=None, metadata={"help": "the weights' license as the Hub names it, such as apache-2.0: yours to say"}
-    )
-    bench_file: str | None = field(
-        default=None, metadata={"help": "figures for the card: what bench wrote with --output_file"}
-    )
-    unverified: bool = field(
-        default=False, metadata={"help": "publish although verification failed or never ran; the card then says so"}
-    )
-
-    def __post_init__(self) -> None:
-        check_repo_name(self.repo_name)
-        if self.output_dir is not None and not self.dry_run:
-            raise ValueError("--output_dir does nothing without --dry_run")
-        if not self.commit_message.strip():
-            raise ValueError("--commit_message is empty: expected some text")
-        if self.base_model is not None and not is_hub_name(self.base_model):
-            raise ValueError(
-                f"--base_model {self.base_model} is no name on the Hub: expected such as gpt2 or user/name"
-            )
-
-
-OPTIONS = (DeployOptions,)
-
-
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(options: DeployOptions, *, argv: Sequence[str]) -> int:
     """Publish a trained drafter with its model card, its records and the code that decodes with it."""
-    (options,) = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     drafter = Path(options.model_path).expanduser()
     known = gather(drafter, options)
     fill = partial(
@@ -120,8 +64,6 @@ def gather(drafter: Path, options: DeployOptions) -> CardFacts:
 
     Raises OSError where there is none or its files are damaged, ValueError unless it passed verification.
     """
-    if not drafter.is_dir():
-        raise OSError(f"there is no drafter at {drafter}: expected the folder that train_speculator.py saved it to")
     model = load_drafter(drafter)
     base_model = options.base_model or model.config.verifier_name_or_path
     if base_model is None:

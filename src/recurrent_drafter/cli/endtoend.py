@@ -8,22 +8,20 @@ import io
 import json
 import math
 import re
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.cli import deploy, generate, train, verify
-from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.main import launch
+from recurrent_drafter.cli.options.measuring import CheckOptions
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.measure.divergence import read_verification
 from recurrent_drafter.models.loading import load_drafter, load_verifier
@@ -46,18 +44,6 @@ ARCHITECTURES: dict[str, dict[str, int]] = {
     "qwen2": {**SMALL, "num_key_value_heads": 2},
     "gpt_neox": SMALL,
 }
-
-
-@dataclass(frozen=True)
-class CheckOptions:
-    """What to check with."""
-
-    base_model: str = field(
-        default="demo", metadata={"help": "verifier: a hub name, a directory, or 'demo' (the bundled model)"}
-    )
-
-
-OPTIONS = (CheckOptions,)
 
 
 class StepError(Exception):
@@ -87,7 +73,7 @@ class Journey:
 
     def train(self) -> str:
         """A few steps on a few conversations: the loss falls."""
-        self._command(train.main, *self._data(), *TRAINING, *self.flags, "--output_dir", str(self.drafter))
+        self._command("train", *self._data(), *TRAINING, *self.flags, "--output_dir", str(self.drafter))
         losses = [entry["loss"] for entry in self._run(self.drafter)["history"] if "loss" in entry]
         require(all(map(math.isfinite, losses)), f"the losses are not numbers: {losses}")
         first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
@@ -112,14 +98,14 @@ class Journey:
 
     def decode(self) -> str:
         """A reply to one prompt."""
-        said = self._command(generate.main, *self._pair(), "--prompt", "Hello!", "--max_generation_length", "24")
+        said = self._command("generate", *self._pair(), "--prompt", "Hello!", "--max_generation_length", "24")
         found = re.search(r"Generated \d+ tokens.*", said)
         require(found is not None, f"no reply: {said}")
         return str(found and found[0])
 
     def verify(self) -> str:
         """Speculation changes no token, greedy and sampled."""
-        self._command(verify.main, *self._pair(), *VERIFICATION)
+        self._command("verify", *self._pair(), *VERIFICATION)
         pairs = [pair for found in read_verification(self.drafter)["counts"].values() for pair in found]
         identical, ties = (sum(pair.get(kind, 0) for pair in pairs) for kind in ("identical", "tie"))
         return f"{identical} comparisons identical, {ties} numeric ties, no bug"
@@ -128,7 +114,7 @@ class Journey:
         """The saved drafter has the acceptance that training ended with."""
         folder = self.folder / "evaluation"
         named = ["--phase", "eval", "--drafter_name_or_path", str(self.drafter), "--output_dir", str(folder)]
-        self._command(train.main, *self._data(), *named)
+        self._command("train", *self._data(), *named)
         records = self._run(self.drafter), self._run(folder, EVALUATION_RECORD)
         before, after = (record["metrics"]["eval_tokens_per_step"] for record in records)
         require(math.isclose(before, after, rel_tol=1e-3), f"{after:.3f} tokens per step, in training {before:.3f}")
@@ -138,7 +124,7 @@ class Journey:
         """The folder that would be uploaded."""
         folder = self.folder / "upload"
         named = ["--model_path", str(self.drafter), "--repo_name", "user/drafter", "--output_dir", str(folder)]
-        self._command(deploy.main, *named, "--dry_run")
+        self._command("deploy", *named, "--dry_run")
         files = [file for file in folder.rglob("*") if file.is_file()]
         require(folder / "custom_generate/generate.py" in files, "custom_generate/generate.py is missing")
         return f"{len(files)} files"
@@ -156,12 +142,12 @@ class Journey:
         return record
 
     @staticmethod
-    def _command(main: Callable[[Sequence[str] | None], int], *argv: str) -> str:
+    def _command(name: str, *argv: str) -> str:
         """Run a command, whose output is shown only where it fails; returns the output."""
         output = io.StringIO()
         with redirect_stdout(output), redirect_stderr(output):
-            code = main(argv)
-        require(code == 0, f"exit code {code}: {' '.join(argv)}\n{output.getvalue()}")
+            code = launch(name, argv)
+        require(code == 0, f"exit code {code}: {name} {' '.join(argv)}\n{output.getvalue()}")
         return output.getvalue()
 
 
@@ -171,16 +157,14 @@ def require(holds: bool, message: str) -> None:
         raise StepError(message)
 
 
-@reporting
-def simple(argv: Sequence[str] | None = None) -> int:
+def simple(options: CheckOptions, *, argv: Sequence[str]) -> int:
     """Check the whole path in under a minute: train, save, load, decode, verify, evaluate."""
-    return check(argv, simple.__doc__ or "", one_journey)
+    return check(options, one_journey)
 
 
-@reporting
-def full(argv: Sequence[str] | None = None) -> int:
+def full(options: CheckOptions, *, argv: Sequence[str]) -> int:
     """Check the whole path with every method of training, several architectures and a dry run of publishing."""
-    return check(argv, full.__doc__ or "", all_journeys)
+    return check(options, all_journeys)
 
 
 def one_journey(folder: Path, model: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Journey]:  # noqa: ARG001
@@ -201,11 +185,8 @@ def all_journeys(folder: Path, model: str, tokenizer: PreTrainedTokenizerBase) -
 Journeys = Callable[[Path, str, PreTrainedTokenizerBase], Iterator[Journey]]
 
 
-def check(argv: Sequence[str] | None, description: str, journeys: Journeys) -> int:
+def check(options: CheckOptions, journeys: Journeys) -> int:
     """Go through the steps, a line for each: 0 if all pass, else 1."""
-    (options,) = parse(sys.argv[1:] if argv is None else argv, description, *OPTIONS)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     _, tokenizer = load_verifier(options.base_model)  # one that cannot be loaded is no failed check
     begun, passed, failed = time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory() as temporary:

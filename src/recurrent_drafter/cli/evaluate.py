@@ -15,14 +15,19 @@ from transformers import PreTrainedTokenizerBase
 from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Asking, Interview, Round
 from recurrent_drafter.bench.scores import ArmScores, Evaluation
 from recurrent_drafter.cli.errors import INTERRUPTED
-from recurrent_drafter.cli.options import EvaluationOptions, GenerateOptions, SamplingOptions, SpeculatorOptions
+from recurrent_drafter.cli.options.decoding import (
+    EvaluationOptions,
+    GenerateOptions,
+    SamplingOptions,
+    SpeculatorOptions,
+)
 from recurrent_drafter.cli.scores import show
 from recurrent_drafter.data.questions import Question, load_questions, spread
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import without_drafter
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.provenance import check_writable, provenance, write_json
+from recurrent_drafter.records.provenance import provenance, write_json
 from recurrent_drafter.records.trackers import check_services, evaluation_services, reporting_to
 
 
@@ -44,17 +49,11 @@ class Task:
 
 
 def prepare(options: GenerateOptions, asked: EvaluationOptions) -> list[Question]:
-    """The questions; all that can be wrong with the options is found here, before a model is loaded."""
+    """The questions; what can be wrong with them and with the trackers is found here, before a model is loaded."""
     if not options.is_evaluation:
-        if asked.given:
-            raise ValueError(f"{' and '.join(asked.given)} only matters with --eval_mt_bench or --compare")
         return []
-    if asked.output_file is not None:
-        check_writable(Path(asked.output_file))
     check_services(asked.services, evaluation_services())
     if options.prompt is not None:
-        if asked.dataset_path is not None or asked.max_num_prompts is not None:
-            raise ValueError("--dataset_path and --max_num_prompts choose among questions: drop them, or --prompt")
         return [Question(0, "prompt", "prompt", (options.prompt,))]
     questions = load_questions(asked.dataset_path)
     return spread(questions, asked.max_num_prompts or len(questions))

@@ -1,43 +1,42 @@
 """``generate_speculator.py`` and ``recurrent-drafter generate``: a reply, a chat, or an evaluation."""
 
-import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.cli import evaluate
 from recurrent_drafter.cli.chat import Chat
-from recurrent_drafter.cli.errors import parse, reporting
 from recurrent_drafter.cli.figures import profile_table
-from recurrent_drafter.cli.options import EvaluationOptions, GenerateOptions, SamplingOptions, SpeculatorOptions
+from recurrent_drafter.cli.options.decoding import (
+    EvaluationOptions,
+    GenerateOptions,
+    SamplingOptions,
+    SpeculatorOptions,
+)
 from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_verifier
 
-OPTIONS = SpeculatorOptions, SamplingOptions, GenerateOptions, EvaluationOptions
 
-
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(
+    which: SpeculatorOptions,
+    sampling: SamplingOptions,
+    options: GenerateOptions,
+    evaluation: EvaluationOptions,
+    *,
+    argv: Sequence[str],
+) -> int:
     """Generate with a drafter, or by the verifier alone: one reply, a chat, or MT-Bench with all figures."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    which, sampling, options, evaluation = parse(arguments, main.__doc__ or "", *OPTIONS)
-    sampling.arguments()  # raises for what contradicts itself
-    if options.autoregressive and which.drafting:
-        raise ValueError(f"--autoregressive drafts nothing: drop {' and '.join(which.drafting)}")
     questions = evaluate.prepare(options, evaluation)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     speculator = autoregression(model) if options.autoregressive else load_speculator(which, model, tokenizer)
     with profiled() if options.profile else nullcontext() as profile:
         if options.is_evaluation:
-            task = evaluate.Task(which, sampling, options, evaluation, ["generate_speculator.py", *arguments])
+            task = evaluate.Task(which, sampling, options, evaluation, ["generate_speculator.py", *argv])
             code = evaluate.run(task, questions, speculator, tokenizer)
         else:
             chat = Chat(speculator, tokenizer, sampling, options)
@@ -58,7 +57,7 @@ def load_speculator(
     options: SpeculatorOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> RecurrentDraftingSpeculator:
     """The drafter asked for, attached to the model; for ``demo`` the bundled one unless another is named."""
-    speculator = open_speculator(options.base_model, options.speculator_path, model, tokenizer)
+    speculator = open_speculator(options.drafter, model, tokenizer)
     assert speculator.drafter is not None
     saved = speculator.drafter.config.draft_shape
     if any(given is not None for given in (options.beam_width, options.beam_length, options.max_tree_nodes)):

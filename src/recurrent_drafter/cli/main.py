@@ -1,23 +1,127 @@
-"""The console command ``recurrent-drafter``: one name in front of every command."""
+"""The console command ``recurrent-drafter``, and what the root's scripts call: one table, one way to begin.
+
+A command line is parsed and checked before anything heavy loads, so that a wrong flag or path is answered at once.
+"""
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import recurrent_drafter
+from recurrent_drafter.cli import checks
+from recurrent_drafter.cli.errors import reporting
+from recurrent_drafter.cli.options import decoding, measuring, publishing, serving
+from recurrent_drafter.cli.parser import OptionParser
+from recurrent_drafter.reproduce.plan import ReproduceOptions
+from recurrent_drafter.training.options import TrainingOptions, check_paths
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command is for, its options, and how it begins: ``read`` and ``check`` raise before ``run`` is loaded.
+
+    ``run`` names a function of `recurrent_drafter.cli`, which takes what ``read`` gives, and ``argv``; it returns the
+    exit code.
+    """
+
+    what: str
+    options: tuple[type, ...]
+    run: str
+    check: Callable[..., None] = check_paths
+    read: Callable[[OptionParser, Sequence[str]], tuple[Any, ...]] = OptionParser.options
+    more: str = ""
+
+    def parser(self, prog: str | None = None) -> OptionParser:
+        """Of its options alone."""
+        return OptionParser(*self.options, prog=prog, description=self.what, more=self.more)
+
 
 COMMANDS = {
-    "train": "train a drafter",
-    "generate": "generate or chat, with or without a drafter",
-    "bench": "compare ways of decoding on your model: speed, and whether the output is the same",
-    "verify": "prove that speculation changes no token, on your own model and prompts",
-    "tune": "find the shape of draft that pays on this machine, and save it beside the drafter",
-    "reproduce": "the paper's comparisons: a grid of trainings and sweeps, and a report",
-    "deploy": "publish a drafter on the Hugging Face Hub, with its card and its figures",
-    "serve": "an OpenAI server: vLLM with a drafter",
-    "convert": "rewrite a drafter in another layout: Apple's, or ours with what vLLM and speculators look for",
-    "demo": "train a drafter for the bundled model, then compare speed and output",
-}
+    "train": Command(
+        "train a drafter, or evaluate one", (TrainingOptions,), "train:run", checks.check_train, checks.read_training,
+        "Every flag of transformers' TrainingArguments works too: --help-all adds them, which takes some seconds.",
+    ),
+    "generate": Command(
+        "generate or chat, with or without a drafter",
+        (
+            decoding.SpeculatorOptions, decoding.SamplingOptions, decoding.GenerateOptions,
+            decoding.EvaluationOptions,
+        ), "generate:run", checks.check_generate,
+    ),
+    "bench": Command(
+        "compare ways of decoding on your model: speed, and whether the output is the same",
+        (measuring.BenchOptions,), "bench:run", checks.check_bench,
+    ),
+    "verify": Command(
+        "prove that speculation changes no token, on your own model and prompts",
+        (decoding.SpeculatorOptions, decoding.SamplingOptions, measuring.PromptOptions, measuring.VerifyOptions),
+        "verify:run", checks.check_verify,
+    ),
+    "tune": Command(
+        "find the shape of draft that pays on this machine, and save it beside the drafter",
+        (decoding.SpeculatorOptions, measuring.PromptOptions, measuring.TuneOptions), "tune:run", checks.check_tune,
+    ),
+    "reproduce": Command(
+        "the paper's comparisons: a grid of trainings and sweeps, and a report",
+        (ReproduceOptions,), "reproduce:run", checks.check_reproduce,
+    ),
+    "deploy": Command(
+        "publish a drafter on the Hugging Face Hub, with its card and its figures",
+        (publishing.DeployOptions,), "deploy:run", checks.check_deploy,
+    ),
+    "serve": Command(
+        "an OpenAI server: vLLM with a drafter", (serving.ServeOptions,), "serve:run", serving.check_serve,
+        serving.read_serve, "Flags not listed here go to vLLM as they are.",
+    ),
+    "convert": Command(
+        "rewrite a drafter in another layout: Apple's, or ours with what vLLM and speculators look for",
+        (publishing.ConvertOptions,), "convert:run", checks.check_convert,
+    ),
+    "demo": Command(
+        "train a drafter for the bundled model, then compare speed and output", (measuring.DemoOptions,), "demo:run"
+    ),
+}  # fmt: skip
+SCRIPTS = {
+    "show_scope": Command(
+        "show which tokens each training scope learns from: the assistant's replies, or the whole conversation",
+        (measuring.ConversationOptions,), "show_scope:run",
+    ),
+    "show_targets": Command(
+        "make the distilled targets of a conversation for all positions at once, and check each against `generate`",
+        (measuring.ConversationOptions, measuring.TargetOptions), "show_targets:run",
+    ),
+    "check": Command(
+        "check the whole path in under a minute: train, save, load, decode, verify, evaluate",
+        (measuring.CheckOptions,), "endtoend:simple",
+    ),
+    "check_all": Command(
+        "check the whole path with every method of training, several architectures and a dry run of publishing",
+        (measuring.CheckOptions,), "endtoend:full",
+    ),
+}  # fmt: skip
+
+
+@reporting
+def launch(name: str, argv: Sequence[str] | None = None, prog: str | None = None) -> int:
+    """Run a command of one of the tables; returns its exit code."""
+    command = (COMMANDS | SCRIPTS)[name]
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    options = command.read(command.parser(prog), arguments)
+    command.check(*options)
+    module, _, function = command.run.partition(":")
+    run = getattr(importlib.import_module(f"recurrent_drafter.cli.{module}"), function)
+    quiet()
+    return int(run(*options, argv=arguments))
+
+
+def quiet() -> None:
+    """Leave the terminal to us: no advice and no bars of transformers."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -25,9 +129,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
     if name in COMMANDS:
-        module = importlib.import_module(f"recurrent_drafter.cli.{name}")
-        return int(module.main(arguments[1:]))
-    listing = "\n".join(f"  {command:<10}{what}" for command, what in COMMANDS.items())
+        return launch(name, arguments[1:], f"recurrent-drafter {name}")
+    listing = "\n".join(f"  {name:<10}{command.what}" for name, command in COMMANDS.items())
     if name in ("-h", "--help"):
         print(
             f"usage: recurrent-drafter COMMAND [flags]\n\n{listing}\n\n`recurrent-drafter COMMAND --help`: its flags."

@@ -3,7 +3,7 @@
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.cli.options import PromptOptions
+from recurrent_drafter.cli.options.measuring import PromptOptions
 from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.models.verifier import Verifier

@@ -6,29 +6,21 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from transformers.utils import logging as hf_logging
-
 from recurrent_drafter.cli import train
-from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
+from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.estimating import duration
-from recurrent_drafter.cli.output import make_writable
 from recurrent_drafter.data.sources import Split, load_dialogues
+from recurrent_drafter.records.paths import make_writable
 from recurrent_drafter.records.provenance import provenance
 from recurrent_drafter.report.reproduction import write_report
 from recurrent_drafter.reproduce.plan import ReproduceOptions, Source, training_flags
 from recurrent_drafter.reproduce.results import Results, failure
 
-OPTIONS = (ReproduceOptions,)
 REFUSED = 2
 
 
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(options: ReproduceOptions, *, argv: Sequence[str]) -> int:
     """Train drafters by several methods, scopes, sets and seeds, compare them, run the paper's sweeps, and report."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    (options,) = parse(arguments, main.__doc__ or "", *OPTIONS)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     results = Results.of(options)
     check(results)
     print("\n".join(outline(results)), flush=True)  # before other processes write
@@ -37,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_writable(results.folder)
     results.claim()
     results.retry()
-    command = ["python", "experiment_paper_reproduction.py", *arguments]
+    command = ["python", "experiment_paper_reproduction.py", *argv]
     made = provenance(command)
-    code = run(results)
+    code = do_jobs(results)
     if code == REFUSED:
         return REFUSED
     for path in write_report(results, made):
@@ -101,7 +93,7 @@ def cost(results: Results) -> str:
     )
 
 
-def run(results: Results) -> int:
+def do_jobs(results: Results) -> int:
     """Do what has no outcome yet, in processes of their own; how it ended: 0 done, 2 nothing could begin, 130."""
     launcher = shlex.split(results.options.launcher) or [sys.executable]
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and the worker with it
@@ -114,7 +106,7 @@ def run(results: Results) -> int:
                 worker.send_signal(signal.SIGINT)
                 code = worker.wait() and INTERRUPTED
         if code == INTERRUPTED:
-            print("interrupted: run the same command again, it goes on behind the last finished job", file=sys.stderr)
+            print("interrupted: run the same command again, it goes on after the last finished job", file=sys.stderr)
             return INTERRUPTED
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         if code == REFUSED and not results.at_work.exists():

@@ -100,7 +100,7 @@ class Server:
             process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=sys.stderr, process_group=0)
             try:
                 self._attend(process)
-            finally:  # behind an error of our own, such as a closed stdout, it would go on alone
+            finally:  # after an error of our own, such as a closed stdout, it would go on alone
                 process.terminate()
                 process.wait()
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode

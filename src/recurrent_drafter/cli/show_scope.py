@@ -1,7 +1,6 @@
 """``demonstrate_training_scope.py``: which tokens of a conversation are context, and which are learned from."""
 
 import itertools
-import sys
 from collections.abc import Iterator, Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -10,21 +9,18 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.cli.conversation import ConversationOptions, open_conversation
-from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.conversation import open_conversation
+from recurrent_drafter.cli.options.measuring import ConversationOptions
 from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.training.examples import loss_mask
 
-OPTIONS = (ConversationOptions,)
 CONTEXT, TRAINED = "dim", "bold green"
 SCOPES = {"--train_on_assistant_only": True, "without it": False}
 
 
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(options: ConversationOptions, *, argv: Sequence[str]) -> int:
     """Show what each training scope learns from: the assistant's replies, or the whole conversation."""
-    (which,) = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
-    opened = open_conversation(which)
+    opened = open_conversation(options)
     tokenizer, end_ids = opened.pair.tokenizer, opened.pair.end_ids
     console = Console(highlight=False)
     key = ("context", "trained") if console.is_terminal else ("context", "[[trained]]")

@@ -1,18 +1,16 @@
 """``test_distilled_dataset.py``: the paper's distilled dataset, seen and checked on one conversation."""
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.cli.conversation import ConversationOptions, open_conversation
-from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.conversation import open_conversation
+from recurrent_drafter.cli.options.measuring import ConversationOptions, TargetOptions
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.measure.divergence import first_divergence, until_end
 from recurrent_drafter.training.corpus import Pair
@@ -22,30 +20,8 @@ from recurrent_drafter.training.examples import loss_mask
 SHOWN_TOKENS, SHOWN_CHARACTERS = 16, 40  # of the context's end
 
 
-@dataclass(frozen=True)
-class TargetOptions:
-    """Which targets to make of it."""
-
-    distill_num_future_tokens: int = field(default=5, metadata={"help": "K, tokens per position"})
-    train_on_assistant_only: bool = field(
-        default=True, metadata={"help": "positions of the assistant's replies, as in the paper; otherwise all"}
-    )
-    positions: int | None = field(default=None, metadata={"help": "only so many, from the first one on"})
-
-    def __post_init__(self) -> None:
-        for name in ("distill_num_future_tokens", "positions"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"--{name} is {value}, expected at least 1")
-
-
-OPTIONS = ConversationOptions, TargetOptions
-
-
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(which: ConversationOptions, options: TargetOptions, *, argv: Sequence[str]) -> int:
     """Make the distilled targets of a conversation for all positions at once, and check each against `generate`."""
-    which, options = parse(sys.argv[1:] if argv is None else argv, main.__doc__ or "", *OPTIONS)
     count = options.distill_num_future_tokens
     opened = open_conversation(which, beyond=count)
     pair, example = opened.pair, opened.example(options.train_on_assistant_only)

@@ -1,52 +1,37 @@
-"""``train_speculator.py`` and ``recurrent-drafter train``: options, text, targets, trainer, report."""
+"""``train_speculator.py`` and ``recurrent-drafter train``: the training library at the terminal."""
 
-import dataclasses
 import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
-from pathlib import Path
 
-import torch
-from transformers.integrations import get_available_reporting_integrations
-from transformers.utils import logging as hf_logging
-
-from recurrent_drafter.cli import quick
-from recurrent_drafter.cli.callbacks import progress_bar
-from recurrent_drafter.cli.errors import INTERRUPTED, parse, reporting
-from recurrent_drafter.cli.estimating import estimate
-from recurrent_drafter.cli.fit import facts, finish, fit, new_drafter, new_trainer, report_speedup
-from recurrent_drafter.cli.output import checkpoint_to_resume, make_writable, saying_what_was_not_written
-from recurrent_drafter.cli.speculator import open_drafter
-from recurrent_drafter.records.provenance import EVALUATION
-from recurrent_drafter.records.trackers import check_services, closing_trackers
+from recurrent_drafter.cli.checks import read_training
+from recurrent_drafter.cli.errors import INTERRUPTED
+from recurrent_drafter.cli.estimating import estimate_lines
+from recurrent_drafter.cli.parser import OptionParser
+from recurrent_drafter.cli.terminal import TrainingTerminal
 from recurrent_drafter.training.arguments import TrainingArguments
-from recurrent_drafter.training.corpus import Pair, held_out_replies, open_pair, training_text
-from recurrent_drafter.training.run_record import RunRecord
-from recurrent_drafter.training.targets import draft_vocabulary, make_targets
+from recurrent_drafter.training.options import TrainingOptions
+from recurrent_drafter.training.pipeline import TrainedDrafter, estimate, evaluate, train
+
+WORTH = ("predicted_speedup", "break_even")  # figures of this machine, beside those of the held-out replies
 
 
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(own: TrainingOptions, inherited: Sequence[str], *, argv: Sequence[str]) -> int:
     """Train a drafter for a causal language model, or evaluate one."""
     started = time.monotonic()
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    args = options(arguments)
+    args = with_inherited(own, inherited)
     if args.demo:
         print(plan(args))
         return 0
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with ExitStack() as stack:
         if args.process_index > 0:  # one of several processes speaks
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-        prepare(args)
         try:
-            with saying_what_was_not_written(Path(str(args.output_dir))), closing_trackers():
-                return run(args, ["train_speculator.py", *arguments], started)
+            return do(args, ["train_speculator.py", *argv], started)
         except KeyboardInterrupt:
             print("\ninterrupted: run the same command again; with --resume_from_checkpoint True it goes on from the "
                   f"last checkpoint in {args.output_dir}, if there is one", file=sys.stderr)  # fmt: skip
@@ -55,55 +40,64 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def options(argv: Sequence[str]) -> TrainingArguments:
     """The command line as one checked set of options."""
-    (args,) = parse(argv, main.__doc__ or "", TrainingArguments)
-    assert isinstance(args, TrainingArguments)
-    args.refuse_idle([word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word[:2] == "--"])
-    return args
+    return with_inherited(*read_training(OptionParser(TrainingOptions), argv))
 
 
-def run(args: TrainingArguments, argv: Sequence[str], started: float) -> int:
-    """All stages, or as many as the phase has."""
-    pair = open_pair(args)
-    if args.phase == "eval":
-        return evaluate(pair, args, argv)
-    text = training_text(pair, args)
-    if args.estimate:
-        return estimate(pair, text, args)
-    with progress_bar() as progress:
-        if args.quick:
-            targets = quick.quick_targets(pair, text, args, progress, started)
-            quick.quick_schedule(args)
+def with_inherited(own: TrainingOptions, inherited: Sequence[str]) -> TrainingArguments:
+    """Our options, and transformers' as their flags say."""
+    values = OptionParser(TrainingArguments).values(inherited)
+    return TrainingArguments(**{**vars(own), **values})
+
+
+def do(args: TrainingArguments, command: Sequence[str], started: float) -> int:
+    """Train, evaluate or estimate, and say what came of it."""
+    verifier = str(args.llm_name_or_path)
+    with TrainingTerminal() as terminal:
+        if args.phase == "eval":
+            drafter = str(args.drafter_name_or_path)
+            trained = evaluate(verifier, drafter, None, args, on_progress=terminal, command=command)
+            lines = evaluation_lines(trained)
+        elif args.estimate:
+            lines = estimate_lines(estimate(verifier, None, args, on_progress=terminal))
         else:
-            targets = make_targets(pair, text, args, progress)
-        held_out = held_out_replies(pair, args)
-    drafter = new_drafter(pair, draft_vocabulary(pair, targets.sample, held_out, args), args)
-    trainer = new_trainer(drafter, pair, targets, held_out, args)
-    tags = ("recurrent-drafter", args.method)
-    record = RunRecord(argv, tags, lambda: {"data": dataclasses.asdict(text.report)}, **facts(args))
-    seconds = started + quick.QUICK_SECONDS - time.monotonic() if args.quick else None
-    if fit(trainer, args, record, seconds):
-        print(f"\ninterrupted at step {trainer.state.global_step}, which is kept in {args.output_dir}: run the "
-              "same command with --resume_from_checkpoint True to go on", file=sys.stderr)  # fmt: skip
-        return INTERRUPTED
-    finish(trainer, pair, args, record, started)
+            stop = terminal.should_stop
+            trained = train(verifier, None, args, on_progress=terminal, should_stop=stop, command=command)
+            if not trained.finished:
+                print(f"\ninterrupted at step {trained.steps}, which is kept in {args.output_dir}: run the "
+                      "same command with --resume_from_checkpoint True to go on", file=sys.stderr)  # fmt: skip
+                return INTERRUPTED
+            lines = training_lines(trained, args, (time.monotonic() - started) / 60)
+    if args.process_index == 0:
+        print("\n".join(lines))
     return 0
 
 
-def evaluate(pair: Pair, args: TrainingArguments, argv: Sequence[str]) -> int:
-    """``--phase eval``: the figures of training for a drafter that was saved, on the same data or on other."""
-    drafter = open_drafter(str(args.drafter_name_or_path), pair.verifier, pair.tokenizer)
-    held_out = held_out_replies(pair, args)
-    trainer = new_trainer(drafter, pair, None, held_out, args)
-    metrics = trainer.evaluate()
-    for name, value in metrics.items():
-        if isinstance(value, int | float):
-            print(f"{name}: {value:g}")
-    report_speedup(drafter, pair, metrics["eval_tokens_per_step"])
-    if trainer.is_world_process_zero():
-        data = args.eval_dataset_name or args.eval_dataset_path or args.dataset_name or args.dataset_path
-        record = RunRecord(argv, ("recurrent-drafter", "eval"), drafter=args.drafter_name_or_path, dataset=data)
-        record.write(Path(str(args.output_dir)), EVALUATION, metrics=metrics)
-    return 0
+def training_lines(trained: TrainedDrafter, args: TrainingArguments, minutes: float) -> Iterator[str]:
+    """What was learnt, where it is, and what it is worth here."""
+    tokens = trained.figures["tokens_per_step"]
+    yield f"held-out tokens per step: {tokens:.2f}; {minutes:.1f} minutes; saved to {args.output_dir}"
+    yield from worth_lines(trained)
+    yield (
+        f"try it: python generate_speculator.py --base_model {args.llm_name_or_path} "
+        f"--speculator_path {args.output_dir} --interactive"
+    )
+
+
+def evaluation_lines(trained: TrainedDrafter) -> Iterator[str]:
+    """The figures of ``--phase eval``, by the names that training logs."""
+    yield from (f"eval_{name}: {value:g}" for name, value in trained.figures.items() if name not in WORTH)
+    yield from worth_lines(trained)
+
+
+def worth_lines(trained: TrainedDrafter) -> Iterator[str]:
+    """What the acceptance is worth on this machine."""
+    shape, (speedup, break_even) = trained.drafter.config.draft_shape, (trained.figures[name] for name in WORTH)
+    yield (
+        f"predicted speed-up on this machine: {speedup:.2f}x over plain decoding (a step of {shape.nodes} nodes and "
+        f"{shape.beam_length} drafted tokens takes the time of {break_even:.2f} plain ones)"
+    )
+    if speedup < 1:
+        yield "warning: drafting does not pay here at this shape; decoding falls back to plain steps by itself"
 
 
 def plan(args: TrainingArguments) -> str:
@@ -126,19 +120,3 @@ def plan(args: TrainingArguments) -> str:
         f"{args.learning_rate:g}, report to {', '.join(args.report_to) or 'none'}, and save it to {args.output_dir}; "
         "nothing was trained"
     )
-
-
-def prepare(args: TrainingArguments) -> None:
-    """Settings that the drafter's trainer needs whatever the flags say, a place to write, and where to go on from.
-
-    Raises ValueError or OSError now for what would otherwise end a training later.
-    """
-    check_services(args.report_to or (), get_available_reporting_integrations())
-    args.remove_unused_columns = False
-    args.disable_tqdm = True
-    args.dataloader_pin_memory = torch.cuda.is_available()
-    if args.estimate:
-        return
-    output = Path(str(args.output_dir))
-    make_writable(output)
-    args.resume_from_checkpoint = checkpoint_to_resume(args.resume_from_checkpoint, output)

@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.checks import tuning_folder
 from recurrent_drafter.cli.generate import load_speculator
-from recurrent_drafter.cli.options import PromptOptions, SpeculatorOptions, TuneOptions
+from recurrent_drafter.cli.options.decoding import SpeculatorOptions
+from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions
 from recurrent_drafter.cli.prompts import load_prompts
 from recurrent_drafter.cli.verify import explain
-from recurrent_drafter.decoding.costs import TUNING_FILE, Costs, Tuning, conditions
+from recurrent_drafter.decoding.costs import Costs, Tuning, conditions
 from recurrent_drafter.decoding.decode import BeamDrafter, DraftController, FixedController
 from recurrent_drafter.decoding.draft_controller import LONGEST, TreeController
 from recurrent_drafter.decoding.generation_state import as_tuple
@@ -49,7 +49,8 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.provenance import check_writable, provenance, write_json
+from recurrent_drafter.records.paths import TUNING_FILE
+from recurrent_drafter.records.provenance import provenance, write_json
 from recurrent_drafter.report.charts import MISSING, can_draw, draw_speed_maps
 
 ALONE, AUTO = "autoregression", "auto"
@@ -85,19 +86,11 @@ class Bench:
     progress: Progress
 
 
-OPTIONS = SpeculatorOptions, PromptOptions, TuneOptions
-
-
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *, argv: Sequence[str]) -> int:
     """Find the shape of draft that pays on this machine, for this model and these prompts; save it with the drafter."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    which, asked, options = parse(arguments, main.__doc__ or "", *OPTIONS)
-    folder = output_folder(which, options)
+    folder = tuning_folder(which, options)
     if not can_draw():
         print(MISSING, file=sys.stderr)
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     speculator = load_speculator(which, model, tokenizer)
     assert speculator.drafter is not None
@@ -120,37 +113,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if any(comparison.kind == "BUG" for found in findings for comparison in found.differing):
         console.print("nothing is saved: speculation changed the output")
         return 1
-    for line in save(folder, findings, single, bench, which.speculator_path or str(demo_drafter_path()), arguments):
+    for line in save(folder, findings, single, bench, which.speculator_path or str(demo_drafter_path()), argv):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
-
-
-def output_folder(which: SpeculatorOptions, options: TuneOptions) -> Path:
-    """Where to save, found to be writable before anything is measured."""
-    if (which.beam_width, which.beam_length, which.max_tree_nodes) != (None, None, None):
-        raise ValueError(
-            "tune finds the shape: give --widths and --lengths to try instead of one --beam_width and so on"
-        )
-    if options.output_dir is not None:
-        folder = Path(options.output_dir).expanduser()
-        folder.mkdir(parents=True, exist_ok=True)
-        if options.copy_drafter and (folder / "config.json").exists():
-            raise ValueError(
-                f"{folder} holds a model already, which --copy_drafter would overwrite: name another folder"
-            )
-    elif which.speculator_path is None:
-        raise ValueError(
-            "the bundled drafter stays as it is: give --output_dir DIR (and --copy_drafter, to use it there)"
-        )
-    else:
-        folder = Path(which.speculator_path).expanduser()
-        if not folder.is_dir():
-            raise OSError(f"{folder} is not a local folder: give --output_dir DIR for what tune writes")
-    try:
-        check_writable(folder / TUNING_FILE)
-    except OSError as error:
-        raise OSError(f"{error}; --output_dir DIR names another, --copy_drafter makes a tuned drafter of it") from None
-    return folder
 
 
 def measure(bench: Bench) -> tuple[list[BatchFindings], Costs]:

@@ -1,6 +1,5 @@
 """``recurrent-drafter verify``: does speculation change a token? On one's own model, drafter and prompts."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,11 +12,11 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as hf_logging
 
-from recurrent_drafter.cli.errors import parse, reporting
+from recurrent_drafter.cli.checks import SAMPLED
 from recurrent_drafter.cli.generate import autoregression, load_speculator
-from recurrent_drafter.cli.options import PromptOptions, SamplingOptions, SpeculatorOptions, VerifyOptions
+from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOptions
+from recurrent_drafter.cli.options.measuring import PromptOptions, VerifyOptions
 from recurrent_drafter.cli.prompts import load_prompts
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
@@ -36,10 +35,9 @@ from recurrent_drafter.measure.replies import left_padded
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import saved_fingerprint
-from recurrent_drafter.records.provenance import check_writable, provenance, write_json
+from recurrent_drafter.records.provenance import provenance, write_json
 
 NEVER = -1  # an end token that no vocabulary has: generation goes on
-TEMPERATURE = 0.8
 HF, ALONE, DRAFTED, AUTO = "HF generate", "autoregression", "speculation", "auto"
 REFERENCES = (HF, ALONE)
 
@@ -62,19 +60,16 @@ class Pass:
         return self.tokens[arm] / self.steps[arm] if self.steps[arm] else float("nan")
 
 
-OPTIONS = SpeculatorOptions, SamplingOptions, PromptOptions, VerifyOptions
-
-
-@reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def run(
+    which: SpeculatorOptions,
+    sampling: SamplingOptions,
+    asked: PromptOptions,
+    options: VerifyOptions,
+    *,
+    argv: Sequence[str],
+) -> int:
     """Decode prompts with and without speculation and explain every difference: 0 if none is a bug, else 1."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    which, sampling, asked, options = parse(arguments, main.__doc__ or "", *OPTIONS)
-    draws = sampling.arguments(TEMPERATURE)
-    if options.output_file is not None:
-        check_writable(Path(options.output_file))
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    draws = sampling.arguments(SAMPLED)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     speculator = load_speculator(which, model, tokenizer)
     folder = local_folder(which.speculator_path)
@@ -91,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 progress.advance(task, len(row_ids))
     report(console, passes, tokenizer, asked, options, model)
     bugs = sum(found.kind == "BUG" for run in passes for found in run.comparisons)
-    record = as_record(passes, arguments, model)
+    record = as_record(passes, argv, model)
     record |= {"base_model": which.base_model, "prompts": len(prompts), "sustained": asked.sustained, "bugs": bugs}
     if folder is not None:
         keep(console, folder, {**record, "drafter": of})

@@ -47,7 +47,7 @@ def follow_tree(tree: DraftTree, draw: Callable[[Tensor], Tensor]) -> Accepted:
         is_child = (own_parent == node[:, None]) & (tree.tokens == token[:, None])  # (B, N)
         found, child = is_child.max(dim=1)
         if found.device.type == "cpu" and not found.any():
-            break  # where looking costs nothing; elsewhere it would be a synchronisation per depth
+            break  # where looking costs nothing; elsewhere it would be a synchronization per depth
         node = torch.where(found, child, node)
         n_accepted += found
         token = draw(node)  # the same once more for a row that stopped

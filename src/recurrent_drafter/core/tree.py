@@ -63,22 +63,26 @@ def prefix_tree(root: Tensor, beams: Beams, max_nodes: int) -> DraftTree:
         [1, 1, 0, 0, 1, 0]
     """
     batch, length, width = beams.tokens.shape
-    device = root.device
-    total = 1 + length * width
-    origin = torch.zeros(batch, 1, dtype=torch.int64, device=device)
-    level = torch.arange(length, device=device)[:, None]
+    origin = torch.zeros(batch, 1, dtype=torch.int64, device=root.device)
+    level = torch.arange(length, device=root.device)[:, None]
     # Level i begins at node 1 + i W. A parent of level 0 is the root.
     parents = (beams.parents + (1 + (level - 1) * width)).clamp_(min=0)
     parents[:, 0] = 0
-    tokens = torch.cat([root[:, None], beams.tokens.flatten(1)], dim=1)
-    parents = torch.cat([origin, parents.flatten(1)], dim=1)
-    log_probs = torch.cat([origin.float(), beams.log_probs.flatten(1)], dim=1)
-    depths = torch.cat([origin[0], (level + 1).expand(-1, width).flatten()]).expand(batch, -1)
-    if max_nodes < total:
-        order = log_probs.sort(dim=1, descending=True, stable=True).indices[:, :max_nodes].sort(dim=1).values
-        renumbered = torch.empty_like(parents).scatter_(
-            1, order, torch.arange(max_nodes, device=device).expand_as(order)
-        )
-        parents = renumbered.gather(1, parents.gather(1, order))
-        tokens, depths, log_probs = (column.gather(1, order) for column in (tokens, depths, log_probs))
-    return DraftTree(tokens, parents, depths, log_probs, max_depth=length)
+    tree = DraftTree(
+        tokens=torch.cat([root[:, None], beams.tokens.flatten(1)], dim=1),
+        parents=torch.cat([origin, parents.flatten(1)], dim=1),
+        depths=torch.cat([origin[0], (level + 1).expand(-1, width).flatten()]).expand(batch, -1),
+        log_probs=torch.cat([origin.float(), beams.log_probs.flatten(1)], dim=1),
+        max_depth=length,
+    )
+    return tree if 1 + length * width <= max_nodes else _pruned(tree, max_nodes)
+
+
+def _pruned(tree: DraftTree, nodes: int) -> DraftTree:
+    """The most probable nodes of each row, renumbered in their order."""
+    order = tree.log_probs.sort(dim=1, descending=True, stable=True).indices[:, :nodes].sort(dim=1).values
+    numbers = torch.arange(nodes, device=order.device).expand_as(order)
+    renumbered = torch.empty_like(tree.parents).scatter_(1, order, numbers)
+    parents = renumbered.gather(1, tree.parents.gather(1, order))
+    tokens, depths, log_probs = (column.gather(1, order) for column in (tree.tokens, tree.depths, tree.log_probs))
+    return DraftTree(tokens, parents, depths, log_probs, tree.max_depth)

@@ -17,15 +17,21 @@ _LONG_PIECE = 8_000  # ... and at the next line end if no blank line comes
 Place = tuple[str, Any]  # ("FILE:17", the record)
 
 
+def check_file(path: str | Path) -> None:
+    """Raise DataError unless there is such a file."""
+    path = Path(path).expanduser()
+    if not path.is_file():
+        what = "is a folder, expected a file" if path.is_dir() else "does not exist"
+        raise DataError(f"{path} {what}: give a {', '.join(SUFFIXES)} file")
+
+
 def read_records(path: Path) -> Iterator[Place]:
     """Yield ``(place, record)`` from a .json, .jsonl (plain or .gz), .txt or .parquet file.
 
     Plain text comes as records ``{"text": ...}``, divided at blank lines into pieces of about 2,000 characters that
     join to the whole. Raises DataError, with the line number, for whatever cannot be read.
     """
-    if not path.is_file():
-        what = "is a folder, expected a file" if path.is_dir() else "does not exist"
-        raise DataError(f"{path} {what}: give a {', '.join(SUFFIXES)} file")
+    check_file(path)
     name = path.name.lower()
     if not name.endswith(SUFFIXES):
         raise DataError(f"{path}: unknown kind of file, expected one of {', '.join(SUFFIXES)}")

@@ -4,7 +4,7 @@ import hashlib
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -16,6 +16,7 @@ from recurrent_drafter.data.parsing import Place, read_records, text_pieces
 logger = logging.getLogger(__name__)
 
 Split = Literal["train", "eval", "all"]
+DialogueLike = Dialogue | Mapping[str, Any] | str
 _ONE_IN = 20  # share of a set without an evaluation set of its own that is held out
 
 
@@ -72,6 +73,25 @@ def load_dialogues(
     loaded = _collect(records, source, "all" if own_split else split, limit)
     logger.info("%s (schema %s): %s", source, loaded.report.schema, loaded.report.summary())
     return loaded
+
+
+def divide_dialogues(records: Sequence[DialogueLike], split: Split) -> LoadedDialogues:
+    """One split of what is in memory, divided as `load_dialogues` divides a file. Raises DataError as it does.
+
+    All of one kind: dialogues, records of one of the schemas that files may have, or strings: prompts of one question.
+    """
+    places = ((f"dialogue {number}", _as_record(given)) for number, given in enumerate(records, start=1))
+    return _collect(places, "the data given", split, None)
+
+
+def _as_record(given: DialogueLike) -> Mapping[str, Any]:
+    if isinstance(given, str):
+        return {"turns": [given]}
+    if not isinstance(given, Dialogue):
+        return given
+    if given.text is not None:
+        return {"text": given.text}
+    return {"messages": [{"role": turn.role, "content": turn.content} for turn in given.turns]}
 
 
 def _records(

@@ -24,11 +24,11 @@ from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hardware import hardware
+from recurrent_drafter.records.paths import TUNING_FILE
 
 logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 
-TUNING_FILE = "tuning.json"
 MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
 USUAL_LENGTH = 4  # of the draft that is timed
 LEAST = 1e-6  # seconds, of what a clock cannot tell from nothing

@@ -59,7 +59,6 @@ class FixedController:
         return (1, 0) if self.shape is None else (self.shape.beam_width, min(self.shape.beam_length, longest))
 
     def deeper(self, log_probs: Tensor) -> bool:  # noqa: ARG002
-        """Always."""
         return True
 
     def budget(self, beams: Beams) -> int:
@@ -152,7 +151,6 @@ class BeamDrafter:
         return self.drafter.read(self.embed(self.drafter.draft_ids[tokens]))
 
     def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
-        """As `Draft`."""
         return beam_search(self.steps(hidden, root), self.drafter.draft_ids, width, length, deeper)
 
     def steps(self, hidden: Tensor, root: Tensor) -> DraftStep:

@@ -138,7 +138,6 @@ class GenerationState:
 
     @property
     def done(self) -> bool:
-        """Whether every row has ended."""
         return not self.rows
 
     @property
@@ -158,7 +157,6 @@ class GenerationState:
 
     @property
     def stats(self) -> DecodeStats:
-        """Of the steps so far."""
         return DecodeStats(sum(self.steps), sum(map(len, self.generated)) - len(self.generated), self.drafts)
 
     def sequences(self, pad: int) -> Tensor:

@@ -91,7 +91,6 @@ class AcceptanceCounts:
         self.hits = weight * prior
 
     def add(self, trials: npt.NDArray[Any], hits: npt.NDArray[Any]) -> None:
-        """So many more in each bin."""
         self.trials += trials
         self.hits += hits
         if self.trials.max() > KEPT:
@@ -114,13 +113,11 @@ class AcceptanceByClaim(AcceptanceCounts):
         self._rates: Floats | None = None
 
     def __call__(self, log_probs: npt.NDArray[Any]) -> Floats:
-        """Probabilities of acceptance."""
         if self._rates is None:
             self._rates = isotonic(self.hits, self.trials)
         return self._rates[np.digitize(log_probs, self.EDGES)]
 
     def verified(self, log_probs: npt.NDArray[Any], accepted: npt.NDArray[np.bool_]) -> None:
-        """Learn from verified nodes."""
         bins, count = np.digitize(log_probs.ravel(), self.EDGES), len(self.trials)
         self.add(np.bincount(bins, minlength=count), np.bincount(bins, weights=accepted.ravel(), minlength=count))
         self._rates = None

@@ -14,7 +14,7 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from recurrent_drafter.decoding.costs import TUNING_FILE, Costs, Tuning, measure_costs
+from recurrent_drafter.decoding.costs import Costs, Tuning, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter, DraftController, DraftMethod, Embed, FixedController, decode
 from recurrent_drafter.decoding.draft_controller import LONGEST, TreeController
 from recurrent_drafter.decoding.generation_state import DecodeStats, GenerationState, as_tuple, bind_stop_strings
@@ -31,6 +31,7 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, load_drafter
 from recurrent_drafter.models.packed_linear import PackedLinears, pays, swapped
 from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.paths import TUNING_FILE
 
 logger = logging.getLogger(__name__)
 QUICK_ROWS = (1, 4, 12, 24, 64, 128)  # timed before the first reply, which waits for it: as many as may be verified

@@ -6,11 +6,10 @@ from importlib import metadata
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, errors
-from huggingface_hub.utils import validate_repo_id
 
-from recurrent_drafter.decoding.costs import TUNING_FILE
 from recurrent_drafter.measure.divergence import VERIFICATION_FILE
 from recurrent_drafter.models.config import RecurrentDraftingConfig
+from recurrent_drafter.records.paths import TUNING_FILE
 
 RECORDS = ("run.json", TUNING_FILE, VERIFICATION_FILE)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
@@ -25,16 +24,6 @@ def generate(model, **arguments):
 '''
 ACCESS_TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 http_error: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]  # its client's: httpx or httpx2
-
-
-def check_repo_name(repo_id: str) -> None:
-    """Raise ValueError, in one line, for a name that the Hub would refuse, or one without its owner."""
-    try:
-        validate_repo_id(repo_id)
-    except errors.HFValidationError as error:
-        raise ValueError(f"not a name for a repository: {str(error).rstrip('.')}; expected user/name") from None
-    if "/" not in repo_id:
-        raise ValueError(f"the repository {repo_id!r} has no owner: expected user/name or organization/name")
 
 
 def assemble(drafter: Path, folder: Path, repo_id: str, card: str, *, base_model: str, verified: bool) -> None:

@@ -140,7 +140,7 @@ class HeldOutReplies:
         return results
 
 
-def _future(tokens: Tensor, count: int) -> Tensor:  # (R,) -> (R, count), IGNORED behind the reply's end
+def _future(tokens: Tensor, count: int) -> Tensor:  # (R,) -> (R, count), IGNORED after the reply's end
     padded = functional.pad(tokens, (0, count), value=IGNORED)
     return padded.unfold(0, count, 1)[1:]
 

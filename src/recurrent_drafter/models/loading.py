@@ -22,6 +22,7 @@ from recurrent_drafter.models.config import RecurrentDraftingConfig
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
+from recurrent_drafter.records.paths import check_drafter, check_model
 
 
 def load_verifier(
@@ -61,8 +62,7 @@ def load_outline(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 @contextmanager
 def _loading(name: str) -> Iterator[str]:
     """Where to load a model from; whatever goes wrong with it is one OSError."""
-    if name != "demo" and (name.startswith((".", "/", "~")) and not Path(name).expanduser().exists()):
-        raise OSError(f"there is no model at {name}: expected a directory, a hub name or 'demo'")
+    check_model(name)
     try:
         yield str(demo_verifier_path()) if name == "demo" else name
     except (OSError, ValueError, SafetensorError, ImportError, KeyError, RuntimeError) as error:
@@ -82,8 +82,7 @@ def computes_in_bfloat16(device: str) -> bool:
 
 def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:
     """A drafter from a directory or the Hub; only safetensors are read. Raises OSError or ValueError, in one line."""
-    if Path(path).exists() and not (Path(path) / "config.json").is_file():
-        raise OSError(f"{path} holds no config.json: expected the directory of a trained drafter")
+    check_drafter(str(path))
     try:
         found = PreTrainedConfig.get_config_dict(path, **options)[0].get("model_type")
     except OSError as error:

@@ -62,7 +62,6 @@ class PackedLinears:
 
     @property
     def nbytes(self) -> int:
-        """Memory that the packed weights take."""
         return sum(packed.numel() * packed.element_size() for _, packed in self._packed.values())
 
     def forwards(self) -> Forwards:

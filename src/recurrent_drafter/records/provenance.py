@@ -54,20 +54,6 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     os.replace(unfinished, path)
 
 
-def check_writable(path: Path) -> None:
-    """Raise OSError, in one line, unless ``path`` can be written as a file; leaves what is there as it is."""
-    if path.is_dir():
-        raise OSError(f"{path} is a folder: expected the name of a file")
-    trial = path.with_name(path.name + ".tmp")
-    try:
-        trial.touch()
-        trial.unlink()
-    except OSError as error:
-        raise OSError(
-            f"{path} cannot be written ({error.strerror}): give a file in a folder that exists and is yours"
-        ) from None
-
-
 def _installed(name: str) -> bool:
     try:
         metadata.version(name)

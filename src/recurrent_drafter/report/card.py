@@ -3,14 +3,12 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from recurrent_drafter.bench.summary import markdown, rows_of
+from recurrent_drafter.formats.hub_names import is_hub_name
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 from recurrent_drafter.report.document import markdown_table
 
@@ -47,17 +45,6 @@ def model_card(repo_id: str, known: CardFacts) -> str:
     figures = [*_training(known.run), *_tuning(known.tuning), *_bench(known.bench)]
     parts += ["## Figures", *(figures or ["None were recorded."])]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n"))
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether a verifier's name can be linked: not the bundled one, and no path."""
-    if name == "demo" or Path(name).expanduser().exists():
-        return False
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return True
 
 
 def _opening(repo_id: str, known: CardFacts, linked: bool) -> Iterator[str]:
@@ -138,7 +125,8 @@ def _training(run: Record) -> Iterator[str]:
     rows = [[name, f"{metrics[name]:.3f}"] for name in names if name in metrics]
     if rows:
         yield markdown_table(["on held-out prompts, greedy, by the acceptance walk", ""], rows)
-    yield _command(["python", *run["argv"]])
+    if run["argv"]:  # else it was trained from Python
+        yield _command(["python", *run["argv"]])
 
 
 def _tuning(tuning: Record) -> Iterator[str]:

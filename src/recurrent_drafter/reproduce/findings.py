@@ -30,13 +30,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Findings:
-    """Outcomes of all jobs."""
-
     records: list[Record]
 
     @property
     def failed(self) -> list[Record]:
-        """Jobs that ended with an error."""
         return [record for record in self.records if record["status"] == "failed"]
 
     @cached_property
@@ -51,7 +48,6 @@ class Findings:
 
     @property
     def places(self) -> list[Place]:
-        """Everywhere that drafters were evaluated."""
         found = [
             Place(entry["set"], entry["beam_width"], entry["beam_length"])
             for records in self.trainings.values()
@@ -61,11 +57,10 @@ class Findings:
         return list(dict.fromkeys(found))
 
     def sweep(self, kind: str) -> Record | None:
-        """A finished sweep."""
         return next((record for record in self.records if record.get("kind") == kind), None)
 
     def replies(self, set_name: str) -> tuple[int, int]:
-        """How many replies of a set are walked along, and the tokens in them behind each one's first."""
+        """How many replies of a set are walked along, and the tokens in them after each one's first."""
         entries = (e for records in self.trainings.values() for record in records for e in record["evaluations"])
         entry = next(entry for entry in entries if entry["set"] == set_name)
         return len(entry["tokens"]), sum(entry["tokens"])
@@ -82,7 +77,6 @@ class Findings:
         return Walks(np.array([entry["steps"] for entry in entries], float), np.array(entries[0]["tokens"], float))
 
     def estimate(self, arm: Arm, place: Place) -> Estimate:
-        """An arm's tokens per step."""
         return tokens_per_step(self.walks(arm, place))
 
     def gain(self, arm: Arm, base: Arm, place: Place) -> Estimate | None:

@@ -1,4 +1,4 @@
-"""What a reproduction runs: its options, the trainings of its grid, and the sweeps behind them."""
+"""What a reproduction runs: its options, the trainings of its grid, and the sweeps after them."""
 
 import itertools
 import shlex
@@ -139,12 +139,10 @@ class ReproduceOptions:
 
     @property
     def training_sets(self) -> list["Source"]:
-        """In the order of the report."""
         return sources(self.dataset_name, self.dataset_path)
 
     @property
     def evaluation_sets(self) -> list["Source"]:
-        """In the order of the report."""
         return sources(self.eval_dataset_name, self.eval_dataset_path)
 
 
@@ -201,7 +199,6 @@ class Plan:
 
     @property
     def names(self) -> list[str]:
-        """Every job, in order."""
         return [*([CALIBRATION] if self.calibrated else []), *(cell.name for cell in self.cells), *self.sweeps]
 
 

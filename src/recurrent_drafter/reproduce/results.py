@@ -1,7 +1,7 @@
 """The folder of a reproduction: what it was asked for, and one file for everything that is done.
 
 ``settings.json`` is written first. Each job's ``record.json`` appears whole, so a run that was killed at any moment
-goes on behind its last finished job. ``results.jsonl`` and the report are made of these files alone.
+goes on after its last finished job. ``results.jsonl`` and the report are made of these files alone.
 """
 
 import hashlib
@@ -67,7 +67,6 @@ class Results:
         return self.folder / "at_work"
 
     def path(self, name: str) -> Path:
-        """A job's own folder."""
         return self.folder / "jobs" / name
 
     def record(self, name: str) -> Record | None:
@@ -88,7 +87,6 @@ class Results:
                 (self.path(name) / RECORD).unlink()
 
     def failed(self, name: str) -> bool:
-        """Whether a job has ended with an error."""
         record = self.record(name)
         return record is not None and record["status"] == "failed"
 
@@ -104,7 +102,6 @@ class Results:
 
     @property
     def pending(self) -> list[str]:
-        """Jobs without an outcome."""
         return [name for name in self.plan.names if self.record(name) is None]
 
     @property

@@ -26,12 +26,10 @@ class Walks:
 
     @property
     def tokens_per_step(self) -> float:
-        """Over all replies and seeds."""
         return float(len(self.steps) * self.tokens.sum() / self.steps.sum())
 
     @property
     def of_each_seed(self) -> list[float]:
-        """Tokens per step of every training."""
         return [float(self.tokens.sum() / steps.sum()) for steps in self.steps]
 
 

@@ -1,14 +1,26 @@
 """What the sweeps take apart: the prefix tree, and the size of the draft vocabulary."""
 
 import copy
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.metrics import Walk
+from recurrent_drafter.decoding.costs import MEASURED_ROWS, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.measure.estimate import predicted_speedup
 from recurrent_drafter.measure.replies import HeldOutReplies
+from recurrent_drafter.measure.tuning import measure_acceptance
 from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.packed_linear import PackedLinears
+from recurrent_drafter.reproduce.plan import DEPTHS
+from recurrent_drafter.training.estimation import measured_costs
+from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens
+from recurrent_drafter.training.recipe import default_shape
 
 SMALLEST_POWER = 7
 
@@ -65,3 +77,44 @@ def with_fewer_tokens(drafter: RecurrentDrafter, kept: Tensor) -> RecurrentDraft
     smaller.draft_ids = smaller.draft_ids[rows]
     smaller.config.draft_vocab_size = len(smaller.draft_ids)
     return smaller
+
+
+def sweep_of_trees(held_out: HeldOutReplies, drafter: RecurrentDrafter, widths: Sequence[int]) -> dict[str, Any]:
+    """What merging the beams' prefixes saves: tokens to verify, and the time of verifying them."""
+    verifier = held_out.verifier
+    widths = [width for width in widths if 1 < width <= len(drafter.draft_ids)]
+    sizes = {width: tree_size(held_out, drafter, width, DEPTHS) for width in widths}
+    context = max(len(held_out.replies[0].prompt), 1)
+    with torch.inference_mode(), PackedLinears(verifier.model).applied():
+        most = 1 + max(widths, default=1) * DEPTHS
+        timed = [count for count in MEASURED_ROWS if count < most] + [most]
+        costs = measure_costs(verifier, BeamDrafter(drafter, verifier.embed), context, rows=timed)
+    rows = []
+    for width, size in sizes.items():
+        apart, merged = costs.verifying([1 + width * DEPTHS, 1 + round(size)]).tolist()
+        tokens = {"beam_width": width, "beam_length": DEPTHS, "candidates": width * DEPTHS, "distinct": size}
+        rows.append({**tokens, "seconds_apart": apart, "seconds_merged": merged})
+    return {"rows": rows}
+
+
+def sweep_of_vocabularies(
+    held_out: HeldOutReplies, drafter: RecurrentDrafter, examples: Sequence[RootExample], end_ids: Sequence[int]
+) -> dict[str, Any]:
+    """The same drafter with ever fewer tokens that it can draft, the most frequent ones."""
+    verifier, shape = held_out.verifier, default_shape(DEPTHS, len(drafter.draft_ids))
+    rows = []
+    for size in vocabulary_sizes(len(drafter.draft_ids)):
+        kept = frequent_tokens(examples, size, verifier.vocab_size, end_ids)
+        smaller = with_fewer_tokens(drafter, kept)
+        acceptance = measure_acceptance(held_out, smaller, shape.beam_width, shape.beam_length)
+        walks = acceptance.walks(shape.beam_length, shape.nodes)
+        costs = measured_costs(smaller, verifier)
+        speed = predicted_speedup(costs, shape, sum(walks, Walk(0, 0)).tokens_per_step)
+        cost = {"draft_level": costs.draft_level, "plain_step": costs.verify[0], "predicted_speedup": speed}
+        rows.append({"size": size, "coverage": coverage(examples, kept), **cost, **walked(walks)})
+    return {"rows": rows, **asdict(shape)}
+
+
+def walked(walks: Sequence[Walk]) -> dict[str, list[int]]:
+    """Steps and tokens of every reply."""
+    return {"steps": [walk.steps for walk in walks], "tokens": [walk.tokens for walk in walks]}

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recurrent_drafter.training.arguments import TrainingArguments
+    from recurrent_drafter.training.estimation import TrainingEstimate
+    from recurrent_drafter.training.pipeline import TrainedDrafter, estimate, evaluate, train
+    from recurrent_drafter.training.progress import Progress
 
-_PLACES = {"TrainingArguments": "arguments"}
-__all__ = ["TrainingArguments"]
+__all__ = ["Progress", "TrainedDrafter", "TrainingArguments", "TrainingEstimate", "estimate", "evaluate", "train"]
+_PLACES = {"Progress": "progress", "TrainingArguments": "arguments", "TrainingEstimate": "estimation"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_PLACES.get(name, 'pipeline')}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,13 +1,20 @@
-"""Checkpoints that are whole or not there, and of one run."""
+"""Checkpoints that are whole or not there, and of one run; and the folder that they and the drafter lie in."""
 
 import json
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate.utils import broadcast
+from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
+
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.records.paths import check_checkpoint
 
 UNFINISHED = ".unfinished"
 RUN = "run_fingerprint.json"
@@ -112,3 +119,38 @@ def _readable(state: Path) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def checkpoint_to_resume(asked: str | bool | None, output: Path) -> str | None:
+    """The option's value, a folder or a truth value, as a checkpoint's folder or None."""
+    asked = str(asked)
+    if asked.lower() in ("none", "false"):
+        return None
+    if asked.lower() == "true":
+        newest = last_checkpoint(output)
+        return str(newest) if newest else None
+    check_checkpoint(asked)
+    return asked
+
+
+@contextmanager
+def saying_what_was_not_written(output: Path) -> Iterator[None]:
+    """Turn the several ways in which torch, safetensors and the system report a full disk into one OSError."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        unwritten = ("No space", "too large", "quota", "file write", "PytorchStreamWriter", "unexpected pos")
+        if not any(sign in text for sign in unwritten):
+            raise
+        whole = last_checkpoint(output)
+        kept = f"{whole} is whole: make room, then go on with --resume_from_checkpoint True" if whole else "make room"
+        raise OSError(f"what training keeps in {output} could not be written ({text[:120]}); {kept}") from error
+
+
+def save_drafter(drafter: RecurrentDrafter, output: Path) -> None:
+    """Write the drafter's files to the side, then put them in place: an older drafter is never half overwritten."""
+    with tempfile.TemporaryDirectory(dir=output, prefix=".saving-") as unfinished:
+        drafter.save_pretrained(unfinished)
+        for file in Path(unfinished).iterdir():
+            file.replace(output / file.name)

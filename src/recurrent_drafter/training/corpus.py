@@ -1,5 +1,6 @@
 """First stage of a training: the verifier, and the text to train and to evaluate on."""
 
+import copy
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -9,7 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.data.dialogues import Dialogue, LoadReport, Turn
 from recurrent_drafter.data.prompts import encode_prompt, prompts_from_dialogues
-from recurrent_drafter.data.sources import DialogueStream, LoadedDialogues, load_dialogues
+from recurrent_drafter.data.sources import (
+    DialogueLike,
+    DialogueStream,
+    LoadedDialogues,
+    Split,
+    divide_dialogues,
+    load_dialogues,
+)
 from recurrent_drafter.data.templates import RefusedError
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply, greedy_replies
@@ -17,7 +25,8 @@ from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import RUN_RECORD
 from recurrent_drafter.training.arguments import TrainingArguments
-from recurrent_drafter.training.options import DataOptions
+from recurrent_drafter.training.options import DataOptions, read_template
+from recurrent_drafter.training.progress import OnProgress, Progress
 
 HELD_OUT_PROMPT = 256  # tokens of a held-out prompt at most
 STREAMED_PROMPTS = 8  # of a stream so many times as many conversations are read as prompts are wanted
@@ -41,18 +50,28 @@ class TrainingText:
 
     @property
     def report(self) -> LoadReport:
-        """The account as it stands."""
         return self.account()
 
 
-def open_pair(args: TrainingArguments) -> Pair:
-    """Load the verifier and check lengths against its context; the chat template asked for becomes the tokenizer's."""
-    name = str(args.llm_name_or_path)
-    dtype = "float32" if args.quick else "auto"
-    model, tokenizer = load_verifier(name, dtype=dtype, cache_dir=args.cache_dir)
+def open_pair(
+    verifier: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, args: TrainingArguments
+) -> Pair:
+    """The verifier, loaded where it is a name, with the chat template asked for.
+
+    Raises ValueError for lengths beyond its context, and for a model without its tokenizer or on another device.
+    """
+    if isinstance(verifier, str):
+        dtype, device = "float32" if args.quick else "auto", str(args.device)
+        verifier, own = load_verifier(verifier, dtype=dtype, device=device, cache_dir=args.cache_dir)
+        tokenizer = tokenizer or own
+    if tokenizer is None:
+        raise ValueError("the verifier is given as a model: give its tokenizer too")
+    if verifier.device.type != args.device.type:
+        raise ValueError(f"the verifier is on {verifier.device} and training runs on {args.device}: move it there")
     if args.chat_template is not None:
-        tokenizer.chat_template = chat_template(args.chat_template)
-    pair = pair_of(model, tokenizer)
+        tokenizer = copy.copy(tokenizer)  # the caller's own stays as it is
+        tokenizer.chat_template = read_template(args.chat_template)
+    pair = pair_of(verifier, tokenizer)
     context = pair.verifier.context_length
     beyond = args.distill_num_future_tokens - 1 if args.use_distilled_dataset else 0
     for flag, length, most in (
@@ -60,6 +79,7 @@ def open_pair(args: TrainingArguments) -> Pair:
         ("eval_max_new_tokens", args.eval_max_new_tokens, context and context - 1),
     ):
         if most is not None and length > most:
+            name = args.llm_name_or_path or "the verifier"
             raise ValueError(f"--{flag} is {length}, expected at most {most}: {name} has a context of {context} tokens")
     return pair
 
@@ -70,28 +90,28 @@ def pair_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
     return Pair(Verifier(model), tokenizer, tuple(sorted(ends)))
 
 
-def chat_template(given: str) -> str:
-    """The template itself, or the content of the file that was named."""
-    if "{" in given:
-        return given
-    try:
-        return Path(given).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OSError(f"--chat_template {given}: neither a Jinja template nor a file that can be read") from error
-
-
-def training_text(pair: Pair, args: TrainingArguments) -> TrainingText:
+def training_text(
+    data: Sequence[DialogueLike] | None, pair: Pair, args: TrainingArguments, tell: OnProgress
+) -> TrainingText:
     """The conversations to train on; questions without answers get the verifier's own."""
     if args.streaming:
         earlier = read_before(args.resume_from_checkpoint)
         stream = DialogueStream(args.dataset_name, args.dataset_path, args.cache_dir, earlier)
         return TrainingText(stream, lambda: stream.report)
-    loaded = load_dialogues(args.dataset_name, args.dataset_path, "train", cache_dir=args.cache_dir)
-    print(f"training data: {loaded.report.source} ({loaded.report.schema} records): {loaded.report.summary()}")
+    loaded = load_part(data, args, "train")
+    source, report = loaded.report.source, loaded.report
+    tell(Progress("data", f"training data: {source} ({report.schema} records): {report.summary()}"))
     if any(dialogue.turns and not dialogue.has_reply for dialogue in loaded.dialogues):
-        print(f"{loaded.report.source} has questions only: the verifier's own greedy replies are the answers")
-        return TrainingText(answered(loaded.dialogues, pair, args), lambda: loaded.report)
-    return TrainingText(loaded.dialogues, lambda: loaded.report)
+        tell(Progress("data", f"{source} has questions only: the verifier's own greedy replies are the answers"))
+        return TrainingText(answered(loaded.dialogues, pair, args), lambda: report)
+    return TrainingText(loaded.dialogues, lambda: report)
+
+
+def load_part(data: Sequence[DialogueLike] | None, args: TrainingArguments, split: Split) -> LoadedDialogues:
+    """One part of the data given or, without any, of the set that the options name."""
+    if data is not None:
+        return divide_dialogues(data, split)
+    return load_dialogues(args.dataset_name, args.dataset_path, split, cache_dir=args.cache_dir)
 
 
 def read_before(checkpoint: str | None) -> LoadReport | None:
@@ -129,25 +149,31 @@ def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> li
     return [Dialogue(tuple(talk)) for talk in talks if talk]
 
 
-def held_out_replies(pair: Pair, args: TrainingArguments) -> HeldOutReplies:
+def held_out_replies(
+    data: Sequence[DialogueLike] | None, pair: Pair, args: TrainingArguments, tell: OnProgress
+) -> HeldOutReplies:
     """The verifier's replies to prompts of the evaluation part; ``--quick`` goes on past end tokens."""
     name, path = args.eval_dataset_name, args.eval_dataset_path
-    if name is None and path is None:
-        name, path = args.dataset_name, args.dataset_path
-    limit = STREAMED_PROMPTS * args.eval_max_examples if args.streaming else None
-    loaded = load_dialogues(name, path, "eval", limit=limit, cache_dir=args.cache_dir)
+    if name is not None or path is not None or args.streaming:
+        limit = STREAMED_PROMPTS * args.eval_max_examples if args.streaming else None
+        if name is None and path is None:
+            name, path = args.dataset_name, args.dataset_path
+        loaded = load_dialogues(name, path, "eval", limit=limit, cache_dir=args.cache_dir)
+    else:
+        loaded = load_part(data, args, "eval")
     end_ids = () if args.quick else pair.end_ids
-    return HeldOutReplies(
-        pair.verifier, replies_to(pair, loaded, args.eval_max_examples, args.eval_max_new_tokens, end_ids)
-    )
+    lengths = args.eval_max_examples, args.eval_max_new_tokens
+    return HeldOutReplies(pair.verifier, replies_to(pair, loaded, *lengths, end_ids, tell))
 
 
-def replies_to(pair: Pair, loaded: LoadedDialogues, most: int, new_tokens: int, end_ids: Sequence[int]) -> list[Reply]:
+def replies_to(
+    pair: Pair, loaded: LoadedDialogues, most: int, new_tokens: int, end_ids: Sequence[int], tell: OnProgress
+) -> list[Reply]:
     """The verifier's greedy replies to prompts of these conversations, ``most`` of them or as many as there are."""
     context = pair.verifier.context_length
     longest = HELD_OUT_PROMPT if context is None else min(HELD_OUT_PROMPT, context - new_tokens)
     count = min(most, len({dialogue.digest() for dialogue in loaded.dialogues}))
     prompts = prompts_from_dialogues(loaded.dialogues, pair.tokenizer, count=count, max_length=longest, fewest=1)
-    replies = greedy_replies(pair.verifier, prompts, new_tokens, end_ids)
-    print(f"evaluation: the verifier's replies to {len(prompts)} held-out prompts of {loaded.report.source}")
-    return replies
+    source = loaded.report.source
+    tell(Progress("evaluation", f"evaluation: the verifier's replies to {len(prompts)} held-out prompts of {source}"))
+    return greedy_replies(pair.verifier, prompts, new_tokens, end_ids)

@@ -9,7 +9,7 @@ own generated ancestors: K passes in place of one `generate` per position. Two r
     b2      x  x             x         x             -> b3
     c2      x  x  x              x         x         -> c3
 
-Roots run in chunks, the last of the text first: no earlier root looks at what lies behind the last root of its chunk,
+Roots run in chunks, the last of the text first: no earlier root looks at what lies after the last root of its chunk,
 so its own columns may overwrite that.
 """
 
@@ -26,7 +26,7 @@ from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.models.cache import TreeCache
 from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.training.examples import RootExample, cut_behind_end, loss_mask
+from recurrent_drafter.training.examples import RootExample, cut_after_end, loss_mask
 
 TOKENS = {"cpu": 256}  # that run together in a pass; more fill an accelerator
 TOKENS_ELSEWHERE = 2048
@@ -38,7 +38,7 @@ DEPTHS_AT_MOST = 1024  # positions of the noise are numbered p * this + depth
 
 
 @dataclass(frozen=True)
-class Draw:
+class TokenDraw:
     """How a continuation's tokens are drawn: greedily at ``temperature`` 0, else with noise of ``seed``."""
 
     temperature: float = 0.0
@@ -71,7 +71,7 @@ def distilled_targets(
         chunk: tokens that run together in a pass.
 
     Returns:
-        (P, K) int64 for the P marked positions in order; `IGNORED` behind an end token and behind the context's end.
+        (P, K) int64 for the P marked positions in order; `IGNORED` after an end token and after the context's end.
     """
     return distil(verifier, [input_ids], [roots.nonzero()[:, 0]], depths, end_ids, chunk=chunk)[0]
 
@@ -84,7 +84,7 @@ def distil(
     depths: int,
     end_ids: Sequence[int],
     *,
-    draw: Draw | None = None,
+    draw: TokenDraw | None = None,
     text_ids: Sequence[int] | None = None,
     chunk: int | None = None,
 ) -> list[Tensor]:
@@ -97,9 +97,9 @@ def distil(
     targets: list[Tensor] = [torch.empty(0, depths, dtype=torch.int64)] * len(texts)
     with packed_for_passes(verifier):
         for group in _groups([len(text) for text in texts], [len(root) for root in roots], tokens):
-            batch = _Batch(verifier, [texts[i] for i in group], [numbers[i] for i in group], draw or Draw())
+            batch = _SharedPass(verifier, [texts[i] for i in group], [numbers[i] for i in group], draw or TokenDraw())
             for index, rows in zip(group, batch.run([roots[i] for i in group], depths, tokens), strict=True):
-                targets[index] = cut_behind_end(rows, tuple(end_ids))
+                targets[index] = cut_after_end(rows, tuple(end_ids))
     return targets
 
 
@@ -119,15 +119,14 @@ def _groups(lengths: Sequence[int], roots: Sequence[int], tokens: int) -> list[l
     return groups
 
 
-class _Batch:
+class _SharedPass:
     """Texts read once, side by side, whose roots then run in chunks."""
 
-    def __init__(self, verifier: Verifier, texts: Sequence[Tensor], numbers: Sequence[int], draw: Draw) -> None:
+    def __init__(self, verifier: Verifier, texts: Sequence[Tensor], numbers: Sequence[int], draw: TokenDraw) -> None:
         self.verifier, self.texts, self.draw = verifier, texts, draw
         self.numbers = torch.tensor(numbers, device=verifier.device)[:, None]  # (B, 1)
 
     def run(self, roots: Sequence[Tensor], depths: int, tokens: int) -> list[Tensor]:  # [(P,)] -> [(P, K)]
-        """Targets of each text's roots."""
         batch, device = len(self.texts), self.verifier.device
         most = max(map(len, roots))
         width = max(1, min(most, tokens // batch))
@@ -166,7 +165,7 @@ class _Batch:
         return cache, result.hiddens
 
     def _continue(self, cache: TreeCache, root: Tensor, logits: Tensor, depths: int) -> Tensor:
-        """Targets (B, c, K) of roots (B, c) from the logits (B, c, V) behind them."""
+        """Targets (B, c, K) of roots (B, c) from the logits (B, c, V) after them."""
         verifier, (batch, count), base = self.verifier, root.shape, int(root.max()) + 1
         cache.lengths = [base] * batch
         text = torch.arange(base, device=root.device).expand(batch, -1)
@@ -185,7 +184,7 @@ class _Batch:
             cache.lengths = [width] * batch
             targets.append(self._drawn(step.logits, root, depth + 1))
         every = torch.stack(targets, dim=2)
-        if last is not None:  # there is no logit behind the context's end
+        if last is not None:  # there is no logit after the context's end
             every[root[:, :, None] + torch.arange(depths, device=root.device) > last] = IGNORED
         return every
 
@@ -206,7 +205,7 @@ def all_with_distilled_targets(
     examples: Sequence[TrainExample],
     depths: int,
     end_ids: Sequence[int],
-    draw: Draw | None = None,
+    draw: TokenDraw | None = None,
     first_id: int = 0,
 ) -> list[RootExample]:
     """Several texts at once, numbered from ``first_id`` on in the noise of ``draw``."""

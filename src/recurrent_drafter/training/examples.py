@@ -39,7 +39,7 @@ def with_text_targets(example: TrainExample, depths: int, end_ids: Sequence[int]
     return RootExample(example.input_ids, roots.nonzero()[:, 0], targets)
 
 
-def cut_behind_end(targets: Tensor, end_ids: tuple[int, ...]) -> Tensor:  # (P, K) -> (P, K)
+def cut_after_end(targets: Tensor, end_ids: tuple[int, ...]) -> Tensor:  # (P, K) -> (P, K)
     """Targets with `IGNORED` behind the first end token, which itself counts."""
     if not end_ids:
         return targets
@@ -57,7 +57,7 @@ def text_targets(input_ids: Tensor, span_ids: Tensor, roots: Tensor, depths: int
     inside = ahead < length
     ahead = ahead.clamp(max=length - 1)
     inside &= span_ids[ahead] == span_ids[positions]
-    return cut_behind_end(input_ids[ahead].masked_fill(~inside, IGNORED), end_ids)
+    return cut_after_end(input_ids[ahead].masked_fill(~inside, IGNORED), end_ids)
 
 
 def frequent_tokens(examples: Sequence[RootExample], size: int, vocab_size: int, always: Sequence[int]) -> Tensor:
@@ -73,6 +73,11 @@ def coverage(examples: Sequence[RootExample], draft_ids: Tensor) -> float:
     """The share of target tokens that the draft vocabulary holds."""
     inside = sum(int(torch.isin(example.targets, draft_ids).sum()) for example in examples)
     return inside / max(sum(int((example.targets != IGNORED).sum()) for example in examples), 1)
+
+
+def example_length(example: RootExample) -> int:
+    """Tokens of its text."""
+    return len(example.input_ids)
 
 
 def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:

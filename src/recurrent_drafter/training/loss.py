@@ -91,7 +91,7 @@ class Objective:
 
     @torch.no_grad()
     def _teacher(self, rows: Rows, some: slice) -> Tensor:  # (c, K, D)
-        """The verifier's logits over the draft vocabulary. Neighbouring roots share positions: each is read once."""
+        """The verifier's logits over the draft vocabulary. Neighboring roots share positions: each is read once."""
         positions, place = rows.taught[some].unique(return_inverse=True)
         logits = self.verifier.logits(rows.states[positions])[:, self.draft_ids]
         return logits[place]

@@ -10,31 +10,71 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from recurrent_drafter.data.parsing import check_file
+from recurrent_drafter.records.paths import check_checkpoint, check_drafter, check_model
+
 Method = Literal["ground_truth", "distilled", "knowledge_distillation"]
 BEST = "eval_tokens_per_step"  # what the best checkpoint is chosen by
 QUICK_DEPTHS, QUICK_DRAFT_VOCABULARY = 5, "2048"
 
 
-def option(default: Any, text: str) -> Any:
-    """A field with its default and its help."""
-    return field(default=default, metadata={"help": text})
+def option(default: Any, text: str, **more: Any) -> Any:
+    """A field with its default (``...`` for none: it must be given) and its help.
+
+    ``more`` may hold ``least``, which `check_least` holds it to; ``check``, a function that raises for what is wrong
+    with the path it names; and what else the command line reads.
+    """
+    metadata = {"help": text, **more}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
+
+
+def check_least(options: Any) -> None:
+    """Raise ValueError for a number below the least that its option allows."""
+    for member in dataclasses.fields(options):
+        value, least = getattr(options, member.name), member.metadata.get("least")
+        if least is not None and isinstance(value, list) and min(value) < least:
+            raise ValueError(f"--{member.name} has {min(value)} in it, expected at least {least}")
+        if least is not None and isinstance(value, int | float) and value < least:
+            raise ValueError(f"--{member.name} is {value}, expected at least {least}")
+
+
+def check_paths(*options: Any) -> None:
+    """Raise ValueError or OSError for a path among options that leads nowhere."""
+    for one in options:
+        for member in dataclasses.fields(one):
+            check, value = member.metadata.get("check"), getattr(one, member.name)
+            if check is not None and value is not None:
+                check(value)
+
+
+def refuse_both(options: Any, *pairs: tuple[str, str]) -> None:
+    """Raise ValueError for two options of which one says the contrary of the other."""
+    for first, second in pairs:
+        if getattr(options, first) and getattr(options, second):
+            raise ValueError(f"--{first} and --{second} exclude each other: give one")
+
+
+def read_template(given: str) -> str:
+    """The chat template itself, or the content of the file that is named. Raises OSError."""
+    if "{" in given:
+        return given
+    try:
+        return Path(given).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise OSError(f"--chat_template {given}: neither a Jinja template nor a file that can be read") from error
 
 
 @dataclass
-class RunOptions:
-    """What to do, and with which verifier."""
+class ModelOptions:
+    """Which verifier to draft for."""
 
     llm_name_or_path: str | None = option(
-        None, "verifier: a hub name, a directory, or 'demo' (the bundled model); default gpt2"
+        None, "verifier: a hub name, a directory, or 'demo' (the bundled model); default gpt2", check=check_model
     )
-    drafter_name_or_path: str | None = option(None, "with --phase eval: the drafter to evaluate")
+    drafter_name_or_path: str | None = option(None, "with --phase eval: the drafter to evaluate", check=check_drafter)
     cache_dir: str | None = option(None, "where downloads are kept; default the hub's own place")
-    phase: Literal["train", "eval"] = option("train", "train a drafter, or evaluate one as training does")
-    quick: bool = option(False, "train within four minutes on two cores; the verifier is 'demo' unless named")
-    demo: bool = option(False, "only show what would run; trains nothing")
-    estimate: bool = option(False, "whether a drafter can pay here, and what training costs; trains nothing")
-    early_stopping_patience: int | None = option(None, f"stop after so many evaluations without a higher {BEST}")
-    use_wandb: bool = option(False, "short for --report_to wandb")
 
 
 @dataclass
@@ -44,16 +84,20 @@ class DataOptions:
     dataset_name: str | None = option(
         None, "sharegpt (default), alpaca, mtbench, wikitext, or 'demo' (the bundled conversations, default for demo)"
     )
-    dataset_path: str | None = option(None, "a local file instead: .json, .jsonl, either with .gz, .txt or .parquet")
+    dataset_path: str | None = option(
+        None, "a local file instead: .json, .jsonl, either with .gz, .txt or .parquet", check=check_file
+    )
     eval_dataset_name: str | None = option(None, "evaluate on the held-out part of this set; default the training's")
-    eval_dataset_path: str | None = option(None, "evaluate on the held-out part of this file")
-    eval_max_examples: int = option(16, "held-out prompts to evaluate on")
-    eval_max_new_tokens: int = option(96, "tokens of the verifier's reply to each of them")
-    model_max_length: int = option(512, "tokens of an example")
+    eval_dataset_path: str | None = option(None, "evaluate on the held-out part of this file", check=check_file)
+    eval_max_examples: int = option(16, "held-out prompts to evaluate on", least=1)
+    eval_max_new_tokens: int = option(96, "tokens of the verifier's reply to each of them", least=2)
+    model_max_length: int = option(512, "tokens of an example", least=2)
     train_on_assistant_only: bool = option(False, "roots in assistant replies only")
-    chat_template: str | None = option(None, "a Jinja chat template, or a file of one; default the verifier's own")
+    chat_template: str | None = option(
+        None, "a Jinja chat template, or a file of one; default the verifier's own", check=read_template
+    )
     streaming: bool = option(False, "read the data as training goes: for sets larger than memory, needs --max_steps")
-    shuffle_buffer: int = option(1000, "with --streaming: examples that are shuffled together")
+    shuffle_buffer: int = option(1000, "with --streaming: examples that are shuffled together", least=1)
 
 
 @dataclass
@@ -61,13 +105,13 @@ class DrafterOptions:
     """Architecture of the drafter, and what it learns to predict."""
 
     drafter_predict_n_tokens: int | None = option(
-        None, "K, depths to train: default 4, with distillation as many as are distilled"
+        None, "K, depths to train: default 4, with distillation as many as are distilled", least=1
     )
-    drafter_num_layers: int = option(2, "residual layers in front of the draft head")
-    drafter_top_k: int = option(5, "report accuracies among the 1 to k most probable draft tokens")
+    drafter_num_layers: int = option(2, "residual layers in front of the draft head", least=0)
+    drafter_top_k: int = option(5, "report accuracies among the 1 to k most probable draft tokens", least=1)
     rnn: bool = option(True, "recurrent state (otherwise a running sum of embeddings)")
     exit_dim_multiplier: float = option(1.0, "E as a multiple of the verifier's width")
-    emb_norm: bool = option(False, "normalise the embeddings that enter the recurrence")
+    emb_norm: bool = option(False, "normalize the embeddings that enter the recurrence")
     draft_vocab_size: str | None = option(
         None, "D, how many of the most frequent target tokens can be drafted: a number, 'all', or 'auto' (default)"
     )
@@ -80,12 +124,44 @@ class MethodOptions:
     use_distilled_dataset: bool = option(
         False, "the paper's targets: the verifier's own continuation of every position"
     )
-    distill_num_future_tokens: int = option(5, "tokens per continuation")
-    distill_temperature: float = option(0.0, "0 continues greedily, as in the paper")
-    distill_max_examples: int = option(1000, "conversations to distil at most")
+    distill_num_future_tokens: int = option(5, "tokens per continuation", least=1)
+    distill_temperature: float = option(0.0, "0 continues greedily, as in the paper", least=0)
+    distill_max_examples: int = option(1000, "conversations to distil at most", least=1)
     use_knowledge_distillation: bool = option(False, "learn the verifier's distribution along the text")
     kd_temperature: float = option(4.0, "softens both distributions")
     kd_alpha: float = option(0.7, "weight of the distribution; the rest is the text's")
+
+
+@dataclass
+class RunningOptions:
+    """What to do, for how long, and where it goes. Names and defaults are transformers' where it has them."""
+
+    phase: Literal["train", "eval"] = option("train", "train a drafter, or evaluate one as training does")
+    quick: bool = option(False, "train within four minutes on two cores; the verifier is 'demo' unless named")
+    demo: bool = option(False, "only show what would run; trains nothing")
+    estimate: bool = option(False, "whether a drafter can pay here, and what training costs; trains nothing")
+    output_dir: str | None = option(None, "where the drafter goes; default a folder of the verifier's name in ./models")
+    resume_from_checkpoint: str | None = option(
+        None, "go on from this checkpoint, or True: from the newest one in --output_dir", check=check_checkpoint
+    )
+    num_train_epochs: float = option(3.0, "times through the data")
+    max_steps: int = option(-1, "steps instead of epochs; -1: as many as the epochs have")
+    per_device_train_batch_size: int = option(4, "examples per device and step")
+    gradient_accumulation_steps: int = option(1, "batches of which one step is made")
+    learning_rate: float = option(5e-4, "at the start")
+    train_sampling_strategy: str = option("group_by_length", "or random, or sequential")
+    bf16: bool = option(False, "compute in bfloat16, keep the weights in float32")
+    seed: int = option(42, "of the weights at the start, and of the order of the data")
+    eval_strategy: str | None = option(None, "no, steps or epoch; default as often as checkpoints are saved")
+    load_best_model_at_end: bool | None = option(
+        None, f"end with the checkpoint of the highest {BEST}; default yes, when each is evaluated"
+    )
+    early_stopping_patience: int | None = option(
+        None, f"stop after so many evaluations without a higher {BEST}", least=1
+    )
+    report_to: list[str] = option(["none"], "wandb, tensorboard, ... (as many as wanted), all or none")
+    use_wandb: bool = option(False, "short for --report_to wandb")
+    run_name: str | None = option(None, "what trackers call this run")
 
 
 NEEDS = {
@@ -95,19 +171,6 @@ NEEDS = {
         ("distill_num_future_tokens", "distill_temperature", "distill_max_examples"), "use_distilled_dataset"
     ),
     **dict.fromkeys(("kd_temperature", "kd_alpha"), "use_knowledge_distillation"),
-}
-LEAST = {
-    "drafter_predict_n_tokens": 1,
-    "drafter_num_layers": 0,
-    "drafter_top_k": 1,
-    "model_max_length": 2,
-    "eval_max_examples": 1,
-    "eval_max_new_tokens": 2,
-    "shuffle_buffer": 1,
-    "distill_num_future_tokens": 1,
-    "distill_temperature": 0,
-    "distill_max_examples": 1,
-    "early_stopping_patience": 1,
 }
 EXCLUDE = (
     ("dataset_name", "dataset_path"),
@@ -119,7 +182,7 @@ EXCLUDE = (
 
 
 @dataclass
-class TrainingOptions(RunOptions, DataOptions, DrafterOptions, MethodOptions):
+class TrainingOptions(ModelOptions, DataOptions, DrafterOptions, MethodOptions, RunningOptions):
     """All options of ours; `TrainingArguments` are these and transformers' own."""
 
     def settle(self) -> None:
@@ -131,17 +194,22 @@ class TrainingOptions(RunOptions, DataOptions, DrafterOptions, MethodOptions):
             distilled = self.distill_num_future_tokens if self.use_distilled_dataset else 4
             self.drafter_predict_n_tokens = QUICK_DEPTHS if self.quick else distilled
         self.draft_vocab_size = str(self.draft_vocab_size or (QUICK_DRAFT_VOCABULARY if self.quick else "auto"))
+        if self.output_dir is None:
+            name = Path(self.llm_name_or_path).name
+            self.output_dir = f"./models/{name}-recurrent-drafter" + ("" if name == "demo" else "-trained")
+        if self.use_wandb and "wandb" not in self.report_to:
+            self.report_to = [*(service for service in self.report_to if service != "none"), "wandb"]
 
     def check(self) -> None:
         """Raise ValueError, naming the flag, for a value that cannot be and for options that contradict each other."""
         self._check_ranges()
         defaults = {f.name: f.default for f in dataclasses.fields(self)}
         self.refuse_idle([name for name in NEEDS if getattr(self, name) != defaults[name]])
-        for first, second in EXCLUDE:
-            if getattr(self, first) and getattr(self, second):
-                raise ValueError(f"--{first} and --{second} exclude each other: give one")
+        refuse_both(self, *EXCLUDE)
         if self.streaming and self.use_distilled_dataset:
             raise ValueError("--streaming keeps no distilled targets: leave it out, their store is on disk already")
+        if self.streaming and self.max_steps <= 0 and self.phase == "train":
+            raise ValueError("--streaming needs --max_steps: how long a stream is, is not known")
         if self.phase == "eval" and self.drafter_name_or_path is None:
             raise ValueError("--phase eval needs the drafter to evaluate: give --drafter_name_or_path")
         depths = self.drafter_predict_n_tokens or 0
@@ -152,10 +220,7 @@ class TrainingOptions(RunOptions, DataOptions, DrafterOptions, MethodOptions):
             )
 
     def _check_ranges(self) -> None:
-        for name, least in LEAST.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} is {value}, expected at least {least}")
+        check_least(self)
         for name in ("exit_dim_multiplier", "kd_temperature"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"--{name} is {getattr(self, name)}, expected more than 0")
@@ -173,12 +238,6 @@ class TrainingOptions(RunOptions, DataOptions, DrafterOptions, MethodOptions):
                 raise ValueError(f"--{name} is for --phase eval: leave it out, training begins with a new drafter")
             if needed not in (None, "phase") and not getattr(self, str(needed)):
                 raise ValueError(f"--{name} does nothing without --{needed}: give both or neither")
-
-    @property
-    def default_output_dir(self) -> str:
-        """Where the drafter goes unless told otherwise."""
-        name = Path(str(self.llm_name_or_path)).name
-        return f"./models/{name}-recurrent-drafter" + ("" if name == "demo" else "-trained")
 
     @property
     def method(self) -> Method:

@@ -43,7 +43,6 @@ class RunRecord(TrainerCallback):
             )
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Beside the checkpoint that has just been written."""
         directory = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         if state.is_world_process_zero and directory.is_dir():
             self.write(directory, step=state.global_step, best=state.best_metric)

@@ -1,7 +1,7 @@
 """Distilled targets on disk: computed in shards, once, by as many processes as there are.
 
 A directory holds one run: ``manifest.json`` and a safetensors file of token ids per shard. Files appear whole, by
-renaming, so whatever a killed run leaves behind is finished work.
+renaming, so whatever a killed run leaves is finished work.
 """
 
 import json
@@ -20,7 +20,7 @@ from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
-from recurrent_drafter.training.distillation import Draw, all_with_distilled_targets, packed_for_passes
+from recurrent_drafter.training.distillation import TokenDraw, all_with_distilled_targets, packed_for_passes
 from recurrent_drafter.training.examples import RootExample
 
 MANIFEST = "manifest.json"
@@ -42,7 +42,7 @@ def distilled_dataset(
     process_index: int = 0,
     process_count: int = 1,
 ) -> list[RootExample]:
-    """Every text with the verifier's own K tokens behind each of its roots, from ``directory`` where it has them.
+    """Every text with the verifier's own K tokens after each of its roots, from ``directory`` where it has them.
 
     Args:
         verifier: continues the prefixes.
@@ -77,7 +77,7 @@ def distilled_dataset(
         for i in own:
             some = examples[starts[i] : starts[i] + SHARD_TEXTS]
             if not paths[i].exists():
-                draw = Draw(temperature, seed)
+                draw = TokenDraw(temperature, seed)
                 rows = all_with_distilled_targets(verifier, some, depths, end_ids, draw, first_id=starts[i])
                 _write_shard(paths[i], rows)
             if on_progress is not None:

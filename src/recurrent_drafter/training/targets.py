@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
 
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.batches import ShuffledStream, grouped_order, padding_share
@@ -15,11 +14,20 @@ from recurrent_drafter.data.encoding import Encoded, TrainExample, encode_exampl
 from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected_coverage, weights_read
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.models.loading import verifier_fingerprint
+from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText
-from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens, with_text_targets
+from recurrent_drafter.training.examples import (
+    RootExample,
+    coverage,
+    example_length,
+    frequent_tokens,
+    with_text_targets,
+)
+from recurrent_drafter.training.progress import OnProgress, Progress
 from recurrent_drafter.training.target_store import distilled_dataset
+from recurrent_drafter.training.trainer import global_batch
 
 
 @dataclass(frozen=True)
@@ -30,10 +38,23 @@ class Targets:
     sample: Sequence[RootExample]
 
 
-def make_targets(pair: Pair, text: TrainingText, args: TrainingArguments, progress: Progress) -> Targets:
+@dataclass(frozen=True)
+class Material:
+    """All that a drafter for this verifier learns from (None where it is only evaluated) and is evaluated on."""
+
+    pair: Pair
+    targets: Targets | None
+    held_out: HeldOutReplies
+
+    @property
+    def sample(self) -> Sequence[RootExample]:
+        return self.targets.sample if self.targets is not None else ()
+
+
+def make_targets(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Targets:
     """Examples with targets. Raises DataError where no text is as long as what is to be predicted."""
     if args.streaming:
-        targets = streamed(pair, text, args)
+        targets = streamed(pair, text, args, tell)
     else:
         examples, report = encode_examples(
             text.dialogues,
@@ -41,14 +62,14 @@ def make_targets(pair: Pair, text: TrainingText, args: TrainingArguments, progre
             max_length=args.model_max_length,
             assistant_only=args.train_on_assistant_only,
         )
-        print(report.summary())
-        rows = (
-            distilled(pair, examples, args, progress) if args.use_distilled_dataset else with_text(pair, examples, args)
-        )
+        tell(Progress("targets", report.summary()))
+        rows = distilled(pair, examples, args, tell) if args.use_distilled_dataset else with_text(pair, examples, args)
         targets = Targets(rows, rows)
     check_depths(targets.sample, args.depths)
     if not args.streaming:
-        report_padding(targets.sample, args)
+        share = padding(targets.sample, args)
+        batches = f"batches of {args.per_device_train_batch_size} ({args.train_sampling_strategy})"
+        tell(Progress("targets", f"padding: {share:.1%} of the tokens in {batches}"))
     return targets
 
 
@@ -57,7 +78,7 @@ def with_text(pair: Pair, examples: Sequence[TrainExample], args: TrainingArgume
     return [with_text_targets(example, args.depths, pair.end_ids) for example in examples]
 
 
-def streamed(pair: Pair, text: TrainingText, args: TrainingArguments) -> Targets:
+def streamed(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Targets:
     """Text targets, made as the data is read."""
 
     def examples() -> Iterator[RootExample]:
@@ -71,7 +92,7 @@ def streamed(pair: Pair, text: TrainingText, args: TrainingArguments) -> Targets
         )
         for number, example in enumerate(encoded):
             yield replace(with_text_targets(example, args.depths, pair.end_ids), number=number)
-        print(f"read to its end: {text.report.summary()}; {counts.report().summary()}")
+        tell(Progress("data", f"read to its end: {text.report.summary()}; {counts.report().summary()}"))
 
     stream = ShuffledStream(
         examples, example_length, buffer=args.shuffle_buffer, batch=global_batch(args), seed=args.seed
@@ -80,7 +101,7 @@ def streamed(pair: Pair, text: TrainingText, args: TrainingArguments) -> Targets
 
 
 def distilled(
-    pair: Pair, examples: Sequence[TrainExample], args: TrainingArguments, progress: Progress
+    pair: Pair, examples: Sequence[TrainExample], args: TrainingArguments, tell: OnProgress
 ) -> list[RootExample]:
     """The verifier's own continuations, from the store beside the output where an earlier run has made them."""
     chosen = examples[: args.distill_max_examples]
@@ -93,7 +114,7 @@ def distilled(
         "seed": args.seed if args.distill_temperature > 0 else None,
     }
     store = Path(str(args.output_dir)) / f"distilled-{hash_of(of)}"
-    task = progress.add_task("distilling", total=len(chosen), note="")
+    tell(Progress("distilling", done=0, total=len(chosen)))
     rows = distilled_dataset(
         pair.verifier,
         chosen,
@@ -103,11 +124,11 @@ def distilled(
         temperature=args.distill_temperature,
         seed=args.seed,
         fingerprint=verifier,
-        on_progress=lambda done, total: progress.update(task, completed=done, total=total),
+        on_progress=lambda done, total: tell(Progress("distilling", done=done, total=total)),
         process_index=args.process_index,
         process_count=args.world_size,
     )
-    print(f"distilled targets: {store}")
+    tell(Progress("targets", f"distilled targets: {store}"))
     return [RootExample(row.input_ids, row.positions, row.targets[:, : args.depths]) for row in rows]
 
 
@@ -121,50 +142,38 @@ def check_depths(examples: Sequence[RootExample], depths: int) -> None:
         )
 
 
-def report_padding(examples: Sequence[RootExample], args: TrainingArguments) -> None:
-    """Print what batches waste."""
-    lengths, batch = [example_length(example) for example in examples], args.per_device_train_batch_size
+def padding(examples: Sequence[RootExample], args: TrainingArguments) -> float:
+    """The share of a batch's tokens that is wasted."""
+    lengths = [example_length(example) for example in examples]
     order: Sequence[int] = range(len(lengths))
     if args.train_sampling_strategy == "group_by_length":
         order = grouped_order(lengths, global_batch(args), torch.Generator().manual_seed(args.seed))
-    share = padding_share(lengths, order, batch)
-    print(f"padding: {share:.1%} of the tokens in batches of {batch} ({args.train_sampling_strategy})")
+    return padding_share(lengths, order, args.per_device_train_batch_size)
 
 
-def example_length(example: RootExample) -> int:
-    """Tokens of its text."""
-    return len(example.input_ids)
-
-
-def global_batch(args: TrainingArguments) -> int:
-    """Examples per step over all processes: the order of training depends on nothing else."""
-    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
-
-
-def draft_vocabulary(
-    pair: Pair, examples: Sequence[RootExample], held_out: HeldOutReplies, args: TrainingArguments
-) -> torch.Tensor:  # (D,)
-    """The tokens that can be drafted, with their coverage printed."""
-    verifier, size, why = pair.verifier, str(args.draft_vocab_size), ""
-    least = len(pair.end_ids) + 1
+def draft_vocabulary(material: Material, args: TrainingArguments, tell: OnProgress) -> torch.Tensor:  # (D,)
+    """The tokens that can be drafted. Raises ValueError for a size that cannot be."""
+    verifier, examples, end_ids = material.pair.verifier, material.sample, material.pair.end_ids
+    size, vocabulary, why = str(args.draft_vocab_size), verifier.vocab_size, ""
     if size == "auto":
-        read = weights_read(verifier, exit_dim(pair, args), args.drafter_num_layers, rnn=args.rnn)
-        number = choose_draft_vocabulary(shares_covered(examples, held_out, verifier.vocab_size), read, args.depths)
+        read = weights_read(verifier, exit_dim(verifier, args), args.drafter_num_layers, rnn=args.rnn)
+        number = choose_draft_vocabulary(shares_covered(examples, material.held_out, vocabulary), read, args.depths)
         why = f"; break-even by weights read: {read.break_even(number, args.depths):.2f} tokens per step"
-    elif args.quick:
-        number = min(int(size), verifier.vocab_size)
     else:
-        number = verifier.vocab_size if size == "all" else int(size)
-    if not least <= number <= verifier.vocab_size:
-        raise ValueError(f"--draft_vocab_size is {number}, expected {least} to {verifier.vocab_size}, 'auto' or 'all'")
-    draft_ids = frequent_tokens(examples, number, verifier.vocab_size, pair.end_ids)
+        number = vocabulary if size == "all" else int(size)
+        number = min(number, vocabulary) if args.quick else number
+    least = len(end_ids) + 1
+    if not least <= number <= vocabulary:
+        raise ValueError(f"--draft_vocab_size is {number}, expected {least} to {vocabulary}, 'auto' or 'all'")
+    draft_ids = frequent_tokens(examples, number, vocabulary, end_ids)
     roots = sum(len(example.positions) for example in examples)
-    said = torch.cat([reply.tokens for reply in held_out.replies])
-    print(
-        f"{len(examples):,} texts, {roots:,} roots; the draft vocabulary of {number:,} "
-        f"(of {verifier.vocab_size:,}{why}) covers {coverage(examples, draft_ids):.1%} of the targets, "
-        f"{float(torch.isin(said, draft_ids).float().mean()):.1%} of the held-out replies"
+    said = torch.cat([reply.tokens for reply in material.held_out.replies])
+    covered, said_share = coverage(examples, draft_ids), float(torch.isin(said, draft_ids).float().mean())
+    account = (
+        f"{len(examples):,} texts, {roots:,} roots; the draft vocabulary of {number:,} (of {vocabulary:,}{why}) "
+        f"covers {covered:.1%} of the targets, {said_share:.1%} of the held-out replies"
     )
+    tell(Progress("targets", account))
     return draft_ids
 
 
@@ -182,6 +191,6 @@ def shares_covered(examples: Sequence[RootExample], held_out: HeldOutReplies, vo
     return torch.minimum(expected_coverage(counts), seen.double())
 
 
-def exit_dim(pair: Pair, args: TrainingArguments) -> int:
+def exit_dim(verifier: Verifier, args: TrainingArguments) -> int:
     """E."""
-    return max(1, round(args.exit_dim_multiplier * pair.verifier.hidden_size))
+    return max(1, round(args.exit_dim_multiplier * verifier.hidden_size))

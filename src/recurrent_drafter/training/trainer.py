@@ -6,43 +6,21 @@ The methods differ in how targets are made (`make_examples`), not in the trainer
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import TrainerCallback, TrainingArguments
 
+from recurrent_drafter.data.batches import LengthGrouped, ShuffledStream
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.training.budget import TimeBudget
-from recurrent_drafter.training.checkpoints import WholeCheckpoints, last_checkpoint
-from recurrent_drafter.training.distillation import with_distilled_targets
-from recurrent_drafter.training.examples import (
-    RootExample,
-    collate,
-    coverage,
-    frequent_tokens,
-    loss_mask,
-    with_text_targets,
-)
+from recurrent_drafter.training.checkpoints import WholeCheckpoints
+from recurrent_drafter.training.examples import RootExample, collate, example_length
 from recurrent_drafter.training.loss import Distillation, Objective
-
-__all__ = [  # rows and clock among them, which training commands read with the trainer
-    "DrafterTrainer",
-    "Method",
-    "RootExample",
-    "TimeBudget",
-    "coverage",
-    "frequent_tokens",
-    "last_checkpoint",
-    "loss_mask",
-    "with_distilled_targets",
-    "with_text_targets",
-]
-Method = Literal["ground_truth", "distilled", "knowledge_distillation"]
 
 
 class DrafterTrainer(WholeCheckpoints):
@@ -55,11 +33,10 @@ class DrafterTrainer(WholeCheckpoints):
 
     Args:
         verifier: frozen, outside the checkpoint.
+        train_examples: all of them, or a stream of them, which numbers them itself.
         held_out: where `evaluate` walks; it reports ``eval_tokens_per_step`` at ``shape``.
         shape: of the drafts that `evaluate` walks with.
-        method: what the examples' targets are: text, the verifier's own tokens, or text beside the verifier's law.
-        kd_temperature: T of knowledge distillation.
-        kd_alpha: weight of T^2 KL(teacher || student) against the text's cross-entropy.
+        distillation: learn the verifier's law along the text too; None: the targets alone, whoever made them.
         drafter_top_k: `evaluate` reports top-1 to top-k accuracy per depth.
         fingerprint: `run_fingerprint`, kept with every checkpoint; a checkpoint of another run is refused.
         gamma: weight of depth k is gamma^k.
@@ -76,12 +53,10 @@ class DrafterTrainer(WholeCheckpoints):
         args: TrainingArguments,
         *,
         verifier: Verifier,
-        train_examples: Sequence[RootExample],
+        train_examples: Sequence[RootExample] | ShuffledStream[RootExample],
         held_out: HeldOutReplies | None,
         shape: DraftShape,
-        method: Method = "ground_truth",
-        kd_temperature: float = 4.0,
-        kd_alpha: float = 0.7,
+        distillation: Distillation | None = None,
         drafter_top_k: int = 5,
         fingerprint: str | None = None,
         gamma: float = 1.0,
@@ -93,7 +68,7 @@ class DrafterTrainer(WholeCheckpoints):
         super().__init__(
             model=model,
             args=args,
-            train_dataset=[replace(example, number=number) for number, example in enumerate(train_examples)],
+            train_dataset=_numbered(train_examples),  # type: ignore[arg-type]
             eval_dataset=held_out.replies if held_out is not None else None,  # only looked at for being there
             data_collator=collate,
             callbacks=callbacks,
@@ -103,7 +78,6 @@ class DrafterTrainer(WholeCheckpoints):
         self.drafter_top_k, self.fingerprint, self.chunk = drafter_top_k, fingerprint, chunk
         verifier.model.requires_grad_(False)
         verifier.model.eval()
-        distillation = Distillation(kd_temperature, kd_alpha) if method == "knowledge_distillation" else None
         self.objective: Objective = Objective(verifier, model.draft_ids.clone(), gamma, distillation)
         self._targets = torch.zeros(2, dtype=torch.int64, device=verifier.device)  # and those in D, since the last log
 
@@ -112,6 +86,13 @@ class DrafterTrainer(WholeCheckpoints):
         shared = self.is_fsdp_enabled and self.objective.distillation is None
         with self.verifier.sharded() if shared else nullcontext():
             return super().train(*args, **options)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Batches of like length where they are asked for; the order depends on a step's batch and the seed alone."""
+        if self.args.train_sampling_strategy != "group_by_length" or isinstance(self.train_dataset, ShuffledStream):
+            return super()._get_train_sampler(train_dataset)
+        lengths = [example_length(example) for example in self.train_dataset]  # type: ignore[union-attr]
+        return LengthGrouped(lengths, global_batch(self.args), self.args.seed)
 
     def _check_sharding(self) -> None:
         if self.args.fsdp and not self.is_fsdp_enabled:  # accelerate would train unsharded and say nothing
@@ -183,7 +164,7 @@ class DrafterTrainer(WholeCheckpoints):
         """What `evaluate` reports, without telling the trackers; all processes take part and are given the same."""
         if self.held_out is None:
             raise ValueError("there are no held-out replies to evaluate on")
-        drafter = self._whole_drafter()
+        drafter = self.whole_drafter()
         measured: list[dict[str, float]] = [{}]
         if self.accelerator.is_main_process:
             training = drafter.training
@@ -193,7 +174,7 @@ class DrafterTrainer(WholeCheckpoints):
             broadcast_object_list(measured)
         return {f"{prefix}_{name}": value for name, value in measured[0].items()}
 
-    def _whole_drafter(self) -> RecurrentDrafter:
+    def whole_drafter(self) -> RecurrentDrafter:
         """The drafter, put together on the main process where it is sharded."""
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             return self.drafter
@@ -214,3 +195,16 @@ class DrafterTrainer(WholeCheckpoints):
                 f"{resume_from_checkpoint} is of another drafter or another draft vocabulary: resume with the model, "
                 "data and flags that it was begun with"
             )
+
+
+def global_batch(args: TrainingArguments) -> int:
+    """Examples per step over all processes: the order of training depends on nothing else."""
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def _numbered(
+    examples: Sequence[RootExample] | ShuffledStream[RootExample],
+) -> Sequence[RootExample] | ShuffledStream[RootExample]:
+    if isinstance(examples, ShuffledStream):
+        return examples
+    return [replace(example, number=number) for number, example in enumerate(examples)]

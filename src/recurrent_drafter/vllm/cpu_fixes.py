@@ -36,7 +36,7 @@ class _Around:
 
 
 class _Expand(_Around):
-    """Each row's value for each of its draft tokens. Theirs writes to a copy, and leaves the result uninitialised."""
+    """Each row's value for each of its draft tokens. Theirs writes to a copy, and leaves the result uninitialized."""
 
     def __call__(
         self, x: Tensor, cu_num_tokens: Tensor, num_tokens: int, replace_from: int = 0, replace_to: int = 0

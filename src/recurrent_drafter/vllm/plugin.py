@@ -1,4 +1,4 @@
-"""vLLM's general plugin: recognises recurrent drafters where vLLM takes a speculative config.
+"""vLLM's general plugin: recognizes recurrent drafters where vLLM takes a speculative config.
 
 Loaded in every process of vLLM (entry point ``vllm.general_plugins``). It changes what is asked for in a config, and
 nothing else; the worker's part begins with `recurrent_drafter.vllm.proposer`, which only a drafter of ours loads.

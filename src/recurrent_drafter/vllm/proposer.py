@@ -158,11 +158,9 @@ class DraftLaws:
         self._laws: dict[str, Tensor] = {}  # (L, D)
 
     def remember(self, requests: Sequence[str], laws: Tensor) -> None:  # (R, L, D)
-        """Of drafts just made."""
         self._laws.update(zip(requests, laws, strict=True))
 
     def forget(self, runner: Any) -> None:
-        """Those of requests that have ended."""
         self._laws = {request: law for request, law in self._laws.items() if request in runner.requests}
 
     def of(self, runner: Any, drafted: Sequence[int], draft_ids: Tensor) -> Tensor:  # (tokens, V)

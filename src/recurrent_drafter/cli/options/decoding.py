@@ -1,0 +1,220 @@
+"""Options of what decodes: which verifier and drafter, how tokens are drawn, what is asked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from recurrent_drafter.assets import demo_drafter_path
+from recurrent_drafter.data.parsing import check_file
+from recurrent_drafter.records.paths import check_drafter, check_model, check_writable
+from recurrent_drafter.training.options import check_least, option, refuse_both
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError unless it holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def is_text(line: str) -> bool:
+    """Whether a string from the command line or standard input is text; bytes that are not UTF-8 come as surrogates."""
+    return line.encode(errors="ignore").decode() == line
+
+
+@dataclass(frozen=True)
+class _Verifier:
+    """What computes, where and in which numbers: fields of several classes."""
+
+    base_model: str = option(
+        "demo", "verifier: a hub name, a directory, or 'demo' (the bundled model)", check=check_model
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "auto: bfloat16 where the hardware computes in it, otherwise float32"
+    )
+    device: str | None = option(None, "default: cuda where there is one, otherwise cpu")
+
+
+@dataclass(frozen=True)
+class _Pair(_Verifier):
+    """A verifier and its drafter."""
+
+    speculator_path: str | None = option(
+        None, "a trained drafter; for 'demo' the bundled one is used without it", check=check_drafter
+    )
+
+    @property
+    def drafter(self) -> str:
+        """Where the drafter is: as named, or for ``demo`` the bundled one. Raises ValueError where none is named."""
+        return drafter_path(self.base_model, self.speculator_path)
+
+
+def drafter_path(base_model: str, speculator_path: str | None) -> str:
+    """Where the drafter is: as named, or for ``demo`` the bundled one. Raises ValueError where none is named."""
+    require(
+        speculator_path is not None or base_model == "demo",
+        f"no drafter is named for {base_model}: give --speculator_path, train one with "
+        f"train_speculator.py --llm_name_or_path {base_model}, or use generate_speculator.py --autoregressive",
+    )
+    return speculator_path or str(demo_drafter_path())
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where prompts come from."""
+
+    dataset_name: str | None = option(None, "evaluation split of demo (default), sharegpt, alpaca, mtbench or wikitext")
+    dataset_path: str | None = option(
+        None, "a local file instead: .json .jsonl .jsonl.gz .txt .parquet", check=check_file
+    )
+
+    def __post_init__(self) -> None:
+        refuse_both(self, ("dataset_name", "dataset_path"))
+        check_least(self)
+
+
+@dataclass(frozen=True)
+class SpeculatorOptions(_Pair):
+    """Which verifier and drafter decode, how much they draft, and where they compute."""
+
+    beam_width: int | None = option(
+        None, "W, beams; giving any of these three fixes the shape, which else follows cost", least=1
+    )
+    beam_length: int | None = option(None, "L, tokens per beam, the root not counted", least=1)
+    max_tree_nodes: int | None = option(None, "N, nodes verified per step, root included", least=2)
+
+    def __post_init__(self) -> None:
+        check_least(self)
+
+    @property
+    def drafting(self) -> list[str]:
+        """The flags given that only matter with a drafter."""
+        names = ("speculator_path", "beam_width", "beam_length", "max_tree_nodes")
+        return [f"--{name}" for name in names if getattr(self, name) is not None]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How the verifier draws its tokens. What is not given is the model's own setting, as in transformers."""
+
+    greedy_search: bool = option(False, "always the most probable token; verify then leaves its sampled pass out")
+    temperature: float | None = option(
+        None, "more than 0 samples, 0 is greedy: default 0 (verify: 0.8 in its sampled pass)"
+    )
+    top_p: float | None = option(None, "sample from the likeliest tokens of this total mass")
+    top_k: int | None = option(None, "sample from so many likeliest tokens; 0: from all")
+    min_p: float | None = option(None, "sample from tokens at least this share as likely as the likeliest")
+    repetition_penalty: float | None = option(
+        None, "above 1 makes tokens that have occurred less likely; greedy search heeds it too"
+    )
+    seed: int | None = option(None, "of the draws; the same seed gives the same tokens")
+
+    def __post_init__(self) -> None:
+        ranges: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+            ("temperature", lambda x: x == 0 or 1e-3 <= x < float("inf"), "0 (greedy), or 0.001 or more"),
+            ("top_p", lambda x: 0 < x <= 1, "more than 0 and at most 1"),
+            ("top_k", lambda x: x >= 0, "at least 0"),
+            ("min_p", lambda x: 0 <= x <= 1, "0 to 1"),
+            ("repetition_penalty", lambda x: 0 < x < float("inf"), "more than 0"),
+            ("seed", lambda x: 0 <= x < 2**63, "0 to 2^63 - 1"),
+        )
+        for name, holds, expected in ranges:
+            value = getattr(self, name)
+            require(value is None or holds(value), f"--{name} is {value}, expected {expected}")
+        require(
+            not (self.greedy_search and self.temperature),
+            f"--greedy_search and --temperature {self.temperature} contradict each other: leave one out",
+        )
+
+    def arguments(self, temperature: float = 0.0) -> dict[str, float | int | bool]:
+        """Arguments of ``generate``, at ``temperature`` if none was given; the seed is not among them."""
+        given: dict[str, float | int | bool] = {
+            name: value
+            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+            if (value := getattr(self, name)) is not None
+        }
+        if given.setdefault("temperature", temperature) > 0 and not self.greedy_search:
+            return {"do_sample": True, **given}
+        warpers = [f"--{name}" for name in ("top_p", "top_k", "min_p") if name in given]
+        require(
+            not warpers,
+            f"{' and '.join(warpers)} only matters when sampling: give a --temperature above 0, or leave it out",
+        )
+        kept = {name: given[name] for name in ("repetition_penalty",) if name in given}
+        return {"do_sample": False, **kept}
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """What to generate."""
+
+    prompt: str | None = option(None, "reply to this and stop")
+    interactive: bool = option(False, "chat")
+    eval_mt_bench: bool = option(False, "answer the questions of MT-Bench, both turns of each, and measure")
+    autoregressive: bool = option(False, "no drafter: the verifier alone")
+    compare: bool = option(False, "with --eval_mt_bench or --prompt: with the drafter and without, side by side")
+    max_generation_length: int = option(200, "new tokens at most", least=1)
+    show_drafts: bool = option(False, "colour the tokens that were drafted and accepted")
+    profile: bool = option(False, "show at the end where a step's time went")
+
+    def __post_init__(self) -> None:
+        check_least(self)
+        require(self.prompt is None or bool(self.prompt.strip()), "--prompt is empty: expected some text")
+        require(
+            self.prompt is None or is_text(self.prompt),
+            "--prompt holds bytes that are no text: expected UTF-8",
+        )
+        require(
+            [self.prompt is not None, self.interactive, self.eval_mt_bench].count(True) == 1,
+            "give one of --prompt TEXT, --interactive and --eval_mt_bench",
+        )
+        for name, other, excluded in (
+            ("compare", "interactive", self.compare and self.interactive),
+            ("compare", "autoregressive", self.compare and self.autoregressive),
+            ("compare", "profile", self.compare and self.profile),
+            ("show_drafts", "autoregressive", self.show_drafts and self.autoregressive),
+            ("show_drafts", "compare or --eval_mt_bench", self.show_drafts and self.is_evaluation),
+        ):
+            require(not excluded, f"--{name} cannot be had with --{other}: leave one out")
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether replies are measured and counted, not shown."""
+        return self.eval_mt_bench or self.compare
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What ``--eval_mt_bench`` and ``--compare`` ask, and where their results go."""
+
+    dataset_path: str | None = option(
+        None, "other questions, in FastChat's format (default: MT-Bench's 80, bundled)", check=check_file
+    )
+    max_num_prompts: int | None = option(None, "questions at most, evenly over the categories (default: all)", least=1)
+    max_prompt_length: int | None = option(
+        None, "tokens of a prompt at most (default: what the context leaves)", least=1
+    )
+    batch_size: int = option(1, "questions answered together", least=1)
+    output_file: str | None = option(None, "every reply and all figures, as JSON", check=check_writable)
+    report_to: list[str] = option(["none"], "wandb, tensorboard, ... (as many as wanted) or none")
+    run_name: str | None = option(None, "what trackers call this run")
+    use_wandb: bool = option(False, "short for --report_to wandb")
+    wandb_project: str | None = option(None, "default: WANDB_PROJECT, otherwise 'recurrent-drafter'")
+
+    def __post_init__(self) -> None:
+        check_least(self)
+        require(self.run_name is None or bool(self.services), "--run_name is for trackers: give --report_to too")
+        require(
+            self.wandb_project is None or "wandb" in self.services, "--wandb_project is for W&B: give --use_wandb too"
+        )
+
+    @property
+    def services(self) -> list[str]:
+        """The trackers, each once."""
+        asked = [*self.report_to, *(["wandb"] if self.use_wandb else [])]
+        return [name for name in dict.fromkeys(asked) if name != "none"]
+
+    @property
+    def given(self) -> list[str]:
+        """Flags that are not at their defaults."""
+        plain = type(self)()
+        return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]

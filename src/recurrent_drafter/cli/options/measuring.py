@@ -1,0 +1,126 @@
+"""Options of what measures and checks: verify, tune, bench, demo, and the scripts that show or check something."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recurrent_drafter.cli.options.decoding import _Pair, _Source, _Verifier, require
+from recurrent_drafter.records.paths import check_drafter, check_model, check_writable
+from recurrent_drafter.training.options import check_least, option
+
+
+@dataclass(frozen=True)
+class PromptOptions(_Source):
+    """Which prompts to decode, and how far."""
+
+    prompts: int | None = option(None, "how many: default 50 (tune: 20)", least=1)
+    new_tokens: int = option(128, "tokens per reply; at most, with --no_sustained", least=2)
+    sustained: bool = option(True, "go on after end tokens; otherwise replies stop there")
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """How to verify that speculation changes no token."""
+
+    batch_size: int = option(1, "prompts decoded together, of different lengths", least=1)
+    auto: bool = option(False, "also with the tree that follows cost and acceptance")
+    output_file: str | None = option(None, "every comparison, as JSON", check=check_writable)
+
+    def __post_init__(self) -> None:
+        check_least(self)
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """Which shapes of draft to try, and where to save what was found."""
+
+    batch_size: list[int] = option([1], "batch sizes; the first decides", least=1)
+    widths: list[int] = option([1, 2, 3, 4, 6, 8], "beam widths to try", least=1)
+    lengths: list[int] = option([2, 3, 4, 5, 6, 8], "beam lengths to try", least=1)
+    confirm: int = option(3, "how many of the best shapes to decode with", least=1)
+    output_dir: str | None = option(None, "where tuning.json and tuning.png go: default the drafter's own folder")
+    copy_drafter: bool = option(False, "copy the drafter into --output_dir, which then is a tuned drafter")
+
+    def __post_init__(self) -> None:
+        check_least(self)
+        for name in ("batch_size", "widths", "lengths"):
+            values = getattr(self, name)
+            require(len(set(values)) == len(values), f"--{name} names a number twice")
+        require(not self.copy_drafter or self.output_dir is not None, "--copy_drafter needs --output_dir")
+
+
+@dataclass(frozen=True)
+class BenchOptions(_Pair, _Source):
+    """What to compare, and on what."""
+
+    assistant_model: str | None = option(None, "a smaller model of the same vocabulary, for HF assisted generation")
+    prompts: int = option(20, "how many; rounded down to full batches")
+    max_prompt_length: int = option(512, "tokens of a prompt at most")
+    new_tokens: int = option(128, "tokens per reply: exactly, or at most with --reply", least=2)
+    reply: bool = option(False, "stop at the model's end token")
+    batch_size: int = option(1, "prompts generated from together")
+    temperature: float = option(0.0, "0 is greedy")
+    seed: int = option(0, "of sampling")
+    beam_width: int = option(10, "of the arm with a fixed shape", least=1)
+    beam_length: int = option(4, "of the arm with a fixed shape", least=1)
+    profile: bool = option(False, "also show where a step's time and memory go")
+    output_file: str | None = option(None, "every run as a JSON line")
+    join: list[str] | None = option(
+        None, "nothing is run: the arms of several generate_speculator.py --output_file side by side"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            1 <= self.batch_size <= self.prompts,
+            f"--batch_size is {self.batch_size}, expected 1 to --prompts, {self.prompts}",
+        )
+        require(self.temperature >= 0, f"--temperature is {self.temperature}, expected 0 (greedy) or more")
+        if self.join is not None and len(self.join) < 2:
+            raise ValueError(f"--join {self.join[0]}: expected two files, one of them of --autoregressive")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """What to show."""
+
+    prompts: int = option(30, "held-out prompts")
+    new_tokens: int = option(128, "tokens per prompt (sustained), at most (reply)")
+    dtype: str = option("auto", "auto, float32 or bfloat16")
+    skip_training: bool = option(False, "compare with the bundled drafter only")
+    speculator_path: str | None = option(None, "a drafter to compare too, instead of training", check=check_drafter)
+
+    def __post_init__(self) -> None:
+        if self.prompts < 1 or self.new_tokens < 2:
+            raise ValueError("--prompts and --new_tokens are counts: expected at least 1 and 2")
+
+
+@dataclass(frozen=True)
+class ConversationOptions(_Verifier, _Source):
+    """Which conversation, and as the tokens of which model."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "float32", "in float32 equal means equal; elsewhere ties may occur"
+    )
+    conversation: int = option(0, "which of them, counted from 0", least=0)
+    model_max_length: int = option(512, "tokens of it that are looked at", least=2)
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """Which targets to make of it."""
+
+    distill_num_future_tokens: int = option(5, "K, tokens per position", least=1)
+    train_on_assistant_only: bool = option(True, "positions of the assistant's replies, as in the paper; otherwise all")
+    positions: int | None = option(None, "only so many, from the first one on", least=1)
+
+    def __post_init__(self) -> None:
+        check_least(self)
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What to check with."""
+
+    base_model: str = option(
+        "demo", "verifier: a hub name, a directory, or 'demo' (the bundled model)", check=check_model
+    )

@@ -1,0 +1,54 @@
+"""Options of what gives a drafter away: deploy and convert."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from recurrent_drafter.records.paths import check_model
+from recurrent_drafter.training.options import option
+
+
+@dataclass(frozen=True)
+class DeployOptions:
+    """What to publish, and where."""
+
+    model_path: str = option(..., "the folder that a drafter was saved to")
+    repo_name: str = option(..., "user/name on the Hub; made if it is not there yet")
+    private: bool = option(False, "a private repository")
+    token: str | None = field(
+        default=None,
+        repr=False,
+        metadata={
+            "help": "an access token that may write; better HF_TOKEN or `hf auth login`, which no shell remembers"
+        },
+    )
+    dry_run: bool = option(False, "write the folder that would be uploaded, and upload nothing")
+    output_dir: str | None = option(None, "where --dry_run writes it: default the repository's name and -upload")
+    commit_message: str = option("Recurrent drafter", "of the upload")
+    base_model: str | None = option(
+        None, "the verifier's name on the Hub, where the drafter was trained with a local copy"
+    )
+    license: str | None = option(None, "the weights' license as the Hub names it, such as apache-2.0: yours to say")
+    bench_file: str | None = option(None, "figures for the card: what bench wrote with --output_file")
+    unverified: bool = option(False, "publish although verification failed or never ran; the card then says so")
+
+    def __post_init__(self) -> None:
+        if self.output_dir is not None and not self.dry_run:
+            raise ValueError("--output_dir does nothing without --dry_run")
+        if not self.commit_message.strip():
+            raise ValueError("--commit_message is empty: expected some text")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """What to convert, and into what."""
+
+    source: str = option(..., "a drafter of either layout: a folder or a hub name", positional="SOURCE")
+    target: str = option(..., "a new folder, or an empty one", positional="TARGET")
+    to: Literal["ours", "apple"] = option(
+        "ours", "ours, which vLLM and speculators read too, or apple: ml-recurrent-drafter's"
+    )
+    verifier: str | None = option(
+        None,
+        "the model that it drafts for: checked, and named in the result; its weights are not read",
+        check=check_model,
+    )

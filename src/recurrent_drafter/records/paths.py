@@ -1,0 +1,56 @@
+"""Paths that people name: each looked at before anything loads, and told in one line what is wrong with it."""
+
+import tempfile
+from pathlib import Path
+
+TUNING_FILE = "tuning.json"  # beside a drafter, what `tune` found
+
+
+def is_path(name: str) -> bool:
+    """Whether it can only be a path, and no name on the Hub."""
+    return name.startswith((".", "/", "~"))
+
+
+def check_model(name: str) -> None:
+    """Raise OSError for the path of a verifier that leads nowhere."""
+    if is_path(name) and not Path(name).expanduser().exists():
+        raise OSError(f"there is no model at {name}: expected a directory, a hub name or 'demo'")
+
+
+def check_drafter(path: str) -> None:
+    """Raise OSError for a path that leads nowhere, or to no drafter."""
+    folder = Path(path).expanduser()
+    if is_path(path) and not folder.is_dir():
+        raise OSError(f"there is no drafter at {path}: expected the directory that train_speculator.py saved it to")
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise OSError(f"{path} holds no config.json: expected the directory of a trained drafter")
+
+
+def check_checkpoint(asked: str) -> None:
+    """Raise OSError unless it is a checkpoint's folder, or a truth value: the newest one, or none."""
+    if asked.lower() not in ("true", "false") and not (Path(asked) / "trainer_state.json").is_file():
+        raise OSError(f"there is no checkpoint at {asked}: give a folder checkpoint-N, or True for the newest one")
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise OSError unless ``path`` can be written as a file; leaves what is there as it is."""
+    path = Path(path)
+    if path.is_dir():
+        raise OSError(f"{path} is a folder: expected the name of a file")
+    trial = path.with_name(path.name + ".tmp")
+    try:
+        trial.touch()
+        trial.unlink()
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be written ({error.strerror}): give a file in a folder that exists and is yours"
+        ) from None
+
+
+def make_writable(folder: str | Path) -> None:
+    """Make the folder. Raises OSError where nothing can be written, before a training finds out at its end."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise OSError(f"--output_dir {folder} cannot be written to ({error.strerror}): give another folder") from error
