@@ -13,17 +13,20 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.cells import DEMO, Cell, all_cells, selected
+from recurrent_drafter.bench.cells import DEMO, BenchCell, all_cells, selected
+from recurrent_drafter.bench.columns import COLUMNS, OVERVIEW, Overview, inner_markdown, recorded_rows
+from recurrent_drafter.bench.engine import Effort, measure, verifier_of
 from recurrent_drafter.bench.long_replies import MOST, long_replies_markdown, measure_long_replies
-from recurrent_drafter.bench.measure import Effort, measure, verifier_of
 from recurrent_drafter.bench.plot import plot
 from recurrent_drafter.bench.soak import soak
-from recurrent_drafter.bench.summary import inner_markdown, markdown, overview, read_records, rows_of, write_records
 from recurrent_drafter.bench.workload import SHAPES
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.comparison import Decoding
+from recurrent_drafter.measure.arms import Decoding
+from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.loading import computes_in_bfloat16
+from recurrent_drafter.records.lines import read_records, write_records
 from recurrent_drafter.records.provenance import provenance
+from recurrent_drafter.report.tables import markdown
 
 LEFT_OUT = """HF prompt lookup takes one prompt at a time, needs text, and room for its drafts in the context: left
 out at batch 2 and more, for random weights and at context 896. HF assisted generation needs a smaller model of the same
@@ -83,7 +86,7 @@ def path_of(cell: str, output_dir: Path) -> Path:
     return output_dir / f"{cell.replace('/', '_')}.jsonl"
 
 
-def run(cell: Cell, effort: Effort, device: str, output_dir: Path) -> None:
+def run(cell: BenchCell, effort: Effort, device: str, output_dir: Path) -> None:
     begun = time.monotonic()
     header = {"kind": "cell", **asdict(cell), "effort": asdict(effort), **provenance(sys.argv)}
 
@@ -92,7 +95,8 @@ def run(cell: Cell, effort: Effort, device: str, output_dir: Path) -> None:
         yield from measure(cell, effort, device)
 
     written = write_records(path_of(cell.name, output_dir), records())
-    print(f"\n{cell.name} ({time.monotonic() - begun:.0f} s)\n{markdown(rows_of(cell.name, written))}", flush=True)
+    table = markdown(recorded_rows(cell.name, written), COLUMNS)
+    print(f"\n{cell.name} ({time.monotonic() - begun:.0f} s)\n{table}", flush=True)
 
 
 def run_soak(tokens: int, effort: Effort, device: str, output_dir: Path) -> None:
@@ -120,20 +124,15 @@ def summarize(output_dir: Path) -> int:
              if (record := lines[0])["kind"] == "cell"}  # fmt: skip
     order = [cell.name for cell in all_cells([DEMO, *SHAPES], "float32")]
     files = dict(sorted(files.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
-    rows = [row for name, records in files.items() for row in rows_of(name, records)]
-    text = (
-        overview(files)
-        + "\n"
-        + markdown(rows)
-        + "\n"
-        + "".join(inner_markdown(name, records) for name, records in files.items())
-    )
+    rows = [row for name, records in files.items() for row in recorded_rows(name, records)]
+    text = f"{markdown(map(Overview, files.values()), OVERVIEW)}\n{markdown(rows, COLUMNS)}\n"
+    text += "".join(inner_markdown(name, records) for name, records in files.items())
     if (soaked := path_of("soak", output_dir)).exists():
         text += SOAKED.format(**read_records(soaked)[0])
     (output_dir / "table.md").write_text(text)
     plot(rows, output_dir / "plot.png")
     print(text, f"\n{output_dir / 'table.md'}, {output_dir / 'plot.png'}", sep="")
-    return 1 if any(row.equality.startswith("NO") for row in rows) else 0
+    return 1 if any(verdict(row.verdicts).startswith("NO") for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from transformers.utils import logging as hf_logging
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.serving import SYNCHRONOUS, Work, engine_arms, engines, measure_turns
 from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, judged, serving_rows
-from recurrent_drafter.bench.summary import markdown, read_records, write_records
 from recurrent_drafter.bench.workload import demo_prompts
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.lines import read_records, write_records
 from recurrent_drafter.records.provenance import provenance
+from recurrent_drafter.report.tables import markdown
 from recurrent_drafter.vllm.compatibility import installed_version
 
 PROMPT_LENGTH = 128

@@ -95,7 +95,7 @@ print("equal")
 
 
 def test_there_and_back(drafter, tmp_path):
-    """Published by the script, loaded from the Hub behind `generate`, in programs of their own."""
+    """Published by the script, loaded from the Hub inside `generate`, in programs of their own."""
     argv = ["--model_path", drafter, "--repo_name", NAME, "--private", "--license", "cc-by-sa-4.0"]
     argv += ["--bench_file", drafter.parent / "bench.jsonl", "--commit_message", "A first drafter"]
     before = {path: path.read_bytes() for path in drafter.rglob("*")}

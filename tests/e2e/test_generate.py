@@ -82,18 +82,18 @@ def test_what_comes_later_says_so(name, capsys):
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_accepted_drafts_are_coloured_and_nothing_else_changes(tmp_path):
+def test_accepted_drafts_are_colored_and_nothing_else_changes(tmp_path):
     plain = Command([*DEMO, "--prompt", PROMPT, *FIXED], tmp_path / "a").ended()
     environment = {"FORCE_COLOR": "1", "TERM": "xterm-256color"}
     command = [*DEMO, "--prompt", PROMPT, *FIXED, "--show_drafts"]
     shown = Command(command, tmp_path / "b", environment=environment).ended()
-    coloured = re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", shown.out, re.S)
-    assert len("".join(coloured)) > 10
+    colored = re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", shown.out, re.S)
+    assert len("".join(colored)) > 10
     assert strip(re.sub(r"\x1b\[[\d;]*m", "", shown.out)) == strip(plain.out)
 
 
 def chat_about(lines, monkeypatch, capsys):
-    """A chat in this process: what was printed behind each prompt for input, and the errors."""
+    """A chat in this process: what was printed after each prompt for input, and the errors."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(lines) + "\n"))
     assert launch("generate", ["--interactive", "--max_generation_length", "24", "--dtype", "float32", *FIXED]) == 0
     shown = capsys.readouterr()
@@ -128,5 +128,5 @@ def test_what_is_no_command_changes_nothing(monkeypatch, capsys):
     shown, errors = chat_about(lines, monkeypatch, capsys)
     assert strip(shown[0]) == strip(shown[8])
     assert [error[:7] for error in errors] == ["error: "] * 6
-    assert "expected 0 (greedy), or 0.001 or more" in errors[0] and "expected a number behind /temp" in errors[1]
+    assert "expected 0 (greedy), or 0.001 or more" in errors[0] and "expected a number after /temp" in errors[1]
     assert all("there are /reset /stats" in error for error in errors[3:])

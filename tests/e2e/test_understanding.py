@@ -50,7 +50,7 @@ def test_counts_of_both_scopes(capsys):
     assert replies[2] < whole[2] and replies[3] < whole[3]
 
 
-def test_colour_at_a_terminal(monkeypatch, capsys):
+def test_color_at_a_terminal(monkeypatch, capsys):
     for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm-256color"), ("NO_COLOR", "")):
         monkeypatch.setenv(name, value)
     assert launch("show_scope", []) == 0

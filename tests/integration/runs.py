@@ -25,6 +25,7 @@ from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.training import target_store as target_shards
 from recurrent_drafter.training.checkpoints import last_checkpoint
+from recurrent_drafter.training.distillation import TokenDraw
 from recurrent_drafter.training.examples import collate, with_text_targets
 from recurrent_drafter.training.loss import Distillation, Objective
 from recurrent_drafter.training.trainer import DrafterTrainer
@@ -197,7 +198,7 @@ def distil(folder: Path, index: int, processes: int, kill: str):
 
     target_shards.distilled_dataset(
         Verifier(tiny_model("gpt2")), texts(9), 4, (), folder,
-        temperature=0.7, seed=3, on_progress=progress, process_index=index, process_count=processes,
+        draw=TokenDraw(0.7, 3), on_progress=progress, process=(index, processes),
     )  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """The benchmarks on models small enough to run in seconds."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,20 +9,30 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingSpeculator
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.attainable import expected_along, measure_curves
-from recurrent_drafter.bench.cells import Cell
+from recurrent_drafter.bench.attainable import costs_at, expected_along
+from recurrent_drafter.bench.cells import BenchCell
+from recurrent_drafter.bench.columns import bugs, recorded_rows, rows_of
+from recurrent_drafter.bench.engine import Effort, known_replies, measure, teach
 from recurrent_drafter.bench.long_replies import Windows, long_replies_markdown, measure_long_replies
-from recurrent_drafter.bench.measure import Effort, known_replies, measure, teach
 from recurrent_drafter.bench.memory import MIB, memory_of
 from recurrent_drafter.bench.profile import STAGES, profiled
 from recurrent_drafter.bench.soak import soak
-from recurrent_drafter.bench.summary import rows_of
 from recurrent_drafter.bench.workload import SHAPES, demo_prompts, model_of_shape, oracle_for, random_prompts
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.decoding import decode as decode_module
 from recurrent_drafter.decoding import speculator as speculator_module
-from recurrent_drafter.measure.arms import AUTO, HF, PLAIN, shape_name, standard_arms
-from recurrent_drafter.measure.comparison import Decoding, batches_of, compare
+from recurrent_drafter.measure.arms import (
+    AUTO,
+    HF,
+    PLAIN,
+    Decoding,
+    at_temperature,
+    batches_of,
+    explaining,
+    shape_name,
+    standard_arms,
+)
+from recurrent_drafter.measure.ruler import Arm, compare, verdict
 from recurrent_drafter.models.loading import load_verifier
 
 VOCABULARY = 97
@@ -46,6 +57,18 @@ def model():
     return model
 
 
+def compared(arms, batches, speculator, decoding):
+    return list(compare(arms, batches, explaining(speculator.verifier, decoding)))
+
+
+def verdicts_of(trials):
+    return {row.arm: verdict(row.verdicts) for row in rows_of("", trials)}
+
+
+def tokens_per_step(trials, arm):
+    return next(row.tokens_per_step for row in rows_of("", trials) if row.arm == arm)
+
+
 def oracle_on(model, hit_rate, batches, new_tokens):
     speculator = oracle_for(model, hit_rate)
     teach(speculator, batches, new_tokens)
@@ -64,15 +87,15 @@ def test_oracle_decodes_as_its_hits_say(model, hit_rate, batch):
     batches, decoding, shape = ragged(batch), Decoding(24), DraftShape(3, 4)
     speculator = oracle_on(model, hit_rate, batches, 24)
     arms = standard_arms(speculator, decoding, [shape], lookup=batch == 1)
-    results = {result.name: result for result in compare(arms, batches, speculator.verifier, decoding)}
-    assert all(result.equality == "yes" for result in results.values())
-    assert all(run.count == 24 * batch for result in results.values() for run in result.runs)
-    replies = known_replies(results[PLAIN], batches)
+    trials = compared(arms, batches, speculator, decoding)
+    assert set(verdicts_of(trials).values()) == {"yes"}
+    assert all(run.count == 24 * batch for trial in trials for run in trial.runs.values())
+    replies = known_replies(trials, PLAIN)
     padded = [prompt for batch in batches for prompt in batch.input_ids]  # the oracle knows prompts with their pads
     replies = [type(reply)(prompt, reply.tokens) for prompt, reply in zip(padded, replies, strict=True)]
     expected = expected_along(speculator.verifier, speculator.drafter, replies, 3)(4, 13)
-    assert results[shape_name(shape)].tokens_per_step == pytest.approx(expected)
-    assert results[PLAIN].tokens_per_step == 1
+    assert tokens_per_step(trials, shape_name(shape)) == pytest.approx(expected)
+    assert tokens_per_step(trials, PLAIN) == 1
     if hit_rate == 0:
         assert expected == 1
 
@@ -82,18 +105,16 @@ def test_expected_tokens_of_a_real_drafter_are_what_decoding_measures(model):
     speculator = RecurrentDraftingSpeculator(RecurrentDrafter(oracle_for(model, 0.0).drafter.config))
     speculator.attach_verifier(model)
     arms = standard_arms(speculator, decoding, [shape], lookup=False)
-    results = {result.name: result for result in compare(arms, batches, speculator.verifier, decoding)}
-    expected = expected_along(speculator.verifier, speculator.drafter, known_replies(results[PLAIN], batches), 3)
-    assert results[shape_name(shape)].tokens_per_step == pytest.approx(expected(4, 6))
+    trials = compared(arms, batches, speculator, decoding)
+    expected = expected_along(speculator.verifier, speculator.drafter, known_replies(trials, PLAIN), 3)
+    assert tokens_per_step(trials, shape_name(shape)) == pytest.approx(expected(4, 6))
 
 
 def test_sampled_arms_agree_and_transformers_own_is_timed_only(model):
-    batches, decoding = ragged(3), Decoding(16, temperature=1.0, seed=5)
+    batches, decoding = ragged(3), Decoding(16, sampling=at_temperature(1.0), seed=5)
     speculator = oracle_on(model, 0.6, batches, 16)
-    results = compare(
-        standard_arms(speculator, decoding, [DraftShape(2, 3)], lookup=False), batches, speculator.verifier, decoding
-    )
-    equality = {result.name: result.equality for result in results}
+    arms = standard_arms(speculator, decoding, [DraftShape(2, 3)], lookup=False)
+    equality = verdicts_of(compared(arms, batches, speculator, decoding))
     assert equality.pop(HF) == "same law"
     assert set(equality.values()) == {"yes"}
 
@@ -101,14 +122,14 @@ def test_sampled_arms_agree_and_transformers_own_is_timed_only(model):
 def test_reply_protocol_counts_through_the_end_token(model):
     batches = ragged(3)
     free = standard_arms(oracle_on(model, 0.6, batches, 24), Decoding(24), [], lookup=False)[0]
-    ends = free.generate(batches[0], 24)[0][:, 5].tolist()
+    ends = [row[5] for row in free.run(batches[0]).ids]
     decoding = Decoding(24, end_ids=tuple(ends))
     speculator = oracle_on(model, 0.6, batches, 24)
-    results = compare(
-        standard_arms(speculator, decoding, [DraftShape(2, 3)], lookup=False), batches, speculator.verifier, decoding
+    trials = compared(
+        standard_arms(speculator, decoding, [DraftShape(2, 3)], lookup=False), batches, speculator, decoding
     )
-    assert all(result.equality == "yes" for result in results)
-    assert all(count <= 6 for result in results for count in result.runs[0].tokens)
+    assert set(verdicts_of(trials).values()) == {"yes"}
+    assert all(len(row) <= 6 for trial in trials for run in trial.runs.values() for row in run.ids)
 
 
 def test_wrong_output_is_called_a_bug(model):
@@ -117,14 +138,15 @@ def test_wrong_output_is_called_a_bug(model):
     arms = standard_arms(speculator, decoding, [], lookup=False)
     auto = arms[-1]
 
-    def altered(batch, new_tokens):
-        replies, steps = auto.generate(batch, new_tokens)
-        return (replies + (torch.arange(replies.shape[1]) == 3)) % VOCABULARY, steps
+    def altered(batch):
+        run = auto.run(batch)
+        ids = [[(token + (place == 3)) % VOCABULARY for place, token in enumerate(row)] for row in run.ids]
+        return dataclasses.replace(run, ids=ids)
 
-    arms[-1] = type(auto)(AUTO, altered)
-    result = compare(arms, batches, speculator.verifier, decoding)[-1]
-    assert len(result.bugs) == len(batches)
-    assert all("token 3" in bug for bug in result.bugs)
+    arms[-1] = Arm(AUTO, altered)
+    found = list(bugs(compared(arms, batches, speculator, decoding), AUTO))
+    assert len(found) == len(batches)
+    assert all("token 3" in bug for bug in found)
 
 
 def test_profile_accounts_for_steps_and_leaves_no_trace(model):
@@ -157,8 +179,8 @@ def test_memory_names_the_packed_copy(model):
     batches = ragged(1)
     speculator = oracle_on(model, 0.6, batches, 16)
     arm = standard_arms(speculator, Decoding(16), [], lookup=False)[-1]
-    arm.generate(batches[0], 16)
-    memory = memory_of(speculator, lambda: arm.generate(batches[0], 16))
+    arm.run(batches[0])
+    memory = memory_of(speculator, lambda: arm.run(batches[0]))
     linears = [m for part in (model, speculator.drafter) for m in part.modules() if hasattr(m, "in_features")]
     packed = sum(4 * getattr(m, "forward_weight", m.weight).numel() for m in linears if min(m.weight.shape) >= 64)
     assert memory.packed in (0, packed)  # none where oneDNN is missing
@@ -171,10 +193,10 @@ def test_memory_names_the_packed_copy(model):
 def test_curves_are_measured_at_the_batch(model):
     batches = ragged(3)
     speculator = oracle_on(model, 0.6, batches, 8)
-    curves = measure_curves(speculator.verifier, speculator.drafter, batches[0], 2, 3, repeats=1)
-    assert curves.nodes == (1, 2, 3, 4, 5, 6)
-    assert len(curves.draft) == 3
-    assert min(*curves.verify, *curves.draft) > 0
+    costs = costs_at(speculator.verifier, speculator.drafter, batches[0], 2, 3)
+    assert costs.batch == 3 and costs.rows == (3, 6, 9, 12, 15, 18)
+    assert list(costs.drafts) == [(2, 1), (2, 2), (2, 3)]
+    assert min(*costs.verify, *costs.drafts.values()) > 0
 
 
 def test_demo_prompts_are_of_exactly_the_length():
@@ -185,11 +207,11 @@ def test_demo_prompts_are_of_exactly_the_length():
 
 
 def test_a_cell_of_the_demo_model_gives_a_row_for_each_arm():
-    records = list(measure(Cell("demo/base", "demo", "float32", context=32), Effort(1, 8, profile=True), "cpu"))
-    rows = rows_of("demo/base", records)
+    records = list(measure(BenchCell("demo/base", "demo", "float32", context=32), Effort(1, 8, profile=True), "cpu"))
+    rows = recorded_rows("demo/base", records)
     assert [row.arm for row in rows][:3] == [HF, "HF prompt lookup", PLAIN]
     assert rows[-1].arm == AUTO
-    assert all(row.equality == "yes" for row in rows)
+    assert all(verdict(row.verdicts) == "yes" for row in rows)
     assert all(row.attainable >= 1 for row in rows[3:])
     assert {record["kind"] for record in records} == {"run", "curves", "limit", "profile", "memory"}
 

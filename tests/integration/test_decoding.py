@@ -256,7 +256,7 @@ def test_chunks_do_not_change_the_loss_or_its_gradient(tmp_path):
     model = tiny_model("gpt2")
     verifier = Verifier(model)
     ids = prompts(1)[0][0]
-    example = with_distilled_targets(verifier, TrainExample(ids, torch.zeros_like(ids)), 3, ())
+    (example,) = with_distilled_targets(verifier, [TrainExample(ids, torch.zeros_like(ids))], 3, ())
     results = []
     for chunk in (4, 1000):
         drafter = random_drafter()
@@ -281,7 +281,7 @@ def test_distilled_targets_of_the_verifiers_own_text_are_the_text():
     verifier = Verifier(model)
     (reply,) = greedy_replies(verifier, [prompts(1)[0][0]], 30, ())
     text = with_text_targets(reply.as_example(), 4, ())
-    distilled = with_distilled_targets(verifier, reply.as_example(), 4, ())
+    (distilled,) = with_distilled_targets(verifier, [reply.as_example()], 4, ())
     known = text.targets != -100
     assert known.sum() > 100
     assert torch.equal(text.targets[known], distilled.targets[known])

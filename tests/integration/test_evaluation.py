@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from recurrent_drafter.assets import demo_verifier_path
-from recurrent_drafter.bench import evaluation
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.data.dialogues import Turn
 from recurrent_drafter.data.prompts import encode_prompt
 from recurrent_drafter.data.questions import load_questions
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure import arms
 
 FEW = ["--eval_mt_bench", "--max_num_prompts", "3", "--max_generation_length", "12", "--dtype", "float32"]
 LABELS = (
@@ -104,7 +104,7 @@ def test_ctrl_c_keeps_what_every_arm_has_answered(tmp_path, capsys, monkeypatch)
 
     def generate_until(self, *arguments, **options):
         calls.append(None)
-        if len(calls) == 2 + 2 + 2:  # two to warm up, two rounds of two arms but for the last
+        if len(calls) == 2 * (2 + 2 + 1) + 1:  # two to warm up, two rounds of two arms but for the last; each two calls
             raise KeyboardInterrupt
         return real(self, *arguments, **options)
 
@@ -120,7 +120,7 @@ def test_what_was_answered_before_a_failure_is_kept(tmp_path, monkeypatch):
 
     def generate_until(self, *arguments, **options):
         calls.append(None)
-        if len(calls) == 3:
+        if len(calls) == 2 * 2 + 1:  # one to warm up and one round, of two calls each
             raise RuntimeError("out of memory")
         return real(self, *arguments, **options)
 
@@ -132,17 +132,17 @@ def test_what_was_answered_before_a_failure_is_kept(tmp_path, monkeypatch):
 
 
 def test_a_token_that_differs_is_a_bug(tmp_path, capsys, monkeypatch):
-    real = evaluation.emitted
+    real = arms.until_end
 
-    def wrong(replies, end_ids):
-        found = real(replies, end_ids)
-        if wrong.calls == 3:  # behind two to warm up, and the reference
-            found[0][5] = 4003
+    def wrong(reply, end_ids):
+        found = real(reply, end_ids)
+        if wrong.calls == 3:  # after two to warm up, and the reference
+            found[5] = 4003
         wrong.calls += 1
         return found
 
     wrong.calls = 0
-    monkeypatch.setattr(evaluation, "emitted", wrong)
+    monkeypatch.setattr(arms, "until_end", wrong)
     record = evaluate(tmp_path, "--compare", "--max_num_prompts", "1", code=1)
     outcomes = {key: answer["outcome"] for key, answer in answers(record, "speculative").items()}
     assert outcomes == {("81", 1): "bug", ("81", 2): "other prompt"} and record["figures"]["bug"] == 1

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from recurrent_drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.training.checkpoints import last_checkpoint
+from recurrent_drafter.training.distillation import TokenDraw
 from recurrent_drafter.training.target_store import MANIFEST, distilled_dataset
 
 
@@ -158,7 +159,11 @@ def test_a_directory_of_another_distillation_is_refused(tmp_path):
     for one, other, example in zip(first, again, examples, strict=True):
         assert torch.equal(one.targets, other.targets) and torch.equal(one.positions, other.positions)
         assert torch.equal(one.input_ids, example.input_ids)
-    for change, named in (({"depths": 4}, "depths"), ({"temperature": 1.0}, "temperature"), ({"end_ids": (5,)}, "end")):
+    for change, named in (
+        ({"depths": 4}, "depths"),
+        ({"draw": TokenDraw(1.0)}, "temperature"),
+        ({"end_ids": (5,)}, "end"),
+    ):
         options = {"depths": 3, "end_ids": (), **change}
         with pytest.raises(ValueError, match=f"another run, which differs in {named}"):
             distilled_dataset(verifier, examples, directory=tmp_path, **options)

@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         save(what, path)
 
-    monkeypatch.setattr(torch, "save", full)  # the optimizer's state, written behind the weights
+    monkeypatch.setattr(torch, "save", full)  # the optimizer's state, written after the weights
     with (
         pytest.raises(OSError, match=r"could not be written .*No space left.*checkpoint-2 is whole"),
         saying_what_was_not_written(tmp_path),

@@ -5,6 +5,8 @@ import itertools
 import json
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -169,6 +171,11 @@ def test_nothing_is_printed_and_no_signal_is_taken(model, tokenizer, tmp_path, c
     assert isinstance(trained, TrainedDrafter)
     assert set(while_training) == {before} and signal.getsignal(signal.SIGINT) == before
     assert capsys.readouterr() == ("", "")
+
+
+def test_options_load_neither_torch_nor_transformers():
+    code = "import sys, recurrent_drafter.training.options; sys.exit(bool({'torch', 'transformers'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_what_cannot_be_is_refused_in_one_line(model, tokenizer, tmp_path):

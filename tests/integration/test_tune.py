@@ -19,8 +19,7 @@ from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
 from recurrent_drafter.measure.tuning import (
     REJECTED,
-    Acceptance,
-    BatchCosts,
+    DraftRanks,
     best_of_each_cell,
     measure_acceptance,
     path_ranks,
@@ -61,10 +60,10 @@ def test_prediction_by_hand():
     ranks = torch.full((7, 2, 2), REJECTED)
     always = ranks.clone()
     always[:, 1] = torch.tensor([1, 2])
-    acceptance = Acceptance([always, ranks])
+    acceptance = DraftRanks([always, ranks])
     drafting = {(1, 2): 0.5}
-    single = BatchCosts(1, Costs((1, 3), (1.0, 2.0), 0.0), drafting)
-    double = BatchCosts(2, Costs((2, 6), (2.0, 5.0), 0.0), drafting)
+    single = Costs((1, 3), (1.0, 2.0), 0.0, drafting)
+    double = Costs((2, 6), (2.0, 5.0), 0.0, drafting, batch=2)
     alone = predict({1: acceptance}, single, single, [2])  # a step takes 2.0 with 2 nodes, 2.5 with 3
     assert [x.shape for x in alone] == [DraftShape(1, 2, 2), DraftShape(1, 2, 3)]
     assert [x.tokens_per_step for x in alone] == [12 / (3 + 6), 12 / (2 + 6)]

@@ -15,7 +15,9 @@ from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.core.noise import gumbel_noise
 from recurrent_drafter.decoding.sampler import Sampler
-from recurrent_drafter.measure.divergence import Draw, compare_batch, first_divergence, processors_of, until_end
+from recurrent_drafter.measure.arms import Batch, Decoding, explaining, hf_arm, our_arm
+from recurrent_drafter.measure.divergence import Draw, first_divergence
+from recurrent_drafter.measure.ruler import BUG, IDENTICAL, judge, until_end
 from recurrent_drafter.models.verifier import Verifier, VerifierSession
 
 FEW = ["--base_model", "demo", "--dtype", "float32", "--prompts", "3", "--new_tokens", "10", "--batch_size", "2"]
@@ -126,14 +128,13 @@ def test_a_sampled_tie_is_one_of_noised_scores(by, is_tie):
     ],
 )
 def test_a_tie_at_the_edge_of_top_k(one_row, tree, is_tie, monkeypatch):
-    """Token 12 was drawn, but stands just behind, or far behind, the two that top-k keeps."""
+    """Token 12 was drawn, but stands just below, or far below, the two that top-k keeps."""
     verifier, prompt = Verifier(tiny_model("gpt2")), prompts(1)[0][0]
-    passes = {}
-    for nodes, third in ((1, one_row), (16, tree)):
-        passes[nodes] = torch.full((VOCABULARY,), -50.0)
-        passes[nodes][torch.tensor([10, 11, 12])] = torch.tensor([3.0, 1.0, third])
-        passes[nodes][10] += 1e-4 * (nodes > 1)
-    monkeypatch.setattr(verify_module, "_last_logits", lambda verifier, text, nodes: passes[nodes].clone())
+    ways = []
+    for nudge, third in ((0.0, one_row), (1e-4, tree)):
+        ways.append(torch.full((VOCABULARY,), -50.0))
+        ways[-1][torch.tensor([10, 11, 12])] = torch.tensor([3.0 + nudge, 1.0, third])
+    monkeypatch.setattr(verify_module, "ways_of_computing", lambda verifier, prompt, reply: [w.clone() for w in ways])
     seed = next(s for s in range(10_000) if noise(s, 0, 0, 12) > 4 + max(noise(s, 0, 0, token) for token in (10, 11)))
     draw = Draw(prompt, (TopKLogitsWarper(2),), seed=seed)
     for expected, found in ((10, 12), (11, 12)):
@@ -152,22 +153,22 @@ def test_equal_weights_make_a_greedy_tie():
 
 
 def test_processors_are_the_ones_generate_would_use():
-    """A reply under a repetition penalty, broken by hand: judged by the penalised scores."""
+    """A reply under a repetition penalty, broken by hand: judged by the penalized scores."""
     model = tiny_model("llama")
     verifier = Verifier(model)
-    batch = prompts(2)
-    options = {"max_new_tokens": 12, "do_sample": False, "repetition_penalty": 1.5}
+    batch = Batch(*prompts(2), range(2))
+    decoding = Decoding(12, sampling={"do_sample": False, "repetition_penalty": 1.5})
     speculator = RecurrentDraftingSpeculator(random_drafter(), DraftShape(3, 3))
     speculator.attach_verifier(model)
-    processors = processors_of(verifier, *batch, options)
-    arms = {
-        "HF": lambda ids, mask, rows: generate(model, ids, mask, new=12, repetition_penalty=1.5)[:, 12:].tolist(),
-        "ours": lambda ids, mask, rows: speculator.generate(ids, mask, **options)[:, 12:].tolist(),
-    }
-    draw = lambda row: Draw(batch[0][row], processors, None, row)  # noqa: E731
-    assert {x.kind for x in compare_batch(verifier, arms, ["HF"], batch, [0, 1], draw)} == {"identical"}
-    arms["ours"] = lambda ids, mask, rows: [[*row[:5], 0] for row in arms["HF"](ids, mask, rows)]
-    assert {x.kind for x in compare_batch(verifier, arms, ["HF"], batch, [0, 1], draw)} == {"BUG"}
+    explain = explaining(verifier, decoding)(batch)
+    reference = hf_arm("HF", model, decoding).run(batch)
+    assert [row[:12] for row in reference.ids] == generate(
+        model, batch.input_ids, batch.attention_mask, new=12, repetition_penalty=1.5
+    )[:, 12:].tolist()
+    ours = our_arm("ours", speculator, decoding).run(batch)
+    assert {found.outcome for found in judge(ours, reference, explain)} == {IDENTICAL}
+    broken = dataclasses.replace(ours, ids=[[*row[:5], 0] for row in reference.ids])
+    assert {found.outcome for found in judge(broken, reference, explain)} == {BUG}
 
 
 def test_replies_end_at_their_first_end_token():

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from recurrent_drafter.assets import demo_verifier_path, sample_path
 from recurrent_drafter.data.batches import LengthGrouped, ShuffledStream, grouped_order, padding_share
 from recurrent_drafter.data.dialogues import DataError
-from recurrent_drafter.data.encoding import encode_examples, iterate_examples
+from recurrent_drafter.data.encoding import EncodedDialogues
 from recurrent_drafter.data.parsing import read_records
 from recurrent_drafter.data.sources import DialogueStream, load_dialogues
 
@@ -36,7 +36,7 @@ def test_an_order_is_a_permutation_that_seed_and_epoch_decide(count):
 def test_less_than_a_tenth_is_padding_on_the_bundled_data(batch, tokenizer):
     for name, path in (("demo", None), (None, str(sample_path("gsm8k.alpaca.json")))):
         dialogues = load_dialogues(name, path, "train", limit=600).dialogues
-        examples, _ = encode_examples(dialogues, tokenizer, max_length=512, assistant_only=True)
+        examples = EncodedDialogues(dialogues, tokenizer, max_length=512, assistant_only=True)
         lengths = [len(example.input_ids) for example in examples]
         order = grouped_order(lengths, batch, torch.Generator().manual_seed(0))
         assert padding_share(lengths, order, batch) < 0.1 < padding_share(lengths, range(len(lengths)), 16)
@@ -55,10 +55,10 @@ def test_a_stream_is_what_loading_gives(tmp_path, tokenizer):
     assert tuple(stream) == loaded.dialogues == tuple(stream)
     assert stream.report.summary() == loaded.report.summary() == "61 conversations, 1 skipped: 1 empty"
     settings = {"max_length": 128, "assistant_only": True}
-    whole, _ = encode_examples(loaded.dialogues, tokenizer, **settings)
+    whole = EncodedDialogues(loaded.dialogues, tokenizer, **settings)
     assert all(
         torch.equal(ours.input_ids, theirs.input_ids)
-        for ours, theirs in zip(iterate_examples(stream, tokenizer, **settings), whole, strict=True)
+        for ours, theirs in zip(EncodedDialogues(stream, tokenizer, **settings), whole, strict=True)
     )
     (tmp_path / "none.jsonl").write_text("\n")
     with pytest.raises(DataError, match="holds no records"):

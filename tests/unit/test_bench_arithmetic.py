@@ -8,49 +8,30 @@ import torch
 
 from recurrent_drafter.bench import attainable as attainable_module
 from recurrent_drafter.bench import workload as workload_module
-from recurrent_drafter.bench.attainable import Attainable, Curves, attainable, expected_along
+from recurrent_drafter.bench.attainable import Attainable, attainable, expected_along
 from recurrent_drafter.bench.cells import all_cells, selected
+from recurrent_drafter.bench.columns import COLUMNS, recorded_rows, run_records, trials_of
 from recurrent_drafter.bench.memory import TensorCount
 from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.bench.profile import Profile
 from recurrent_drafter.bench.soak import Soak
-from recurrent_drafter.bench.summary import markdown, read_records, rows_of, write_records
 from recurrent_drafter.core.beam import Beams
-from recurrent_drafter.core.noise import draw_tokens
 from recurrent_drafter.core.tree import prefix_tree
+from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.generation_state import GenerationState
-from recurrent_drafter.measure import comparison as compare_module
-from recurrent_drafter.measure.arms import AUTO, HF, PLAIN
-from recurrent_drafter.measure.comparison import ArmResult, Batch, Decoding, Run, batches_of, emitted
+from recurrent_drafter.measure import ruler as ruler_module
+from recurrent_drafter.measure.arms import AUTO, HF, PLAIN, batches_of
 from recurrent_drafter.measure.replies import Reply
+from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.config import RecurrentDraftingConfig
+from recurrent_drafter.records.lines import read_records, write_records
+from recurrent_drafter.report.tables import markdown
 
 
-@pytest.mark.parametrize("module", [attainable_module, compare_module, workload_module])
+@pytest.mark.parametrize("module", [attainable_module, ruler_module, workload_module])
 def test_worked_examples(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
-
-
-def test_emitted_counts_through_the_first_end_token():
-    rows = torch.tensor([[5, 2, 0, 0], [5, 6, 7, 8], [2, 2, 2, 2]])
-    assert [len(row) for row in emitted(rows, [2, 9])] == [2, 4, 1]
-    assert [len(row) for row in emitted(rows, [])] == [4, 4, 4]
-
-
-def test_rates_with_and_without_prefill():
-    run = Run(tokens=[5, 3], steps=4, seconds=3.0, first_seconds=1.0)
-    assert run.count == 8
-    assert run.rate == 8 / 3
-    assert run.step_rate == 6 / 2
-    assert ArmResult("a", [run]).tokens_per_step == 6 / 4
-
-
-def test_speedup_pairs_the_runs():
-    slow = ArmResult("slow", [Run([10], None, seconds, 0.5) for seconds in (1.0, 2.0, 4.0)])
-    fast = ArmResult("fast", [Run([10], 5, seconds, 0.5) for seconds in (0.5, 1.0, 4.0)])
-    assert fast.speedup(slow) == (2.0, 1.0, 2.0)
-    assert math.isnan(slow.tokens_per_step)
 
 
 def test_batches_leave_out_what_does_not_fill_one_and_pad_on_the_left():
@@ -60,26 +41,17 @@ def test_batches_leave_out_what_does_not_fill_one_and_pad_on_the_left():
     assert batches[0].prompt(0).tolist() == [1, 2]
 
 
-def test_the_draw_that_explains_a_sampled_difference_is_the_one_that_was_made():
-    log_probs = torch.randn(50).log_softmax(-1)
-    batch = Batch(torch.zeros(2, 3).long(), torch.ones(2, 3).long(), number=4)
-    draw = Decoding(8, temperature=0.7, seed=3).draw(batch, 1)
-    drawn = draw_tokens((log_probs / 0.7)[None], 3 + 4, torch.tensor([1]), torch.tensor([6]))
-    scores = draw.noised(6, draw.scores([0] * 6, log_probs), torch.arange(50))
-    assert max(range(50), key=scores.__getitem__) == drawn[0]
-
-
-CURVES = Curves(nodes=(1, 2, 3, 5), verify=(4.0, 5.0, 5.5, 12.0), draft=(1.0, 2.0))
+COSTS = Costs(rows=(1, 2, 3, 5), verify=(4.0, 5.0, 5.5, 12.0), draft_level=1.0)
 
 
 def test_attainable_is_the_best_tree_that_the_draft_holds():
     tokens = {1: 1.0, 2: 1.8, 3: 2.4, 5: 2.6}
-    found = attainable(CURVES, lambda length, nodes: tokens[nodes], lengths=[1, 2], width=1)
+    found = attainable(COSTS, lambda length, nodes: tokens[nodes], lengths=[1, 2], width=1)
     assert found == Attainable(2.4 * 4 / (5.5 + 2), length=2, nodes=3)  # of one beam, 3 nodes need 2 tokens
 
 
 def test_attainable_falls_back_to_autoregression():
-    assert attainable(CURVES, lambda length, nodes: 1.0, lengths=[1, 2], width=4) == Attainable(1.0, 0, 1)
+    assert attainable(COSTS, lambda length, nodes: 1.0, lengths=[1, 2], width=4) == Attainable(1.0, 0, 1)
 
 
 def oracle(hit_rate: float) -> OracleDrafter:
@@ -160,17 +132,27 @@ def test_rows_are_computed_from_the_written_lines(tmp_path):
     ]
     path = tmp_path / "x.jsonl"
     assert write_records(path, iter(records)) == read_records(path) == records
-    rows = {row.arm: row for row in rows_of("x", read_records(path))}
+    rows = {row.arm: row for row in recorded_rows("x", read_records(path))}
     auto = rows[AUTO]
-    assert auto.over_plain[0] == 3.0
-    assert auto.decoding[0] == (8 / 2) / (8 / 8)
+    assert auto.over(PLAIN).value == 3.0
+    assert auto.decoding.value == (8 / 2) / (8 / 8)
     assert auto.tokens_per_step == 4.0
     assert auto.efficiency == 1.0
     assert auto.fraction == 4 / 5
-    assert auto.over_best_fixed[0] == pytest.approx(5 / 3)
-    assert auto.equality == "ties: 1"
-    assert rows[HF].tokens_per_step is None
-    assert "| x | auto | 3.0 | 4.00 |" in markdown(list(rows.values()))
+    assert auto.over_best_fixed.value == pytest.approx(5 / 3)
+    assert verdict(auto.verdicts) == "ties: 1"
+    assert math.isnan(rows[HF].tokens_per_step)
+    # one prompt: no interval
+    assert "| x | auto | 3.0 | 4.00 | 3.33 | 3.00 | 4.00 |" in markdown(rows.values(), COLUMNS)
+
+
+def test_trials_come_back_from_their_lines():
+    def run(arm, number, seconds, outcome):
+        return {"kind": "run", "arm": arm, "prompt": number, "tokens": [9, 4], "steps": 8, "seconds": seconds,
+                "first_seconds": 1.0, "outcome": outcome, "margins": [None, 0.1]}  # fmt: skip
+
+    lines = [run(arm, number, 2.0 + number, ["identical", "tie"]) for arm in (PLAIN, AUTO) for number in (0, 1)]
+    assert list(run_records(trials_of(lines))) == lines
 
 
 def test_profile_shares():

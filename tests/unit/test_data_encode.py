@@ -9,7 +9,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_verifier_path, sample_path
 from recurrent_drafter.data.dialogues import DataError, Dialogue, Turn
-from recurrent_drafter.data.encoding import encode_examples
+from recurrent_drafter.data.encoding import EncodedDialogues, EncodeReport, TrainExample
 from recurrent_drafter.data.prompts import encode_prompt, prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.data.templates import VICUNA_TEMPLATE, chat_template_of
@@ -32,12 +32,17 @@ def bare_tokenizer() -> PreTrainedTokenizerBase:
     return loaded  # type: ignore[no-any-return]
 
 
+def encoded(*dialogues_and_tokenizer: Any, **settings: Any) -> tuple[tuple[TrainExample, ...], EncodeReport]:
+    found = EncodedDialogues(*dialogues_and_tokenizer, **settings)
+    return tuple(found), found.report
+
+
 def spans_of(
     dialogue: Dialogue, tokenizer: PreTrainedTokenizerBase, template: str | None = None, **options: Any
 ) -> list[str]:
     """The encoded conversation as runs of one span id: ``["-1:<|user|>Hi<|end|><|assistant|>", "0:Hello!<|end|>"]``."""
     settings: dict[str, Any] = {"max_length": 512, "assistant_only": True, **options}
-    (example,), _ = encode_examples([dialogue], tokenizer, chat_template=template, **settings)
+    (example,), _ = encoded([dialogue], tokenizer, chat_template=template, **settings)
     assert example.input_ids.dtype == example.span_ids.dtype == torch.int64
     runs: list[tuple[int, list[int]]] = []
     for token, span in zip(example.input_ids.tolist(), example.span_ids.tolist(), strict=True):
@@ -67,8 +72,8 @@ def test_the_same_template_without_marks_gives_the_same_spans(tokenizer: PreTrai
     plain = without_marks(chat_template_of(tokenizer))
     assert "generation %" not in plain and spans_of(CHAT, tokenizer, plain) == DEMO_SPANS
     dialogues = load_dialogues("demo", None, "eval").dialogues
-    marked, report = encode_examples(dialogues, tokenizer, max_length=512, assistant_only=True)
-    found, same = encode_examples(dialogues, tokenizer, max_length=512, assistant_only=True, chat_template=plain)
+    marked, report = encoded(dialogues, tokenizer, max_length=512, assistant_only=True)
+    found, same = encoded(dialogues, tokenizer, max_length=512, assistant_only=True, chat_template=plain)
     assert report == same and len(marked) == 300
     for a, b in zip(marked, found, strict=True):
         assert torch.equal(a.input_ids, b.input_ids) and torch.equal(a.span_ids, b.span_ids)
@@ -77,7 +82,7 @@ def test_the_same_template_without_marks_gives_the_same_spans(tokenizer: PreTrai
 def test_spans_against_a_reading_of_the_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     """In the demo layout a span is whatever stands between <|assistant|> and the next <|end|>, that one included."""
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("<|assistant|>", "<|end|>")}
-    examples, _ = encode_examples(
+    examples, _ = encoded(
         load_dialogues("demo", None, "eval").dialogues, tokenizer, max_length=512, assistant_only=True
     )
     for example in examples:
@@ -163,14 +168,14 @@ def test_equal_replies_and_replies_inside_prompts_are_told_apart(tokenizer: PreT
 
 
 def test_a_cut_conversation_keeps_its_beginning(tokenizer: PreTrainedTokenizerBase) -> None:
-    (whole,), _ = encode_examples([CHAT], tokenizer, max_length=512, assistant_only=True)
+    (whole,), _ = encoded([CHAT], tokenizer, max_length=512, assistant_only=True)
     first = int((whole.span_ids == 0).nonzero()[0])
     for length in range(2, len(whole.input_ids) + 1):
         if length <= first:
             with pytest.raises(DataError, match="1 left out without a reply in that length"):
-                encode_examples([CHAT], tokenizer, max_length=length, assistant_only=True)
+                encoded([CHAT], tokenizer, max_length=length, assistant_only=True)
             continue
-        (cut,), report = encode_examples([CHAT], tokenizer, max_length=length, assistant_only=True)
+        (cut,), report = encoded([CHAT], tokenizer, max_length=length, assistant_only=True)
         assert torch.equal(cut.input_ids, whole.input_ids[:length])
         assert torch.equal(cut.span_ids, whole.span_ids[:length])
         assert report.truncated == (length < len(whole.input_ids))
@@ -187,26 +192,26 @@ def test_without_assistant_only_the_whole_conversation_is_one_span(bare_tokenize
 def test_plain_text_is_divided_and_never_half_trained(tokenizer: PreTrainedTokenizerBase) -> None:
     text = "Mars is a red planet. " * 100
     ids = tokenizer(text)["input_ids"]
-    examples, report = encode_examples([Dialogue((), text)], tokenizer, max_length=64, assistant_only=False)
+    examples, report = encoded([Dialogue((), text)], tokenizer, max_length=64, assistant_only=False)
     assert torch.cat([example.input_ids for example in examples]).tolist() == ids
     assert all(not example.span_ids.any() for example in examples)
     assert (report.examples, report.tokens, report.truncated) == (-(-len(ids) // 64), len(ids), 0)
     with pytest.raises(DataError, match="plain text: leave out --train_on_assistant_only"):
-        encode_examples([Dialogue((), text)], tokenizer, max_length=64, assistant_only=True)
+        encoded([Dialogue((), text)], tokenizer, max_length=64, assistant_only=True)
 
 
 def test_conversations_without_reply_and_refused_ones_are_counted(tokenizer: PreTrainedTokenizerBase) -> None:
     strict = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}" + LINES + PROMPT
     dialogues = [Dialogue((HI, HELLO)), Dialogue((HI,)), CHAT, Dialogue((HELLO, HI, HELLO))]
-    examples, report = encode_examples(dialogues, tokenizer, max_length=512, assistant_only=True, chat_template=strict)
+    examples, report = encoded(dialogues, tokenizer, max_length=512, assistant_only=True, chat_template=strict)
     assert (len(examples), report.without_reply, report.refused, report.dialogues) == (1, 1, 2, 4)
     assert report.summary().endswith("1 left out without assistant turn; 2 refused by the chat template")
     with pytest.raises(DataError, match="user first"):
-        encode_examples([CHAT], tokenizer, max_length=512, assistant_only=True, chat_template=strict)
+        encoded([CHAT], tokenizer, max_length=512, assistant_only=True, chat_template=strict)
     with pytest.raises(DataError, match="nothing to train on in 1 dialogues"):
-        encode_examples([Dialogue((HI,))], tokenizer, max_length=512, assistant_only=True)
+        encoded([Dialogue((HI,))], tokenizer, max_length=512, assistant_only=True)
     with pytest.raises(DataError, match="maximal length of 1"):
-        encode_examples([CHAT], tokenizer, max_length=1, assistant_only=True)
+        encoded([CHAT], tokenizer, max_length=1, assistant_only=True)
 
 
 @pytest.mark.parametrize(
@@ -239,13 +244,13 @@ def test_a_reply_that_cannot_be_placed_exactly_is_an_error(
     template: str, complaint: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     with pytest.raises(DataError, match=complaint):
-        encode_examples([CHAT], tokenizer, max_length=512, assistant_only=True, chat_template=template)
+        encoded([CHAT], tokenizer, max_length=512, assistant_only=True, chat_template=template)
 
 
 def test_a_slow_tokenizer_is_refused(tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(tokenizer), "is_fast", property(lambda _: False))
     with pytest.raises(DataError, match="slow tokenizer"):
-        encode_examples([CHAT], tokenizer, max_length=512, assistant_only=True)
+        encoded([CHAT], tokenizer, max_length=512, assistant_only=True)
 
 
 def test_prompts_end_where_a_reply_begins(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -1,26 +1,23 @@
 """The table that `recurrent-drafter demo` and `recurrent-drafter bench` end with."""
 
 import io
-from types import SimpleNamespace
 
 import torch
 from rich.console import Console
 
 from recurrent_drafter.cli.figures import arm_table
-from recurrent_drafter.measure.arms import HF, PLAIN
-from recurrent_drafter.measure.comparison import ArmResult, Decoding, Run
+from recurrent_drafter.measure.arms import HF, PLAIN, Decoding
+from recurrent_drafter.measure.ruler import Run, Trial, Verdict
 
 
 def test_it_fits_a_terminal_of_80_columns():
-    model = SimpleNamespace(dtype=torch.bfloat16)
     ways = (HF, 1.2, "identical"), (PLAIN, 1.0, "identical"), ("bundled drafter", 0.5, "tie")
-    results = [
-        ArmResult(name, [Run([128], None if name == HF else 30, seconds, 0.0, [outcome] * 12)] * 8)
-        for name, seconds, outcome in ways
-    ]
+    runs = {name: Run([range(128)], seconds, 0.0, None if name == HF else 30) for name, seconds, _ in ways}
+    verdicts = {name: [Verdict(outcome, 0.125 if outcome == "tie" else None)] * 12 for name, _, outcome in ways}
     output = io.StringIO()
     for end_ids in ((), (3,)):
-        Console(file=output, width=80).print(arm_table(results, Decoding(128, end_ids), model, 1))
+        shown = arm_table([Trial(None, runs, verdicts)] * 8, Decoding(128, end_ids), torch.bfloat16, 1)
+        Console(file=output, width=80).print(shown)
     text = output.getvalue()
     assert text.count("2.40 (2.40-2.40)") == text.count("2.00 (2.00-2.00)") == 2
     assert text.count("ties: 96") == 2 and "…" not in text

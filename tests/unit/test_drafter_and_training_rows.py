@@ -6,7 +6,7 @@ from transformers import AutoModel
 
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingConfig
 from recurrent_drafter.core.losses import IGNORED
-from recurrent_drafter.core.metrics import median_interval, walk
+from recurrent_drafter.core.metrics import walk
 from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.decoding.generation_state import GenerationState, Step
 from recurrent_drafter.training.examples import cut_after_end, frequent_tokens, loss_mask, with_text_targets
@@ -114,12 +114,6 @@ def test_draft_vocabulary_is_the_most_frequent_and_holds_the_end_token():
 def test_walk_by_hand(n_accepted, steps, tokens):
     result = walk(n_accepted)
     assert (result.steps, result.tokens) == (steps, tokens)
-
-
-def test_interval_holds_the_median():
-    low, high = median_interval([1.0, 2.0, 3.0, 4.0, 100.0])
-    assert 1.0 <= low <= 3.0 <= high <= 100.0
-    assert median_interval([2.0] * 9) == (2.0, 2.0)
 
 
 def test_stop_cuts_inside_an_accepted_path():

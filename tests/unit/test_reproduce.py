@@ -22,10 +22,10 @@ from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import provenance
 from recurrent_drafter.report.document import Document, Paragraph, Section, Table
 from recurrent_drafter.report.reproduction import write_report
-from recurrent_drafter.reproduce.findings import Arm, Findings, Place
+from recurrent_drafter.reproduce.findings import Findings, Place, Recipe
 from recurrent_drafter.reproduce.plan import ReproduceOptions, Source, plan_of, training_flags
 from recurrent_drafter.reproduce.results import RESULTS, Results, failure
-from recurrent_drafter.reproduce.statistics import Walks, gain, tokens_per_step
+from recurrent_drafter.reproduce.statistics import Walks, gain, says, tokens_per_step
 from recurrent_drafter.reproduce.sweeps import distinct_prefixes, with_fewer_tokens
 from recurrent_drafter.training.examples import frequent_tokens, with_text_targets
 
@@ -108,8 +108,8 @@ def test_pairing_takes_out_what_replies_and_seeds_share():
     steps = tokens / generator.uniform(1.2, 4, 40) * np.array([[1.0], [1.2], [0.9]])
     base, better = Walks(steps, tokens), Walks(steps / 1.1, tokens)
     ratio = gain(better, base)
-    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((1.1,) * 3) and ratio.verdict == "more"
-    assert gain(base, better).verdict == "fewer" and gain(base, base).verdict == "undecided"
+    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((1.1,) * 3) and says(ratio) == "more"
+    assert says(gain(base, better)) == "fewer" and says(gain(base, base)) == "undecided"
     alone = tokens_per_step(base)
     assert alone.high / alone.low > 1.1, "apart, replies and seeds vary by more than the methods differ"
 
@@ -161,9 +161,9 @@ def test_arms_are_compared_by_the_seeds_that_both_have():
     records = [training("ground_truth", 0, [10, 10, 10]), training("distilled", 0, [8, 8, 8]),
                training("distilled", 1, [1, 1, 1]), failure("lost") | {"name": "the other"}]  # fmt: skip
     findings, where = Findings(records), Place("demo", 3, 5)
-    text, distilled = (Arm("demo", "assistant", method, True) for method in ("ground_truth", "distilled"))
+    text, distilled = (Recipe("demo", "assistant", method, True) for method in ("ground_truth", "distilled"))
     assert findings.gain(distilled, text, where).value == pytest.approx(10 / 8)
-    assert findings.gain(distilled, Arm("demo", "full", "ground_truth", True), where) is None
+    assert findings.gain(distilled, Recipe("demo", "full", "ground_truth", True), where) is None
     assert findings.estimate(distilled, where).value == pytest.approx(2 * 48 / 27)
 
 

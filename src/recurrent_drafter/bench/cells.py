@@ -10,7 +10,7 @@ HIT_RATES = (0.0, 0.3, 0.6, 0.8, 0.95)
 
 
 @dataclass(frozen=True)
-class Cell:
+class BenchCell:
     """One combination: every arm runs on the same prompts of exactly ``context`` tokens, ``batch`` at a time.
 
     ``hit_rate``: of an oracle drafter; None is the model's trained one.
@@ -25,19 +25,19 @@ class Cell:
     hit_rate: float | None = None
 
 
-def all_cells(models: Sequence[str], base_dtype: str) -> list[Cell]:
+def all_cells(models: Sequence[str], base_dtype: str) -> list[BenchCell]:
     """The grid: for the demo model its factors, for a shape every hit rate in both dtypes."""
     dtypes = sorted(("float32", "bfloat16"), key=lambda dtype: dtype != base_dtype)
-    cells: list[Cell] = []
+    cells: list[BenchCell] = []
     for model in models:
         if model != DEMO:
             cells += [
-                Cell(f"{model}/{dtype}/oracle-{rate:g}", model, dtype, hit_rate=rate)
+                BenchCell(f"{model}/{dtype}/oracle-{rate:g}", model, dtype, hit_rate=rate)
                 for dtype in dtypes
                 for rate in HIT_RATES
             ]
             continue
-        base = Cell(f"{DEMO}/base", DEMO, base_dtype)
+        base = BenchCell(f"{DEMO}/base", DEMO, base_dtype)
         cells += [base, replace(base, name=f"{DEMO}/{dtypes[1]}", dtype=dtypes[1])]
         cells += [replace(base, name=f"{DEMO}/batch-{count}", batch=count) for count in BATCHES]
         cells += [replace(base, name=f"{DEMO}/context-{length}", context=length) for length in CONTEXTS]
@@ -45,7 +45,7 @@ def all_cells(models: Sequence[str], base_dtype: str) -> list[Cell]:
     return cells
 
 
-def selected(cells: Sequence[Cell], patterns: Sequence[str]) -> list[Cell]:
+def selected(cells: Sequence[BenchCell], patterns: Sequence[str]) -> list[BenchCell]:
     """Those whose name one of the shell patterns matches. Raises ValueError for a pattern that matches none."""
     for pattern in patterns:
         if not any(fnmatch(cell.name, pattern) for cell in cells):

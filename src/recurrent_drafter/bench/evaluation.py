@@ -1,8 +1,7 @@
 """Questions of several turns, answered by one or several ways of decoding in one process."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -13,14 +12,12 @@ from recurrent_drafter.data.prompts import encode_prompt
 from recurrent_drafter.data.questions import Question
 from recurrent_drafter.data.templates import RefusedError
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.comparison import Batch, emitted, now
-from recurrent_drafter.measure.divergence import Draw, first_divergence, processors_of
+from recurrent_drafter.measure.arms import Batch, Decoding, explaining, our_arm
+from recurrent_drafter.measure.divergence import Divergence
 from recurrent_drafter.measure.replies import left_padded
+from recurrent_drafter.measure.ruler import BUG, OTHER_PROMPT, Arm, Run, Trial, Verdict, interleave, judge
 
 SPECULATIVE, AUTOREGRESSIVE = "speculative", "autoregressive"  # the arms
-IDENTICAL, TIE, BUG = "identical", "tie", "bug"  # outcomes
-OTHER_PROMPT = "other prompt"  # outcome where an earlier reply already differed
-WARM_UP_TOKENS = 32
 TURNS_AT_MOST = 256
 
 
@@ -28,7 +25,7 @@ TURNS_AT_MOST = 256
 class Answer:
     """One reply: its ids, through the end token, and the steps that it took after prefill.
 
-    ``outcome`` compares it with the reference arm's; the reference has none.
+    ``outcome`` compares it with the reference arm's (``margin``: a tie's); the reference has none.
     """
 
     question: str
@@ -40,6 +37,7 @@ class Answer:
     steps: int
     acceptance: Acceptance
     outcome: str = ""
+    margin: float | None = None
 
     @property
     def key(self) -> tuple[str, int]:
@@ -49,15 +47,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class AnsweredBatch:
-    """Replies that were generated together, and the seconds that it took, prefill included."""
+    """Replies that were generated together; the seconds that it took, prefill included, and those of a first token."""
 
     seconds: float
     answers: list[Answer]
+    first_seconds: float | None = None  # older files lack it
 
     @property
-    def tokens(self) -> int:
-        """Ids emitted."""
-        return sum(len(answer.ids) for answer in self.answers)
+    def run(self) -> Run:
+        return Run([answer.ids for answer in self.answers], self.seconds, self.first_seconds or 0.0)
 
 
 @dataclass(frozen=True)
@@ -78,17 +76,6 @@ class Round:
     bugs: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Asking:
-    """How every arm is asked: the arguments of ``generate``, the seed, tokens of a prompt at most."""
-
-    arguments: dict[str, Any]
-    seed: int
-    end_ids: tuple[int, ...]
-    batch_size: int
-    longest: int | None
-
-
 @dataclass
 class _Conversation:
     """A question, and what each arm has said to it so far."""
@@ -98,56 +85,62 @@ class _Conversation:
     is_over: bool = False
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """A turn of several conversations, and each arm's prompts: the turn after the arm's own earlier replies."""
+
+    conversations: list[_Conversation]
+    turn: int
+    batches: dict[str, Batch]
+
+
 class Interview:
     """Asks questions of every arm. The first arm is the one that the others' answers are compared with.
 
-    A question's later turns come behind the arm's *own* earlier replies. The arms take turns at going first; what they
-    need for the first time (costs, buffers) is done in front, untimed. A prompt that does not fit, or that the chat
-    template refuses, is skipped for all arms, and so are the turns behind it.
+    A question's later turns come after the arm's *own* earlier replies. A prompt of more than ``longest`` tokens, or
+    one that the chat template refuses, is skipped for all arms, and so are the turns after it.
     """
 
     def __init__(
-        self, arms: dict[str, RecurrentDraftingSpeculator], tokenizer: PreTrainedTokenizerBase, asking: Asking
+        self,
+        arms: dict[str, RecurrentDraftingSpeculator],
+        tokenizer: PreTrainedTokenizerBase,
+        decoding: Decoding,
+        batch_size: int,
+        longest: int | None,
     ) -> None:
-        self.arms, self.tokenizer, self.asking = arms, tokenizer, asking
+        self.tokenizer, self.decoding, self.batch_size, self.longest = tokenizer, decoding, batch_size, longest
+        self.arms = [self._arm(name, speculator) for name, speculator in arms.items()]
         self.verifier = next(iter(arms.values())).verifier
-        self._rounds = 0
+        self._skipped: list[Skipped] = []  # since the last round
+
+    def _arm(self, name: str, speculator: RecurrentDraftingSpeculator) -> Arm:
+        inner = our_arm(name, speculator, self.decoding)
+        return Arm(name, lambda asked: inner.run(asked.batches[name]))
 
     def ask(self, questions: Sequence[Question]) -> Iterator[Round]:
-        """Yield a round for every turn of every batch."""
-        for start in range(0, len(questions), self.asking.batch_size):
-            conversations = [
-                _Conversation(question, {name: [] for name in self.arms})
-                for question in questions[start : start + self.asking.batch_size]
-            ]
-            for turn in range(max(len(conversation.question.turns) for conversation in conversations)):
-                yield self._round([c for c in conversations if turn < len(c.question.turns)], turn)
+        """Yield a round for every turn of every batch that somebody could be asked."""
+        for trial in interleave(self.arms, self._turns(questions)):
+            yield self._round(trial)
+        if self._skipped:
+            yield Round({}, self._skipped)
 
-    def _round(self, conversations: Sequence[_Conversation], turn: int) -> Round:
-        skipped, asked, prompts = [], [], []
-        for conversation in conversations:
-            reason, encoded = self._prompts(conversation, turn)
-            if reason:
-                conversation.is_over = True
-                skipped.append(Skipped(conversation.question.name, turn + 1, reason))
-            else:
-                asked.append(conversation)
-                prompts.append(encoded)
-        if not asked:
-            return Round({}, skipped)
-        row_ids = [conversation.question.number * TURNS_AT_MOST + turn for conversation in asked]
-        batches = {
-            name: Batch(*left_padded([encoded[name] for encoded in prompts], self.verifier.device))
-            for name in self.arms
-        }
-        if self._rounds == 0:
-            for name, batch in batches.items():
-                self._generate(name, batch, row_ids, WARM_UP_TOKENS)
-        names = list(self.arms)
-        first = self._rounds % len(names)
-        self._rounds += 1
-        generated = {name: self._generate(name, batches[name], row_ids) for name in names[first:] + names[:first]}
-        return self._answered(asked, turn, generated, skipped)
+    def _turns(self, questions: Sequence[Question]) -> Iterator[_Asked]:
+        for start in range(0, len(questions), self.batch_size):
+            chosen = questions[start : start + self.batch_size]
+            conversations = [_Conversation(one, {arm.name: [] for arm in self.arms}) for one in chosen]
+            for turn in range(max(len(question.turns) for question in chosen)):
+                asked, prompts = [], []
+                for conversation in (c for c in conversations if turn < len(c.question.turns)):
+                    reason, encoded = self._prompts(conversation, turn)
+                    if reason:
+                        conversation.is_over = True
+                        self._skipped.append(Skipped(conversation.question.name, turn + 1, reason))
+                    else:
+                        asked.append(conversation)
+                        prompts.append(encoded)
+                if asked:
+                    yield _Asked(asked, turn, self._batches(asked, turn, prompts))
 
     def _prompts(self, conversation: _Conversation, turn: int) -> tuple[str, dict[str, Tensor]]:
         """Why the question cannot be asked, or nothing; and each arm's prompt (S,)."""
@@ -161,81 +154,62 @@ class Interview:
             }
         except RefusedError as error:
             return str(error), {}
-        length, longest = max(map(len, encoded.values())), self.asking.longest
-        if longest is not None and length > longest:
-            return f"{length} tokens, {longest} at most", {}
+        length = max(map(len, encoded.values()))
+        if self.longest is not None and length > self.longest:
+            return f"{length} tokens, {self.longest} at most", {}
         return "", encoded
 
-    def _generate(self, name: str, batch: Batch, row_ids: list[int], most: int | None = None) -> "_Generated":
-        arguments = self.asking.arguments
-        if most is not None:
-            arguments = {**arguments, "max_new_tokens": min(most, arguments["max_new_tokens"])}
-        speculator, device = self.arms[name], batch.input_ids.device
-        begun = now(device)
-        output = speculator.generate(
-            batch.input_ids, batch.attention_mask, seed=self.asking.seed, row_ids=row_ids, **arguments
-        )
-        seconds = now(device) - begun
-        assert isinstance(output, Tensor)
-        ids = emitted(output[:, batch.input_ids.shape[1] :], self.asking.end_ids)
-        return _Generated(batch, row_ids, seconds, ids, speculator.stats.drafts)
+    def _batches(self, asked: list[_Conversation], turn: int, prompts: list[dict[str, Tensor]]) -> dict[str, Batch]:
+        row_ids = [conversation.question.number * TURNS_AT_MOST + turn for conversation in asked]
+        return {
+            arm.name: Batch(*left_padded([own[arm.name] for own in prompts], self.verifier.device), row_ids)
+            for arm in self.arms
+        }
 
-    def _answered(
-        self, asked: Sequence[_Conversation], turn: int, generated: dict[str, "_Generated"], skipped: list[Skipped]
-    ) -> Round:
+    def _round(self, trial: Trial) -> Round:
         """Compare the replies, and carry them into the conversations."""
+        asked: _Asked = trial.batch
+        reference, *_ = trial.runs
         answered, bugs = {}, []
-        for name in self.arms:
-            own, answers = generated[name], []
-            for row, conversation in enumerate(asked):
-                outcome, difference = self._compare(generated, name, row)
-                answers.append(self._answer(conversation.question, turn, own, row, outcome))
-                if outcome == BUG:
-                    bugs.append(f"{name}, question {conversation.question.name}, turn {turn + 1}: {difference}")
-                said = (Turn("user", conversation.question.turns[turn]), Turn("assistant", answers[-1].text))
+        for name, run in trial.runs.items():
+            verdicts = [Verdict("")] * len(run.ids) if name == reference else self._judge(trial, name, reference)
+            answers = [self._answer(asked, name, run, row, verdict) for row, verdict in enumerate(verdicts)]
+            answered[name] = AnsweredBatch(run.seconds, answers, run.first_seconds)
+            for conversation, answer, verdict in zip(asked.conversations, answers, verdicts, strict=True):
+                if verdict.outcome == BUG and (found := verdict.divergence) is not None:
+                    where = f"{name}, question {answer.question}, turn {answer.turn}"
+                    bugs.append(f"{where}: token {found.position}, {found.verdict}")
+                said = Turn("user", conversation.question.turns[asked.turn]), Turn("assistant", answer.text)
                 conversation.histories[name] += said
-            answered[name] = AnsweredBatch(own.seconds, answers)
+        skipped, self._skipped = self._skipped, []
         return Round(answered, skipped, bugs)
 
-    def _answer(self, question: Question, turn: int, own: "_Generated", row: int, outcome: str) -> Answer:
-        drafts = own.drafts[row]
+    def _judge(self, trial: Trial, name: str, reference: str) -> list[Verdict]:
+        """An arm's replies against the reference's, where both were asked the same."""
+        own, other = (trial.batch.batches[arm] for arm in (name, reference))
+        explained = explaining(self.verifier, self.decoding)(own)
+        alike = [own.prompt(row).equal(other.prompt(row)) for row in range(len(own.row_ids))]
+
+        def explain(row: int, expected: Sequence[int], found: Sequence[int]) -> Divergence | None:
+            return explained(row, expected, found) if alike[row] else None
+
+        verdicts = judge(trial.runs[name], trial.runs[reference], explain)
+        return [
+            replace(verdict, outcome=verdict.outcome if same else OTHER_PROMPT)
+            for verdict, same in zip(verdicts, alike, strict=True)
+        ]
+
+    def _answer(self, asked: _Asked, name: str, run: Run, row: int, verdict: Verdict) -> Answer:
+        question, ids = asked.conversations[row].question, list(run.ids[row])
         return Answer(
             question=question.name,
-            turn=turn + 1,
+            turn=asked.turn + 1,
             category=question.category,
-            prompt_tokens=len(own.batch.prompt(row)),
-            ids=own.ids[row],
-            text=str(self.tokenizer.decode(own.ids[row], skip_special_tokens=True)),
-            steps=len(drafts),
-            acceptance=Acceptance.of(drafts),
-            outcome=outcome,
+            prompt_tokens=len(asked.batches[name].prompt(row)),
+            ids=ids,
+            text=str(self.tokenizer.decode(ids, skip_special_tokens=True)),
+            steps=len(run.drafts[row]),
+            acceptance=Acceptance.of(run.drafts[row]),
+            outcome=verdict.outcome,
+            margin=verdict.margin,
         )
-
-    def _compare(self, generated: dict[str, "_Generated"], name: str, row: int) -> tuple[str, str]:
-        """The outcome for a row of an arm, and in words what differs; nothing for the reference arm."""
-        reference = next(iter(self.arms))
-        if name == reference:
-            return "", ""
-        own, other, asking = generated[name], generated[reference], self.asking
-        batch, prompt = own.batch, own.batch.prompt(row)
-        if not prompt.equal(other.batch.prompt(row)):
-            return OTHER_PROMPT, ""
-        if own.ids[row] == other.ids[row]:
-            return IDENTICAL, ""
-        processors = processors_of(self.verifier, batch.input_ids, batch.attention_mask, asking.arguments)
-        seed = asking.seed if asking.arguments["do_sample"] else None
-        draw = Draw(batch.input_ids[row], processors, seed, own.row_ids[row])
-        difference = first_divergence(self.verifier, prompt, other.ids[row], own.ids[row], draw)
-        assert difference is not None
-        return (TIE if difference.is_tie else BUG), f"token {difference.position}, {difference.verdict}"
-
-
-@dataclass(frozen=True)
-class _Generated:
-    """What an arm made of a batch: seconds, and for each row ids through the end token and the drafts of its steps."""
-
-    batch: Batch
-    row_ids: list[int]
-    seconds: float
-    ids: list[list[int]]
-    drafts: Sequence[Sequence[tuple[int, int]]]

@@ -1,5 +1,6 @@
 """Whether tokens of a long reply cost more: what a step takes besides model and draft, early and late in a reply."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +13,16 @@ from transformers import LlamaConfig
 from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.bench.workload import oracle_for, random_model, random_prompts
+from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.report.tables import markdown_table
 
 MOST = 1.2  # times as long as early that a step's own work may take late
 STAGES = ("host", "accept", "tree", "controller")  # generation state, sampler, tree and controller
-HIT_RATE = 0.98  # of the oracle: drafting pays even beside so small a model
+HIT_RATE = 0.98
+# A verification takes a tick of the controller's clock, whatever it verifies, and so does the longest draft.
+COSTS = Costs(rows=(1, 64), verify=(1.0, 1.0), draft_level=1 / LONGEST)
 PENALTIES = (1.0, 1.1)  # for repetition; 1 is none
 CONFIG = LlamaConfig(
     hidden_size=64,
@@ -65,6 +70,7 @@ def measure_long_replies(windows: Windows = Windows()) -> Iterator[LongReplies]:
         plain, drafted = Timings(windows, lambda _: True), Timings(windows, lambda step: step == (LONGEST, LONGEST))
         for prompt in random_prompts(CONFIG.vocab_size, windows.replies, 32):
             speculator = oracle_for(model, HIT_RATE)
+            speculator.costs, speculator.clock = COSTS, itertools.count(0.0).__next__
             assert isinstance(speculator.drafter, OracleDrafter)
             speculator.drafter.learn(prompt, plain.decode(alone, prompt, options))
             drafted.decode(speculator, prompt, options)
@@ -107,11 +113,10 @@ class Timings:
 
 def long_replies_markdown(found: Sequence[LongReplies]) -> str:
     """Milliseconds of a step by stage, early and late, and the ratio."""
-    names = ("arm", "repetition penalty", "at token", *STAGES, "late over early")
-    rows = [names, ["---"] * len(names)]
+    rows = []
     for measured in found:
         for place, seconds in zip(measured.places, (measured.early, measured.late), strict=True):
             ratio = f"{measured.ratio:.2f}" if place == measured.places[-1] else ""
             figures = [f"{1e3 * seconds[stage]:.3f}" for stage in STAGES]
             rows.append([measured.arm, f"{measured.penalty:g}", f"{place:,}", *figures, ratio])
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown_table(("arm", "repetition penalty", "at token", *STAGES, "late over early"), rows)

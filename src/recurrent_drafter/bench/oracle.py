@@ -91,7 +91,6 @@ class OracleDraft:
         self.drafter.follow(state)
 
     def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
-        """As `Draft`; whether to go on is asked by the oracle's own claims."""
         claims = iter(self.drafter.log_probs(length, width).to(hidden.device))
 
         def claimed(log_probs: Tensor) -> bool:

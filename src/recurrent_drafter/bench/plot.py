@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from recurrent_drafter.bench.summary import Row
+from recurrent_drafter.bench.columns import Row
 from recurrent_drafter.measure.arms import PLAIN
 
 
@@ -28,15 +28,13 @@ def plot(rows: Sequence[Row], path: Path) -> None:
         cells = list(dict.fromkeys(row.cell for row in own))
         arms = list(dict.fromkeys(row.arm for row in own if row.arm != PLAIN))
         for place, arm in enumerate(arms):
-            shown = [row for row in own if row.arm == arm and row.over_plain is not None]
-            middle, low, high = zip(*(row.over_plain for row in shown if row.over_plain is not None), strict=True)
+            shown = [row for row in own if row.arm == arm]
             x = [cells.index(row.cell) + 0.8 * (place + 0.5) / len(arms) - 0.4 for row in shown]
-            reach = [
-                [a - b for a, b in zip(middle, low, strict=True)],
-                [b - a for a, b in zip(middle, high, strict=True)],
-            ]
-            panel.errorbar(x, middle, yerr=reach, fmt="o", markersize=4, linewidth=1, label=arm)
-        panel.axhline(1, color="grey", linewidth=0.8)
+            ratios = [row.over(PLAIN) for row in shown]
+            reach = list(zip(*(ratio.reach for ratio in ratios), strict=True))
+            middles = [ratio.value for ratio in ratios]
+            panel.errorbar(x, middles, yerr=reach, fmt="o", markersize=4, linewidth=1, label=arm)
+        panel.axhline(1, color="gray", linewidth=0.8)
         panel.set_xticks(range(len(cells)), [cell.split("/", 1)[1] for cell in cells], rotation=30, ha="right")
         panel.set_ylabel("tokens/s over autoregression")
         panel.set_title(f"{model}: medians and 95 % intervals, prefill included")

@@ -2,51 +2,47 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from recurrent_drafter.bench.evaluation import (
-    AUTOREGRESSIVE,
-    BUG,
+from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Answer, AnsweredBatch, Round, Skipped
+from recurrent_drafter.core.metrics import Acceptance
+from recurrent_drafter.measure.ruler import (
+    DIFFERENT,
     IDENTICAL,
     OTHER_PROMPT,
-    SPECULATIVE,
-    Answer,
-    AnsweredBatch,
-    Round,
-    Skipped,
+    Estimate,
+    Trial,
+    Verdict,
+    interval,
+    ratio,
+    ratio_of_rates,
+    ratio_of_sums,
+    verdict,
 )
-from recurrent_drafter.core.metrics import Acceptance, sums_interval
 
 KIND = "evaluation"  # of a file
-DIFFERENT = "different"  # outcome where two files differ: without the model nobody knows whether it is a tie
-Interval = tuple[float, float, float]  # a figure and its 95 % interval
 
 
 @dataclass
 class ArmScores:
-    """What one arm answered."""
+    """What one arm answered. Intervals draw questions whole, all turns of each together."""
 
     name: str
     batches: list[AnsweredBatch] = field(default_factory=list)
 
     @property
     def answers(self) -> list[Answer]:
-        """All of them, in order."""
         return [answer for batch in self.batches for answer in batch.answers]
 
     @property
     def tokens(self) -> int:
-        """Ids emitted."""
-        return sum(batch.tokens for batch in self.batches)
+        return sum(len(answer.ids) for answer in self.answers)
 
     @property
     def seconds(self) -> float:
-        """Of generating, prefill included."""
         return sum(batch.seconds for batch in self.batches)
 
     @property
@@ -55,39 +51,35 @@ class ArmScores:
         return self.tokens / self.seconds if self.seconds else float("nan")
 
     @property
-    def tokens_per_step(self) -> Interval:
-        """Tokens after prefill's own over steps; questions are drawn whole for the interval."""
-        return _ratio([(len(a.ids) - 1, a.steps) for a in answers] for answers in self._by_question())
+    def tokens_per_step(self) -> Estimate:
+        """Tokens after prefill's own over steps."""
+        return self._by_question({answer.key: (len(answer.ids) - 1, answer.steps) for answer in self.answers})
 
     @property
-    def acceptance_rate(self) -> Interval:
-        """Accepted over drafted tokens."""
-        return _ratio(
-            [(sum(a.acceptance.accepted), sum(a.acceptance.drafted)) for a in answers]
-            for answers in self._by_question()
-        )
+    def acceptance_rate(self) -> Estimate:
+        return self._by_question({a.key: (sum(a.acceptance.accepted), sum(a.acceptance.drafted)) for a in self.answers})
 
     @property
     def acceptance(self) -> Acceptance:
-        """Of all steps."""
         return Acceptance.total([answer.acceptance for answer in self.answers])
 
     @property
-    def outcomes(self) -> Counter[str]:
-        """How many answers compare so with the reference's; empty for the reference itself."""
-        return Counter(answer.outcome for answer in self.answers if answer.outcome)
+    def verdicts(self) -> list[Verdict]:
+        """How the answers compare with the reference's; none for the reference itself."""
+        return [Verdict(answer.outcome, answer.margin) for answer in self.answers if answer.outcome]
 
-    def speedup(self, base: "ArmScores") -> Interval:
-        """Ratio of the rates; batches are drawn whole, both arms' runs of one together."""
-        rows = [
-            (own.tokens, own.seconds, other.tokens, other.seconds)
+    def speedup(self, base: "ArmScores", *, decoding_only: bool = False) -> Estimate:
+        """Ratio of the rates over everything; batches are drawn whole, both arms' runs of one together."""
+        trials = [
+            Trial(None, {"own": own.run, "base": other.run})
             for own, other in zip(self.batches, base.batches, strict=True)
         ]
+        return ratio(trials, "own", "base", decoding_only=decoding_only, statistic=ratio_of_rates)
 
-        def ratio(sums: np.ndarray) -> np.ndarray:  # (..., 4)
-            return sums[..., 0] / sums[..., 1] / (sums[..., 2] / sums[..., 3])  # type: ignore[no-any-return]
-
-        return (self.rate / base.rate, *sums_interval(rows, ratio))
+    @property
+    def times_first(self) -> bool:
+        """Whether the time of the first token is known, so that decoding alone has a speed."""
+        return all(batch.first_seconds is not None for batch in self.batches)
 
     def of_category(self, category: str) -> "ArmScores":
         """The answers of one category; the seconds mean something only if no batch holds another one too."""
@@ -95,7 +87,7 @@ class ArmScores:
         for batch in self.batches:
             answers = [answer for answer in batch.answers if answer.category == category]
             if answers:
-                batches.append(AnsweredBatch(batch.seconds, answers))
+                batches.append(replace(batch, answers=answers))
         return ArmScores(self.name, batches)
 
     def figures(self) -> dict[str, float]:
@@ -106,17 +98,21 @@ class ArmScores:
             "seconds": self.seconds,
             "tokens_per_prompt": self.tokens / max(len(self.answers), 1),
             "tokens_per_second": self.rate,
-            **_named("tokens_per_step", self.tokens_per_step),
-            **_named("acceptance_rate", self.acceptance_rate),
+            **self.tokens_per_step.named("tokens_per_step"),
+            **self.acceptance_rate.named("acceptance_rate"),
             **{f"acceptance_pos{k}": share for k, share in enumerate(self.acceptance.by_position, start=1)},
         }
         return {name: value for name, value in found.items() if value == value}
 
-    def _by_question(self) -> list[list[Answer]]:
-        questions: dict[str, list[Answer]] = {}
-        for answer in self.answers:
-            questions.setdefault(answer.question, []).append(answer)
-        return list(questions.values())
+    @staticmethod
+    def _by_question(counts: dict[tuple[str, int], tuple[int, int]]) -> Estimate:
+        """Sum over sum; all turns of a question are one row."""
+        rows: dict[str, list[int]] = {}
+        for (question, _), (above, below) in counts.items():
+            row = rows.setdefault(question, [0, 0])
+            row[0] += above
+            row[1] += below
+        return interval(list(rows.values()), ratio_of_sums)
 
 
 @dataclass
@@ -134,7 +130,6 @@ class Evaluation:
     is_complete: bool = False
 
     def add(self, done: Round) -> None:
-        """Take in another round."""
         for name, batch in done.answered.items():
             self.arms[name].batches.append(batch)
         self.skipped += done.skipped
@@ -157,7 +152,6 @@ class Evaluation:
 
     @property
     def categories(self) -> list[str]:
-        """In their order."""
         return list(dict.fromkeys(answer.category for answer in self.main.answers))
 
     @property
@@ -167,28 +161,34 @@ class Evaluation:
 
     @property
     def equality(self) -> str:
-        """``yes``, or how many answers differ from the baseline's, and how."""
-        outcomes = self.main.outcomes
-        parts = [f"{count:,} {outcome}" for outcome, count in sorted(outcomes.items()) if outcome != IDENTICAL]
-        alike = f"{outcomes[IDENTICAL]:,} of {outcomes.total():,} prompts"
-        if outcomes[BUG]:
-            return f"NO, {alike}; {', '.join(parts)}"
-        return f"{alike}; {', '.join(parts)}" if parts else f"yes, {alike}"
+        """The verdict, how many answers are identical, and how many had another prompt by then."""
+        counts = Counter(one.outcome for one in self.main.verdicts)
+        others = f"; {counts[OTHER_PROMPT]:,} {OTHER_PROMPT}" if counts[OTHER_PROMPT] else ""
+        return f"{verdict(self.main.verdicts)}, {counts[IDENTICAL]:,} of {counts.total():,} prompts{others}"
 
     def figures(self) -> dict[str, float]:
         """For files and trackers: the main arm's figures, the baseline's with that word in front, and their ratio."""
         found = {**self.main.figures(), "complete": float(self.is_complete), "skipped": float(len(self.skipped))}
         for category in self.categories if len(self.categories) > 1 else ():
-            per_step, *_ = self.main.of_category(category).tokens_per_step
-            found |= {f"{category}/tokens_per_step": per_step} if per_step == per_step else {}
+            value = self.main.of_category(category).tokens_per_step.value
+            found |= {f"{category}/tokens_per_step": value} if value == value else {}
         if self.base is not None and self.base.answers:
             found |= {f"baseline/{name}": value for name, value in self.base.figures().items()}
-            found |= _named("speedup", self.main.speedup(self.base))
-            found |= {outcome.replace(" ", "_"): float(count) for outcome, count in self.main.outcomes.items()}
+            found |= self.main.speedup(self.base).named("speedup")
+            if (alone := self.decoding_only) is not None:
+                found |= alone.named("speedup_decoding_only")
+            outcomes = Counter(one.outcome for one in self.main.verdicts)
+            found |= {outcome.replace(" ", "_"): float(count) for outcome, count in outcomes.items()}
         return found
 
+    @property
+    def decoding_only(self) -> Estimate | None:
+        """The speed-up without prefill and its token, where files hold what that takes."""
+        if self.base is None or not (self.main.times_first and self.base.times_first):
+            return None
+        return self.main.speedup(self.base, decoding_only=True)
+
     def as_record(self) -> dict[str, Any]:
-        """All of it, for a file."""
         return {
             "kind": KIND,
             "complete": self.is_complete,
@@ -263,7 +263,7 @@ def _judged(arm: ArmScores, base: ArmScores) -> ArmScores:
             if not alike:
                 diverged.add(answer.question)
             answers.append(replace(answer, outcome=outcome))
-        batches.append(AnsweredBatch(batch.seconds, answers))
+        batches.append(replace(batch, answers=answers))
     return ArmScores(arm.name, batches)
 
 
@@ -272,17 +272,4 @@ def _batch(record: dict[str, Any]) -> AnsweredBatch:
     for entry in record["answers"]:
         acceptance = Acceptance(*(tuple(entry["acceptance"][name]) for name in ("drafted", "accepted")))
         answers.append(Answer(**{**entry, "acceptance": acceptance}))
-    return AnsweredBatch(record["seconds"], answers)
-
-
-def _ratio(questions: Iterable[list[tuple[int, int]]]) -> Interval:
-    """Sum over sum, with its interval over questions; NaN where there is nothing to divide by."""
-    rows = [tuple(map(sum, zip(*pairs, strict=True))) for pairs in questions]
-    above, below = (sum(row[column] for row in rows) for column in (0, 1))
-    if not below:
-        return (float("nan"),) * 3
-    return (above / below, *sums_interval(rows, lambda sums: sums[..., 0] / sums[..., 1]))
-
-
-def _named(name: str, interval: Interval) -> dict[str, float]:
-    return dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))
+    return AnsweredBatch(record["seconds"], answers, record.get("first_seconds"))

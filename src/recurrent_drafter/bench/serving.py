@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
+from recurrent_drafter.measure.ruler import Arm, Run, interleave
 
 SYNCHRONOUS, ASYNCHRONOUS, NGRAM, SAMPLED = "no speculation", "no speculation, asynchronous", "ngram", "sampled drafts"
 BEAMS = {"ours, 1 beam": 1, "ours, 4 beams": 4, "ours, 10 beams": 10}
@@ -97,29 +98,24 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What an engine did with its work, and how long all of it took."""
+class Served:
+    """All requests of a piece of work, and how long they took together, prompts included."""
 
     requests: list[Request]
     seconds: float
 
-    @property
-    def rate(self) -> float:
-        """Tokens per second of all requests together, prompts included."""
-        return sum(len(request.tokens) for request in self.requests) / self.seconds
+    def as_run(self) -> Run:
+        return Run([one.tokens for one in self.requests], self.seconds, more=self.requests)
 
 
 class Engine:
-    """vLLM in this process."""
-
     def __init__(self, arm: EngineArm, longest: int, most: int) -> None:
         from vllm import LLM
 
         self._engine = LLM(**arm.settings(longest, most)).llm_engine
         self._count = 0
 
-    def run(self, work: Work) -> Turn:
-        """Run requests to their ends."""
+    def run(self, work: Work) -> Served:
         waiting = list(enumerate(work.prompts))[::-1]
         running: dict[str, _Running] = {}
         done: dict[int, Request] = {}
@@ -134,7 +130,7 @@ class Engine:
                 if output.finished:
                     done[one.number] = one.ended(output.outputs[0].spec_decode_metrics)
                     del running[output.request_id]
-        return Turn([done[number] for number in sorted(done)], time.perf_counter() - begun)
+        return Served([done[number] for number in sorted(done)], time.perf_counter() - begun)
 
     def _add(self, prompt: list[int], work: Work) -> str:
         from vllm import SamplingParams
@@ -186,12 +182,12 @@ def _engine_process(arm: EngineArm, longest: int, most: int, connection: Any) ->
 
 
 @contextmanager
-def engines(arms: Sequence[EngineArm], longest: int, most: int) -> Iterator[dict[str, Callable[[Work], Turn]]]:
-    """Every arm's engine, ready, by name; each idles while another one works."""
+def engines(arms: Sequence[EngineArm], longest: int, most: int) -> Iterator[list[Arm]]:
+    """Every arm's engine, ready; each idles while another one works."""
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
-        ready: dict[str, Callable[[Work], Turn]] = {}
+        ready = []
         for arm in arms:
             ours, theirs = context.Pipe()
             process = context.Process(target=_engine_process, args=(arm, longest, most, theirs), daemon=True)
@@ -201,13 +197,12 @@ def engines(arms: Sequence[EngineArm], longest: int, most: int) -> Iterator[dict
             stack.callback(_end, ours)
             ours.recv()  # raises EOFError if the engine did not start; its log says why
 
-            def run(work: Work, connection: Any = ours) -> Turn:
+            def run(work: Work, connection: Any = ours) -> Run:
                 connection.send(work)
-                turn = connection.recv()
-                assert isinstance(turn, Turn)
-                return turn
+                served: Served = connection.recv()
+                return served.as_run()
 
-            ready[arm.name] = run
+            ready.append(Arm(arm.name, run))
         yield ready
 
 
@@ -218,12 +213,9 @@ def _end(connection: Any) -> None:
         return  # it has ended already
 
 
-def measure_turns(run: Mapping[str, Callable[[Work], Turn]], works: Sequence[Work]) -> Iterator[Record]:
+def measure_turns(arms: Sequence[Arm], works: Sequence[Work]) -> Iterator[Record]:
     """Every piece of work by every engine, in an order that changes; the beginning of the first to warm up."""
-    names = list(run)
-    for name in names:
-        run[name](replace(works[0], new_tokens=min(works[0].new_tokens, WARM_UP)))
-    for number, work in enumerate(works):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            yield {"kind": "turn", "arm": name, "number": number, **asdict(run[name](work))}
+    warm_up = replace(works[0], new_tokens=min(works[0].new_tokens, WARM_UP))
+    for number, trial in enumerate(interleave(arms, works, warm_up=lambda _: warm_up)):
+        for name, run in trial.runs.items():
+            yield {"kind": "turn", "arm": name, "number": number, **asdict(Served(run.more, run.seconds))}

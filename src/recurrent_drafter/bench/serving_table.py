@@ -7,25 +7,38 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recurrent_drafter.bench.serving import SYNCHRONOUS, Record, Request, Turn, Work, engine_arms
-from recurrent_drafter.bench.summary import Ratio, figure, ratio
+from recurrent_drafter.bench.columns import NONE, figure
+from recurrent_drafter.bench.serving import SYNCHRONOUS, Record, Request, Served, Work, engine_arms
 from recurrent_drafter.core.beam import Beams
-from recurrent_drafter.core.metrics import Walk, median_interval, walk
+from recurrent_drafter.core.metrics import Walk, walk
 from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.decoding.decode import BeamDrafter
-from recurrent_drafter.measure.divergence import first_divergence
+from recurrent_drafter.measure.divergence import Divergence, first_divergence
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply, accepted_along
+from recurrent_drafter.measure.ruler import (
+    BUG,
+    NOT_COMPARED,
+    TIE,
+    Estimate,
+    Run,
+    Trial,
+    Verdict,
+    judge,
+    ratio,
+    verdict,
+)
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 
 
-def turns_of(records: Sequence[Record]) -> dict[str, list[Turn]]:
-    """The turns of each arm, by the number of their work."""
-    found: dict[str, list[Turn]] = {}
-    for record in sorted((r for r in records if r["kind"] == "turn"), key=lambda record: record["number"]):
-        turn = Turn([Request(**request) for request in record["requests"]], record["seconds"])
-        found.setdefault(record["arm"], []).append(turn)
-    return found
+def trials_of(records: Sequence[Record]) -> list[Trial]:
+    """What every arm made of each piece of work, in order."""
+    runs: dict[int, dict[str, Run]] = {}
+    for record in records:
+        if record["kind"] == "turn":
+            served = Served([Request(**request) for request in record["requests"]], record["seconds"])
+            runs.setdefault(record["number"], {})[record["arm"]] = served.as_run()
+    return [Trial(None, runs[number]) for number in sorted(runs)]
 
 
 def judged(
@@ -36,22 +49,33 @@ def judged(
     When sampling the outputs are of one law only. The walk still predicts: a draft token is accepted where the
     verifier draws that very token.
     """
-    turns = turns_of(records)
-    prompts = [torch.tensor(prompt) for work in works for prompt in work.prompts]
-    replies = {name: [r.tokens for turn in own for r in turn.requests] for name, own in turns.items()}
-    base = replies[SYNCHRONOUS]
+    trials = trials_of(records)
     if works[0].temperature == 0:
-        for name, found in replies.items():
-            pairs = zip(prompts, base, found, strict=True)
-            differences = [first_divergence(verifier, prompt, own, other) for prompt, own, other in pairs]
-            bugs = [f"prompt {n}, {d.verdict}" for n, d in enumerate(differences) if d is not None and not d.is_tie]
-            ties = sum(d is not None and d.is_tie for d in differences)
-            yield {"kind": "equality", "arm": name, "ties": ties, "bugs": bugs}
-    held_out = HeldOutReplies(verifier, [Reply(p, torch.tensor(r)) for p, r in zip(prompts, base, strict=True)])
+        for name in trials[0].runs:
+            verdicts = [
+                one for trial, work in zip(trials, works, strict=True) for one in _judged(trial, work, name, verifier)
+            ]
+            found = [(n, v.divergence) for n, v in enumerate(verdicts) if v.outcome == BUG and v.divergence is not None]
+            ties = [v.margin for v in verdicts if v.outcome == TIE]
+            bugs = [f"prompt {number}, {divergence.verdict}" for number, divergence in found]
+            yield {"kind": "equality", "arm": name, "ties": len(ties), "margins": ties, "bugs": bugs}
+    replies = [
+        Reply(torch.tensor(prompt), torch.tensor(reply))
+        for trial, work in zip(trials, works, strict=True)
+        for prompt, reply in zip(work.prompts, trial.runs[SYNCHRONOUS].ids, strict=True)
+    ]
+    held_out = HeldOutReplies(verifier, replies)
     for arm in engine_arms(length):
-        if arm.name in turns and arm.width is not None:
+        if arm.name in trials[0].runs and arm.width is not None:
             predicted = chain_tokens_per_step(held_out, drafter, arm.width, length)
             yield {"kind": "predicted", "arm": arm.name, "tokens_per_step": predicted}
+
+
+def _judged(trial: Trial, work: Work, name: str, verifier: Verifier) -> list[Verdict]:
+    def explain(row: int, expected: Sequence[int], found: Sequence[int]) -> Divergence | None:
+        return first_divergence(verifier, torch.tensor(work.prompts[row]), expected, found)
+
+    return judge(trial.runs[name], trial.runs[SYNCHRONOUS], explain)
 
 
 @torch.inference_mode()
@@ -79,54 +103,51 @@ def best_beam(beams: Beams) -> Beams:
 
 @dataclass(frozen=True)
 class ServingRow:
-    """One arm at one concurrency and temperature. Milliseconds are means over the requests; None: does not apply."""
+    """One arm at one concurrency and temperature. Milliseconds are means over the requests; NaN: does not apply."""
 
     concurrency: int
     temperature: float
     arm: str
-    rate: float
-    over_base: Ratio | None
-    first: float
-    between: float
-    accepted_length: float | None
-    predicted: float | None
+    trials: Sequence[Trial]
+    predicted: float
     equality: str
+
+    @property
+    def requests(self) -> list[Request]:
+        return [request for trial in self.trials for request in trial.runs[self.arm].more]
+
+    @property
+    def rate(self) -> float:
+        return float(np.median([trial.runs[self.arm].rate for trial in self.trials]))
+
+    @property
+    def over_base(self) -> Estimate:
+        return Estimate(NONE) if self.arm == SYNCHRONOUS else ratio(self.trials, self.arm, SYNCHRONOUS)
+
+    @property
+    def accepted_length(self) -> float:
+        drafts = sum(request.drafts for request in self.requests)
+        return 1 + sum(request.accepted for request in self.requests) / drafts if drafts else NONE
 
 
 def serving_rows(records: Sequence[Record]) -> list[ServingRow]:
     """A row for each arm of a file."""
     cell, *_ = records
-    turns = turns_of(records)
-    predicted = {r["arm"]: r["tokens_per_step"] for r in records if r["kind"] == "predicted"}
-    equality = {r["arm"]: r for r in records if r["kind"] == "equality"}
-    rows = []
-    for name, own in turns.items():
-        requests = [request for turn in own for request in turn.requests]
-        ratios = [turn.rate / base.rate for turn, base in zip(own, turns[SYNCHRONOUS], strict=True)]
-        drafts = sum(request.drafts for request in requests)
-        rows.append(
-            ServingRow(
-                cell["concurrency"],
-                cell["temperature"],
-                name,
-                float(np.median([turn.rate for turn in own])),
-                None if name == SYNCHRONOUS else (float(np.median(ratios)), *median_interval(ratios)),
-                1e3 * float(np.mean([request.first for request in requests])),
-                1e3 * float(np.mean([request.between for request in requests])),
-                1 + sum(request.accepted for request in requests) / drafts if drafts else None,
-                predicted.get(name),
-                "" if name == SYNCHRONOUS else _in_words(equality.get(name)),
-            )
+    trials = trials_of(records)
+    predicted = {record["arm"]: record["tokens_per_step"] for record in records if record["kind"] == "predicted"}
+    equality = {record["arm"]: _verdicts(record) for record in records if record["kind"] == "equality"}
+    return [
+        ServingRow(
+            cell["concurrency"], cell["temperature"], name, trials, predicted.get(name, NONE),
+            "" if name == SYNCHRONOUS else verdict(equality.get(name, [Verdict(NOT_COMPARED)])),
         )
-    return rows
+        for name in trials[0].runs
+    ]  # fmt: skip
 
 
-def _in_words(judgement: Record | None) -> str:
-    if judgement is None:
-        return "same law"
-    if judgement["bugs"]:
-        return f"NO: {len(judgement['bugs'])}"
-    return f"ties: {judgement['ties']}" if judgement["ties"] else "yes"
+def _verdicts(record: Record) -> list[Verdict]:
+    margins = record.get("margins", [None] * record["ties"])  # which older files lack
+    return [*(Verdict(TIE, margin) for margin in margins), *(Verdict(BUG) for _ in record["bugs"])]
 
 
 SERVING_COLUMNS: dict[str, Callable[[ServingRow], str]] = {
@@ -134,9 +155,9 @@ SERVING_COLUMNS: dict[str, Callable[[ServingRow], str]] = {
     "temperature": lambda row: f"{row.temperature:g}",
     "engine": lambda row: row.arm,
     "tokens/s": lambda row: f"{row.rate:.1f}",
-    "vs no speculation": lambda row: ratio(row.over_base),
-    "first token, ms": lambda row: f"{row.first:.0f}",
-    "between tokens, ms": lambda row: f"{row.between:.2f}",
+    "vs no speculation": lambda row: f"{row.over_base:.2f}",
+    "first token, ms": lambda row: f"{1e3 * np.mean([request.first for request in row.requests]):.0f}",
+    "between tokens, ms": lambda row: f"{1e3 * np.mean([request.between for request in row.requests]):.2f}",
     "accepted length": lambda row: figure(row.accepted_length),
     "predicted": lambda row: figure(row.predicted),
     "identical": lambda row: row.equality,

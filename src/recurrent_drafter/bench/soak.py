@@ -10,8 +10,8 @@ from torch import Tensor
 
 from recurrent_drafter.bench.memory import MIB, resident
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import options
-from recurrent_drafter.measure.comparison import Decoding, now
+from recurrent_drafter.measure.arms import Decoding
+from recurrent_drafter.measure.ruler import now
 
 
 @dataclass
@@ -35,7 +35,6 @@ class Soak:
         return float(np.median(fifths[4]) / np.median(fifths[1]))
 
     def summary(self) -> dict[str, Any]:
-        """Figures for a file or a table."""
         return {
             "tokens": self.tokens,
             "generations": len(self.resident),
@@ -58,7 +57,7 @@ def soak(speculator: RecurrentDraftingSpeculator, prompt: Tensor, tokens: int, d
     text = prompt[None].to(speculator.verifier.device)
     while result.tokens < tokens:
         begun = now(text.device)
-        output = speculator.generate(text, torch.ones_like(text), **options(decoding, decoding.new_tokens))
+        output = speculator.generate(text, torch.ones_like(text), **decoding.arguments())
         seconds = now(text.device) - begun
         assert isinstance(output, Tensor)
         result.tokens += output.shape[1] - length

@@ -34,7 +34,6 @@ class Tally:
     drafts: list[tuple[int, int]] = field(default_factory=list)  # of every step: tokens drafted, and accepted
 
     def add(self, other: "Tally") -> None:
-        """Count another one too."""
         self.replies += other.replies
         self.tokens += other.tokens
         self.seconds += other.seconds
@@ -199,4 +198,4 @@ def _number(kind: type, name: str, value: str) -> Any:
     try:
         return kind(value)
     except ValueError:
-        raise ValueError(f"{f'{name} {value}'.strip()}: expected a number behind {name}") from None
+        raise ValueError(f"{f'{name} {value}'.strip()}: expected a number after {name}") from None

@@ -15,9 +15,8 @@ from recurrent_drafter.cli.options.decoding import (
 from recurrent_drafter.cli.options.measuring import BenchOptions, PromptOptions, TuneOptions, VerifyOptions
 from recurrent_drafter.cli.options.publishing import ConvertOptions, DeployOptions
 from recurrent_drafter.cli.parser import OptionParser, unknown_argument
-from recurrent_drafter.data.parsing import check_file
-from recurrent_drafter.records.paths import TUNING_FILE, check_writable, make_writable
-from recurrent_drafter.reproduce.plan import ReproduceOptions
+from recurrent_drafter.records.paths import TUNING_FILE, check_folder, check_writable
+from recurrent_drafter.reproduce.plan import ReproduceOptions, plan_of, training_flags
 from recurrent_drafter.training.options import TrainingOptions, check_paths
 
 SAMPLED = 0.8  # the temperature of a verification's sampled pass
@@ -36,7 +35,7 @@ def check_generate(
         raise ValueError("--dataset_path and --max_num_prompts choose among questions: drop them, or --prompt")
     check_paths(which, asked)
     if not options.autoregressive:
-        which.drafter  # noqa: B018  (raises where none is named)
+        which.drafter()
 
 
 def check_verify(
@@ -45,14 +44,14 @@ def check_verify(
     """Raise for flags that contradict each other, and for paths."""
     sampling.arguments(SAMPLED)
     check_paths(which, prompts, options)
-    which.drafter  # noqa: B018
+    which.drafter()
 
 
 def check_tune(which: SpeculatorOptions, prompts: PromptOptions, options: TuneOptions) -> None:
     """Raise for flags that contradict each other, and for paths."""
     tuning_folder(which, options)
     check_paths(which, prompts, options)
-    which.drafter  # noqa: B018
+    which.drafter()
 
 
 def tuning_folder(which: SpeculatorOptions, options: TuneOptions) -> Path:
@@ -84,13 +83,10 @@ def tuning_folder(which: SpeculatorOptions, options: TuneOptions) -> Path:
 
 
 def check_bench(options: BenchOptions) -> None:
-    """Raise for paths."""
-    for file in map(Path, options.join or ()):
-        if not file.is_file():
-            raise OSError(f"{file} cannot be read: there is no such file")
+    """Raise for paths, and for a verifier without a drafter unless nothing is run."""
+    check_paths(options)
     if options.join is None:
-        check_paths(options)
-        options.drafter  # noqa: B018
+        options.drafter()
 
 
 def check_deploy(options: DeployOptions) -> None:
@@ -98,6 +94,7 @@ def check_deploy(options: DeployOptions) -> None:
     folder = Path(options.model_path).expanduser()
     if not folder.is_dir():
         raise OSError(f"there is no drafter at {folder}: expected the folder that train_speculator.py saved it to")
+    check_paths(options)
     from recurrent_drafter.formats.hub_names import check_repo_name, is_hub_name
 
     check_repo_name(options.repo_name)
@@ -116,10 +113,11 @@ def check_convert(options: ConvertOptions) -> None:
 
 
 def check_reproduce(options: ReproduceOptions) -> None:
-    """Raise for files that are not there, and for flags of --train_flags that are none."""
-    for source in [*options.training_sets, *options.evaluation_sets]:
-        if source.path:
-            check_file(source.path)
+    """Raise for paths, and for flags that no training takes."""
+    check_paths(options)
+    parser = OptionParser(TrainingOptions)
+    for cell in plan_of(options).cells:
+        read_training(parser, training_flags(cell, options, Path(options.output_dir)))
 
 
 def read_training(parser: OptionParser, argv: Sequence[str]) -> tuple[TrainingOptions, list[str]]:
@@ -156,9 +154,9 @@ def inherited_flags() -> frozenset[str]:
 
 
 def check_train(options: TrainingOptions, _: list[str]) -> None:
-    """Raise for paths, unless nothing is to be run; make the output folder."""
+    """Raise for paths, unless nothing is to be run."""
     if options.demo:
         return
     check_paths(options)
     if not options.estimate:
-        make_writable(str(options.output_dir))
+        check_folder(str(options.output_dir))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from recurrent_drafter.cli.options.measuring import ConversationOptions
 from recurrent_drafter.data.dialogues import Dialogue
-from recurrent_drafter.data.encoding import TrainExample, encode_examples
+from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.training.corpus import Pair, pair_of
@@ -20,10 +20,10 @@ class Opened:
 
     def example(self, assistant_only: bool) -> TrainExample:
         """The conversation as training reads it. Raises DataError where that scope holds nothing to learn."""
-        examples, _ = encode_examples(
+        encoded = EncodedDialogues(
             [self.dialogue], self.pair.tokenizer, max_length=self.length, assistant_only=assistant_only
         )
-        return examples[0]
+        return next(iter(encoded))
 
 
 def open_conversation(options: ConversationOptions, beyond: int = 0) -> Opened:

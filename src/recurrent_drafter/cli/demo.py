@@ -2,15 +2,14 @@
 
 import resource
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from transformers import PreTrainedModel
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.cli.figures import arm_table
+from recurrent_drafter.bench.columns import bugs
+from recurrent_drafter.cli.figures import arm_table, compared
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options.measuring import DemoOptions
 from recurrent_drafter.cli.speculator import open_speculator
@@ -18,8 +17,8 @@ from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import HF, PLAIN, hf_arm, our_arm
-from recurrent_drafter.measure.comparison import Arm, Decoding, batches_of, compare
+from recurrent_drafter.measure.arms import HF, PLAIN, Decoding, batches_of, hf_arm, our_arm, without_drafter
+from recurrent_drafter.measure.ruler import Arm
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 
@@ -38,20 +37,16 @@ def run(options: DemoOptions, *, argv: Sequence[str]) -> int:
     drafters = {"bundled drafter": open_speculator(str(demo_drafter_path()), model, tokenizer)}
     if trained is not None:
         drafters["your drafter"] = open_speculator(trained, model, tokenizer)
-    differing = 0
-    console = Console()
+    differing, console = 0, Console()
     for end_ids in ((), as_tuple(model.generation_config.eos_token_id)):
         decoding = Decoding(options.new_tokens, end_ids)
-        arms = make_arms(model, drafters, decoding)
-        batches = batches_of(prompts, 1, model.device)
-        with Progress(console=console, transient=True) as progress:
-            task = progress.add_task(f"{len(prompts)} prompts, {len(arms)} arms", total=len(prompts))
-            results = compare(arms, batches, Verifier(model), decoding, done=partial(progress.advance, task))
-        console.print(arm_table(results, decoding, model, batch_size=1))
-        for result in results:
-            differing += len(result.bugs)
-            for bug in result.bugs:
-                console.print(f"DIFFERS: {result.name}, {bug}")
+        arms, batches = make_arms(model, drafters, decoding), batches_of(prompts, 1, model.device)
+        trials = compared(arms, batches, Verifier(model), decoding, console)
+        console.print(arm_table(trials, decoding, model.dtype, batch_size=1))
+        for arm in arms:
+            for bug in bugs(trials, arm.name):
+                console.print(f"DIFFERS: {arm.name}, {bug}")
+                differing += 1
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     console.print(f"{len(prompts)} held-out prompts, {torch.get_num_threads()} threads; peak memory {peak:,.0f} MiB")
     return 1 if differing else 0
@@ -61,10 +56,6 @@ def make_arms(
     model: PreTrainedModel, drafters: dict[str, RecurrentDraftingSpeculator], decoding: Decoding
 ) -> list[Arm]:
     """HF generate first: it is the reference for equality."""
-    alone = RecurrentDraftingSpeculator(None)
-    alone.attach_verifier(model)
-    return [
-        hf_arm(HF, model, decoding),
-        our_arm(PLAIN, alone, decoding),
-        *(our_arm(name, speculator, decoding) for name, speculator in drafters.items()),
-    ]
+    alone = without_drafter(next(iter(drafters.values())))
+    ours = {PLAIN: alone, **drafters}
+    return [hf_arm(HF, model, decoding), *(our_arm(name, ours[name], decoding) for name in ours)]

@@ -9,13 +9,13 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from recurrent_drafter.bench.summary import read_records
 from recurrent_drafter.cli.options.publishing import DeployOptions
 from recurrent_drafter.formats.hub_names import is_hub_name
 from recurrent_drafter.hub.publishing import assemble, publish
-from recurrent_drafter.measure.divergence import VERIFICATION_FILE, read_verification
 from recurrent_drafter.models.loading import load_drafter
+from recurrent_drafter.records.lines import read_records
 from recurrent_drafter.records.paths import TUNING_FILE
+from recurrent_drafter.records.verified import VERIFICATION_FILE, read_verification
 from recurrent_drafter.report.card import CardFacts, model_card
 
 
@@ -106,8 +106,6 @@ def read_bench(path: Path) -> list[dict[str, Any]]:
         records = read_records(path)
         if {record["kind"] for record in records} >= {"circumstances", "run"}:
             return records
-    except OSError as error:
-        raise OSError(f"--bench_file {path} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
         pass
     raise ValueError(f"--bench_file {path} is not what recurrent-drafter bench --output_file writes")

@@ -21,12 +21,12 @@ from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from recurrent_drafter.cli.main import launch
-from recurrent_drafter.cli.options.measuring import CheckOptions
+from recurrent_drafter.cli.options.decoding import VerifierOptions
 from recurrent_drafter.data.sources import load_dialogues
-from recurrent_drafter.measure.divergence import read_verification
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.records.provenance import EVALUATION as EVALUATION_RECORD
 from recurrent_drafter.records.provenance import RUN_RECORD
+from recurrent_drafter.records.verified import read_verification
 
 CONVERSATIONS = 60
 TRAINING = ["--model_max_length", "128", "--draft_vocab_size", "512", "--max_steps", "12", "--learning_rate", "2e-3"]
@@ -157,12 +157,12 @@ def require(holds: bool, message: str) -> None:
         raise StepError(message)
 
 
-def simple(options: CheckOptions, *, argv: Sequence[str]) -> int:
+def simple(options: VerifierOptions, *, argv: Sequence[str]) -> int:
     """Check the whole path in under a minute: train, save, load, decode, verify, evaluate."""
     return check(options, one_journey)
 
 
-def full(options: CheckOptions, *, argv: Sequence[str]) -> int:
+def full(options: VerifierOptions, *, argv: Sequence[str]) -> int:
     """Check the whole path with every method of training, several architectures and a dry run of publishing."""
     return check(options, all_journeys)
 
@@ -185,7 +185,7 @@ def all_journeys(folder: Path, model: str, tokenizer: PreTrainedTokenizerBase) -
 Journeys = Callable[[Path, str, PreTrainedTokenizerBase], Iterator[Journey]]
 
 
-def check(options: CheckOptions, journeys: Journeys) -> int:
+def check(options: VerifierOptions, journeys: Journeys) -> int:
     """Go through the steps, a line for each: 0 if all pass, else 1."""
     _, tokenizer = load_verifier(options.base_model)  # one that cannot be loaded is no failed check
     begun, passed, failed = time.monotonic(), 0, 0

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Asking, Interview, Round
+from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Interview, Round
 from recurrent_drafter.bench.scores import ArmScores, Evaluation
 from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.options.decoding import (
@@ -25,7 +25,7 @@ from recurrent_drafter.cli.scores import show
 from recurrent_drafter.data.questions import Question, load_questions, spread
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import without_drafter
+from recurrent_drafter.measure.arms import Decoding, without_drafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import provenance, write_json
 from recurrent_drafter.records.trackers import check_services, evaluation_services, reporting_to
@@ -66,14 +66,13 @@ def run(
     tokenizer: PreTrainedTokenizerBase,
 ) -> int:
     """Answer the questions in every arm, and report; 1 if an answer differs beyond numeric ties, 130 on Ctrl-C."""
-    arms = arms_of(task, speculator)
-    asking = asking_of(task, speculator)
-    settings = settings_of(task, asking, questions, speculator)
+    arms, asked, console = arms_of(task, speculator), task.evaluation, Console()
+    decoding, longest = decoding_of(task, speculator)
+    settings = settings_of(task, decoding, longest, questions, speculator)
     drafting = drafting_of(task, speculator)
     prompts = sum(len(question.turns) for question in questions)
     evaluation = Evaluation(settings, prompts, {name: ArmScores(name) for name in arms})
-    rounds = Interview(arms, tokenizer, asking).ask(questions)
-    asked, console = task.evaluation, Console()
+    rounds = Interview(arms, tokenizer, decoding, asked.batch_size, longest).ask(questions)
     run_name = asked.run_name or os.environ.get("WANDB_NAME") or task.name
     with reporting_to(
         asked.services, run_name=run_name, project=asked.wandb_project, settings={**settings, **drafting}
@@ -118,8 +117,8 @@ def arms_of(task: Task, speculator: RecurrentDraftingSpeculator) -> dict[str, Re
     return {AUTOREGRESSIVE if task.options.autoregressive else SPECULATIVE: speculator}
 
 
-def asking_of(task: Task, speculator: RecurrentDraftingSpeculator) -> Asking:
-    """Arguments of ``generate``, and how long a prompt may be: as long as the context leaves, or less if asked."""
+def decoding_of(task: Task, speculator: RecurrentDraftingSpeculator) -> tuple[Decoding, int | None]:
+    """How every arm decodes, and how long a prompt may be: as long as the context leaves, or less if asked."""
     verifier, new_tokens = speculator.verifier, task.options.max_generation_length
     longest = task.evaluation.max_prompt_length
     if verifier.context_length is not None:
@@ -131,17 +130,15 @@ def asking_of(task: Task, speculator: RecurrentDraftingSpeculator) -> Asking:
         longest = min(longest or room, room)
     config: Any = verifier.model.generation_config
     end_ids = as_tuple(config.eos_token_id)
-    return Asking(
-        arguments={**task.sampling.arguments(), "max_new_tokens": new_tokens},
-        seed=task.sampling.seed or 0,
-        end_ids=end_ids,
-        batch_size=task.evaluation.batch_size,
-        longest=longest,
-    )
+    return Decoding(new_tokens, end_ids, task.sampling.arguments(), task.sampling.seed or 0), longest
 
 
 def settings_of(
-    task: Task, asking: Asking, questions: Sequence[Question], speculator: RecurrentDraftingSpeculator
+    task: Task,
+    decoding: Decoding,
+    longest: int | None,
+    questions: Sequence[Question],
+    speculator: RecurrentDraftingSpeculator,
 ) -> dict[str, Any]:
     """What arms must have in common for their speeds to be one ratio's."""
     verifier: Verifier = speculator.verifier
@@ -152,10 +149,11 @@ def settings_of(
         "questions": task.evaluation.dataset_path or ("--prompt" if task.options.prompt else "MT-Bench"),
         "questions_sha256": hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest(),
         "protocol": "reply",
-        **asking.arguments,
-        "seed": asking.seed,
-        "batch_size": asking.batch_size,
-        "max_prompt_length": asking.longest,
+        **decoding.sampling,
+        "max_new_tokens": decoding.new_tokens,
+        "seed": decoding.seed,
+        "batch_size": task.evaluation.batch_size,
+        "max_prompt_length": longest,
         "dtype": str(verifier.model.dtype).removeprefix("torch."),
         "device": str(verifier.device),
         "hardware": hardware["device"],

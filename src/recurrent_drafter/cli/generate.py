@@ -57,7 +57,7 @@ def load_speculator(
     options: SpeculatorOptions, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> RecurrentDraftingSpeculator:
     """The drafter asked for, attached to the model; for ``demo`` the bundled one unless another is named."""
-    speculator = open_speculator(options.drafter, model, tokenizer)
+    speculator = open_speculator(options.drafter(), model, tokenizer)
     assert speculator.drafter is not None
     saved = speculator.drafter.config.draft_shape
     if any(given is not None for given in (options.beam_width, options.beam_length, options.max_tree_nodes)):

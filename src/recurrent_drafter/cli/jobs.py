@@ -16,17 +16,17 @@ from accelerate import PartialState
 from rich.console import Console
 from rich.progress import Progress
 
-from recurrent_drafter.cli import train, tune
+from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import reporting
 from recurrent_drafter.cli.main import quiet
-from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions
 from recurrent_drafter.cli.terminal import TrainingTerminal
-from recurrent_drafter.measure.tuning import measure_acceptance
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import Decoding
+from recurrent_drafter.measure.tuning import Search
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.reproduce.plan import training_flags
 from recurrent_drafter.reproduce.results import Record, Results, failure
-from recurrent_drafter.reproduce.sweeps import walked
+from recurrent_drafter.reproduce.sweeps import sweep_of_shapes
 from recurrent_drafter.reproduce.workshop import Workshop
 
 ERROR = "error.txt"  # a failed job's traceback, in its folder
@@ -72,28 +72,17 @@ def shapes(workshop: Workshop, drafter: RecurrentDrafter) -> Record:
     """Beam widths and lengths at every batch size, by `tune`'s own measurements."""
     options, held_out, verifier = workshop.options, workshop.first_held_out, workshop.pair.verifier
     prompts = [reply.prompt for reply in held_out.replies][: options.given("sweep_prompts")]
-    asked = PromptOptions(new_tokens=options.given("eval_max_new_tokens"))
     sizes = [1, *(size for size in options.given("batch_size") if 1 < size <= len(prompts))]
     widths = [width for width in options.given("widths") if width <= len(drafter.draft_ids)]
-    tried = TuneOptions(batch_size=sizes, widths=widths, lengths=options.given("lengths"), confirm=2)
-    with ExitStack() as stack:
-        for module in (verifier.model, drafter):
-            stack.enter_context(PackedLinears(module).applied())
-        progress = stack.enter_context(Progress(console=Console(), transient=True))
-        bench = tune.Bench(verifier, drafter, prompts, asked, tried, (), progress)
-        findings, _ = tune.measure(bench)
-    batches = []
-    for found in findings:
-        kinds = [comparison.kind for comparison in found.differing]
-        batches.append({**tune.as_record(found), "best": tune.label(found.best.shape), "bugs": kinds.count("BUG"),
-                        "ties": len(kinds) - kinds.count("BUG")})  # fmt: skip
-    whole = []  # trees of every shape, along the replies that trainings are evaluated on
-    for width in widths:
-        acceptance = measure_acceptance(held_out, drafter, width, max(tried.lengths))
-        for length in tried.lengths:
-            walks = acceptance.walks(length, 1 + width * length)
-            whole.append({"beam_width": width, "beam_length": length, **walked(walks)})
-    return {"prompts": len(prompts), "new_tokens": asked.new_tokens, "whole": whole, "batches": batches}
+    speculator = RecurrentDraftingSpeculator(drafter)
+    speculator.attach_verifier(verifier.model)
+    decoding = Decoding(options.given("eval_max_new_tokens"))
+    with Progress(console=Console(), transient=True) as progress:
+        search = Search(
+            speculator, prompts, decoding, sizes, widths, options.given("lengths"), confirm=2,
+            tracked=lambda things, said: progress.track(things, description=said),
+        )  # fmt: skip
+        return sweep_of_shapes(search, held_out)
 
 
 if __name__ == "__main__":

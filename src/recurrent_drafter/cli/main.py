@@ -35,7 +35,8 @@ class Command:
 
     def parser(self, prog: str | None = None) -> OptionParser:
         """Of its options alone."""
-        return OptionParser(*self.options, prog=prog, description=self.what, more=self.more)
+        what = f"{self.what[0].upper()}{self.what[1:]}."
+        return OptionParser(*self.options, prog=prog, description=what, more=self.more)
 
 
 COMMANDS = {
@@ -94,11 +95,11 @@ SCRIPTS = {
     ),
     "check": Command(
         "check the whole path in under a minute: train, save, load, decode, verify, evaluate",
-        (measuring.CheckOptions,), "endtoend:simple",
+        (decoding.VerifierOptions,), "endtoend:simple",
     ),
     "check_all": Command(
         "check the whole path with every method of training, several architectures and a dry run of publishing",
-        (measuring.CheckOptions,), "endtoend:full",
+        (decoding.VerifierOptions,), "endtoend:full",
     ),
 }  # fmt: skip
 

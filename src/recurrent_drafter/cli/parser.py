@@ -31,7 +31,8 @@ class OptionParser(argparse.ArgumentParser):
         for kind in kinds:
             hints = get_type_hints(kind)
             for owner, members in by_class(kind):
-                name = owner.__name__.removesuffix("Options").lower()
+                theirs = not owner.__module__.startswith("recurrent_drafter.")
+                name = owner.__module__.partition(".")[0] if theirs else owner.__name__.removesuffix("Options").lower()
                 group = self.add_argument_group(name, (inspect.getdoc(owner) or "").partition("\n")[0])
                 for member in members:
                     add(group, member, hints[member.name])
@@ -71,15 +72,18 @@ def unknown_argument(word: str) -> ValueError:
 
 
 def by_class(kind: Any) -> Iterator[tuple[Any, list[dataclasses.Field[Any]]]]:
-    """The fields of a dataclass by the class that declares them; those of private bases are its own."""
+    """The fields of a dataclass that are flags; those of one that declares none itself by the bases that do."""
 
-    def owner(name: str) -> Any:
-        declares = next(base for base in kind.__mro__ if name in base.__dict__.get("__annotations__", {}))
-        return kind if declares.__name__.startswith("_") else declares
+    def declared(base: Any) -> Any:
+        return base.__dict__.get("__annotations__", ())
 
     flags = [field for field in dataclasses.fields(kind) if field.init and not field.name.startswith("_")]
+    owners = {
+        field.name: kind if declared(kind) else next(base for base in kind.__mro__ if field.name in declared(base))
+        for field in flags
+    }
     for base in kind.__mro__:
-        if own := [field for field in flags if owner(field.name) is base]:
+        if own := [field for field in flags if owners[field.name] is base]:
             yield base, own
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from recurrent_drafter.bench.scores import ArmScores, Evaluation, Interval, join, read_evaluation
+from recurrent_drafter.bench.columns import figure
+from recurrent_drafter.bench.scores import ArmScores, Evaluation, join, read_evaluation
+from recurrent_drafter.report.tables import Columns, terminal
 
 
 def join_files(files: Sequence[str], console: Console) -> int:
@@ -52,16 +53,10 @@ def summary_rows(arm: ArmScores) -> dict[str, str]:
         "Total time": f"{arm.seconds:.1f}s",
         "Average tokens/prompt": f"{arm.tokens / count:.1f}",
         "Overall tokens/sec": f"{arm.rate:.1f}",
-        "Tokens/step": with_interval(arm.tokens_per_step, ".2f"),
-        "Acceptance rate": with_interval(arm.acceptance_rate, ".1%"),
+        "Tokens/step": f"{arm.tokens_per_step:.2f}",
+        "Acceptance rate": f"{arm.acceptance_rate:.1%}",
         "Acceptance by position": " ".join(shares),
     }
-
-
-def with_interval(figure: Interval, form: str) -> str:
-    """``2.31 (95 %: 2.20-2.42)``; nothing where there is no such figure."""
-    value, low, high = figure
-    return f"{value:{form}} (95 %: {low:{form}}-{high:{form}})" if value == value else ""
 
 
 def print_summary(console: Console, arm: ArmScores) -> None:
@@ -74,48 +69,36 @@ def print_summary(console: Console, arm: ArmScores) -> None:
 
 def summary_table(arms: Sequence[ArmScores]) -> Table:
     """Arms side by side."""
-    columns = [summary_rows(arm) for arm in arms]
-    table = Table(title="Evaluation Summary", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    table.add_column("Method")
-    for column in columns:
-        table.add_column(column["Method"], justify="right")
-    for label in list(columns[0])[1:]:
-        table.add_row(label, *(column[label] for column in columns))
-    return table
+    shown = [summary_rows(arm) for arm in arms]
+    columns: Columns = {"Method": str, **{own["Method"]: own.__getitem__ for own in shown}}
+    return terminal(list(shown[0])[1:], columns, "Evaluation Summary")
 
 
 def print_comparison(console: Console, evaluation: Evaluation) -> None:
     """What the drafter gains, and whether the output is the same."""
     main, base = evaluation.main, evaluation.base
     assert base is not None
-    speedup = main.speedup(base)
     console.print("\nPerformance vs Baseline:")
     for arm in (main, base):
         say(console, f"   {arm.name.capitalize()}: {arm.rate:.1f} tok/s")
-    value, low, high = speedup
-    say(console, f"   Speedup: {value:.2f}x (95 %: {low:.2f}-{high:.2f})")
+    alone = evaluation.decoding_only
+    say(console, f"   Speedup: {main.speedup(base):.2f}" + (f"; decoding only: {alone:.2f}" if alone else ""))
     say(console, f"   Identical output: {evaluation.equality} ({evaluation.settings['dtype']})")
 
 
 def category_table(evaluation: Evaluation) -> Table:
     """The main arm by category; speeds where no batch mixes categories."""
-    main, base, timed = evaluation.main, evaluation.base, evaluation.times_categories
-    table = Table(title=f"{main.name.capitalize()}, by category", box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    names = ["category", "prompts", "tokens", "tokens/step", "acceptance"]
-    for name in [*names, *(["speedup" if base else "tok/s"] if timed else [])]:
-        table.add_column(name, justify="left" if name == "category" else "right")
-    for category in evaluation.categories:
-        arm = main.of_category(category)
-        per_step, rate = arm.tokens_per_step[0], arm.acceptance_rate[0]
-        cells = [category, f"{len(arm.answers)}", f"{arm.tokens:,}", figure(per_step, ".2f"), figure(rate, ".0%")]
-        if timed and base:
-            cells.append("{:.2f} ({:.2f}-{:.2f})".format(*arm.speedup(base.of_category(category))))
-        elif timed:
-            cells.append(f"{arm.rate:.1f}")
-        table.add_row(*cells)
-    return table
-
-
-def figure(value: float, form: str) -> str:
-    """A number, or nothing where there is none."""
-    return f"{value:{form}}" if value == value else ""
+    main, base = evaluation.main, evaluation.base
+    columns: Columns = {
+        "category": str,
+        "prompts": lambda category: f"{len(main.of_category(category).answers)}",
+        "tokens": lambda category: f"{main.of_category(category).tokens:,}",
+        "tokens/step": lambda category: figure(main.of_category(category).tokens_per_step.value),
+        "acceptance": lambda category: figure(main.of_category(category).acceptance_rate.value, ".0%"),
+    }
+    if evaluation.times_categories and base is not None:
+        speedup = lambda category: f"{main.of_category(category).speedup(base.of_category(category)):.2f}"  # noqa: E731
+        columns = {**columns, "speedup": speedup}
+    elif evaluation.times_categories:
+        columns = {**columns, "tok/s": lambda category: f"{main.of_category(category).rate:.1f}"}
+    return terminal(evaluation.categories, columns, f"{main.name.capitalize()}, by category")

@@ -29,7 +29,7 @@ ANY_ADDRESS = (None, "0.0.0.0", "::")
 
 def run(options: ServeOptions, flags: Sequence[str], *, argv: Sequence[str]) -> int:  # noqa: ARG001
     """Serve a model with a drafter, by vLLM's own OpenAI server; ``flags`` go to vLLM as they are."""
-    path = options.drafter
+    path = options.drafter()
     drafter = load_drafter(path)
     model, tokenizer = load_outline(options.base_model)
     verifier = Verifier(model)

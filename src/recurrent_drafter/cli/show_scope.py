@@ -30,24 +30,24 @@ def run(options: ConversationOptions, *, argv: Sequence[str]) -> int:
     for name, assistant_only in SCOPES.items():
         example = opened.example(assistant_only)
         console.print(Text.assemble(f"{name}: ", (key[0], CONTEXT), " ", (key[1], TRAINED)))
-        console.print(marked(example, tokenizer, colour=console.is_terminal), soft_wrap=True, end="\n\n")
+        console.print(marked(example, tokenizer, color=console.is_terminal), soft_wrap=True, end="\n\n")
         total, trained = len(example.input_ids), int((example.span_ids >= 0).sum())
         positions = int(loss_mask(example, end_ids).sum())
         counts.add_row(name, *(f"{count:,}" for count in (total, total - trained, trained, positions)))
     console.print(counts)
     console.print(
-        "Every token is read as context in both scopes. Positions are the tokens behind which the next ones are\n"
+        "Every token is read as context in both scopes. Positions are the tokens after which the next ones are\n"
         "learned: those that are trained on, except end tokens and the first token of all.",
         soft_wrap=True,
     )
     return 0
 
 
-def marked(example: TrainExample, tokenizer: PreTrainedTokenizerBase, *, colour: bool) -> Text:
-    """The conversation with its two kinds of tokens told apart, by colour or by brackets."""
+def marked(example: TrainExample, tokenizer: PreTrainedTokenizerBase, *, color: bool) -> Text:
+    """The conversation with its two kinds of tokens told apart, by color or by brackets."""
     shown = Text()
     for text, trained in runs(example, tokenizer):
-        if colour:
+        if color:
             shown.append(text, TRAINED if trained else CONTEXT)
         else:
             shown.append(f"[[{text}]]" if trained else text)

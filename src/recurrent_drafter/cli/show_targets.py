@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from recurrent_drafter.cli.conversation import open_conversation
 from recurrent_drafter.cli.options.measuring import ConversationOptions, TargetOptions
 from recurrent_drafter.core.losses import IGNORED
-from recurrent_drafter.measure.divergence import first_divergence, until_end
+from recurrent_drafter.measure.divergence import first_divergence
+from recurrent_drafter.measure.ruler import until_end
 from recurrent_drafter.training.corpus import Pair
 from recurrent_drafter.training.distillation import distil
 from recurrent_drafter.training.examples import loss_mask
@@ -55,7 +56,6 @@ def compared(pair: Pair, prefix: Tensor, found: list[int], count: int) -> str:
 
 
 def generated(pair: Pair, prefix: Tensor, count: int) -> list[int]:
-    """The model's own next tokens."""
     generate: Any = pair.verifier.model.generate
     prompt = prefix[None].to(pair.verifier.device)
     sequences = generate(
@@ -71,7 +71,6 @@ def generated(pair: Pair, prefix: Tensor, count: int) -> list[int]:
 
 
 def shown(root: int, text: Tensor, tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """A position in one line."""
     context = one_line(text[max(root + 1 - SHOWN_TOKENS, 0) : root + 1].tolist(), tokenizer)[-SHOWN_CHARACTERS:]
     return f"{root:>8}  {context:>{SHOWN_CHARACTERS}} > {pieces(tokens, tokenizer)}"
 

@@ -9,11 +9,9 @@ are, for no more than L can be accepted. At position k it is the share of the st
 which k or more were accepted. A step that drafts nothing counts in neither.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-
-import numpy as np
 
 
 @dataclass(frozen=True)
@@ -98,40 +96,3 @@ class Acceptance:
     def by_position(self) -> list[float]:
         """The rate at positions 1, 2, ... of a draft."""
         return [accepted / drafted for accepted, drafted in zip(self.accepted, self.drafted, strict=True)]
-
-
-def sums_interval(
-    rows: Sequence[Sequence[float]],
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-) -> tuple[float, float]:  # (n, C)
-    """Bootstrap interval of a statistic of column sums: rows are drawn whole, so that what belongs together stays so.
-
-    ``statistic`` maps sums (..., C) to values (...). Percentile method, fixed resampling seed.
-
-    >>> sums_interval([(4, 2)] * 9, lambda sums: sums[..., 0] / sums[..., 1])
-    (2.0, 2.0)
-    """
-    sample = np.asarray(rows, dtype=float)
-    if sample.size == 0:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(0).integers(len(sample), size=(resamples, len(sample)))
-    with np.errstate(divide="ignore", invalid="ignore"):  # a draw without any step has no ratio
-        values = statistic(sample[draws].sum(axis=1))
-    values = values[np.isfinite(values)]
-    if values.size == 0:
-        return float("nan"), float("nan")
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def median_interval(values: list[float], *, confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """Bootstrap interval of the median (percentile method, fixed resampling seed)."""
-    sample = np.asarray(values, dtype=float)
-    if sample.size == 0:
-        return float("nan"), float("nan")
-    draws = np.random.default_rng(0).choice(sample, size=(resamples, sample.size))
-    low, high = np.quantile(np.median(draws, axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

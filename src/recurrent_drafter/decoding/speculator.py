@@ -1,7 +1,8 @@
-"""A drafter at work behind transformers' own ``generate``."""
+"""A drafter at work inside transformers' own ``generate``."""
 
 import copy
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,11 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from recurrent_drafter.decoding import preconditions
 from recurrent_drafter.decoding.costs import Costs, Tuning, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter, DraftController, DraftMethod, Embed, FixedController, decode
 from recurrent_drafter.decoding.draft_controller import LONGEST, TreeController
 from recurrent_drafter.decoding.generation_state import DecodeStats, GenerationState, as_tuple, bind_stop_strings
-from recurrent_drafter.decoding.preconditions import (
-    check_drafter,
-    check_ids,
-    check_padding,
-    check_prompt,
-    refuse_unsupported,
-)
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
@@ -40,7 +35,7 @@ QUICK_ROWS = (1, 4, 12, 24, 64, 128)  # timed before the first reply, which wait
 class RecurrentDraftingSpeculator:
     """A drafter at work for a verifier: a decoding method for any stock causal LM.
 
-    ``model.generate(**inputs, custom_generate=speculator)`` runs it behind transformers' own `generate`; `generate` and
+    ``model.generate(**inputs, custom_generate=speculator)`` runs it inside transformers' own `generate`; `generate` and
     `stream` run it with a streamer, with stop strings, or as an iterator.
 
     Args:
@@ -48,6 +43,7 @@ class RecurrentDraftingSpeculator:
         shape: how much to draft and verify at every step. By default that follows measured cost and acceptance, down
             to plain autoregression where speculation does not pay.
         drafting: makes what drafts from the drafter and the verifier's embedding; by default a beam search.
+        clock: seconds; what steps take by it decides how much is drafted.
     """
 
     def __init__(
@@ -55,10 +51,12 @@ class RecurrentDraftingSpeculator:
         drafter: RecurrentDrafter | None,
         shape: DraftShape | None = None,
         drafting: Callable[[RecurrentDrafter, Embed], DraftMethod] = BeamDrafter,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.drafter = drafter
         self.shape = shape
         self.drafting = drafting
+        self.clock = clock
         self.costs: Costs | None = None
         self.tuning: Tuning | None = None  # found beside the drafter
         self._tuned_shape: DraftShape | None = None  # its shape, where it holds
@@ -70,7 +68,7 @@ class RecurrentDraftingSpeculator:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RecurrentDraftingSpeculator":
         """The drafter and what was measured; the copy attaches to the model that it is used with."""
-        twin = type(self)(copy.deepcopy(self.drafter, memo), self.shape, self.drafting)
+        twin = type(self)(copy.deepcopy(self.drafter, memo), self.shape, self.drafting, self.clock)
         twin.costs, twin.tuning, twin._tuned_shape = self.costs, self.tuning, self._tuned_shape
         return twin
 
@@ -193,7 +191,7 @@ class RecurrentDraftingSpeculator:
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """As ``model.generate`` on the attached verifier, with all of its options.
 
-        ``streamer``, and ``stop_strings`` with their ``tokenizer``, work here: behind ``custom_generate`` transformers
+        ``streamer``, and ``stop_strings`` with their ``tokenizer``, work here: inside ``custom_generate`` transformers
         drops them.
         """
 
@@ -241,7 +239,7 @@ class RecurrentDraftingSpeculator:
         self, method: Any, input_ids: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
     ) -> Any:
         """Let transformers prepare inputs, processors and criteria, and call ``method`` with them."""
-        check_ids(input_ids, attention_mask)
+        preconditions.check_ids(input_ids, attention_mask)
         if options.get("assistant_model") is not None:
             raise ValueError("not supported when decoding with a drafter: assistant_model")
         bind_stop_strings(options)
@@ -261,12 +259,12 @@ class RecurrentDraftingSpeculator:
             self.attach_verifier(model)
         verifier = self.verifier
         mask = arguments.get("attention_mask")
-        refuse_unsupported(config, sampler, arguments)
-        check_prompt(state, verifier.context_length)
-        check_padding(state.prompts, mask, arguments.get("position_ids"))
+        preconditions.refuse_unsupported(config, sampler, arguments)
+        preconditions.check_prompt(state, verifier.context_length)
+        preconditions.check_padding(state.prompts, mask, arguments.get("position_ids"))
         draft = self._draft if self.drafter is not None else None
         if self.drafter is not None and draft is not None:
-            check_drafter(self.drafter, self.shape, verifier, state.prompts.shape[1])
+            preconditions.check_drafter(self.drafter, self.shape, verifier, state.prompts.shape[1])
             draft.follow(state)
         packed = self.packed if draft is not None or pays(len(state.prompts)) else ()
         forwards = [pair for linears in packed for pair in linears.forwards()]
@@ -295,5 +293,6 @@ class RecurrentDraftingSpeculator:
                 rows = [count for count in QUICK_ROWS if count <= max(24, 8 * batch)]
                 widths = (saved.beam_width,)
                 self.costs = measure_costs(self.verifier, self._draft, context, rows=rows, widths=widths, repeats=2)
-            self._controllers[temperature] = TreeController(self.costs, DraftShape(saved.beam_width, LONGEST))
+            longest = DraftShape(saved.beam_width, LONGEST)
+            self._controllers[temperature] = TreeController(self.costs, longest, self.clock)
         return self._controllers[temperature]

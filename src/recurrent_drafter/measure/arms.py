@@ -1,14 +1,19 @@
-"""The ways of generating that are compared, all through transformers' own `generate`."""
+"""Prompts in batches, and the ways of generating from them that are compared, all through transformers' `generate`."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.comparison import Arm, Batch, Decoding
+from recurrent_drafter.measure.divergence import Divergence, Draw, first_divergence, processors_of
+from recurrent_drafter.measure.replies import left_padded
+from recurrent_drafter.measure.ruler import Arm, Explain, Run, now, until_end
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.verifier import Verifier
 
@@ -17,43 +22,119 @@ LOOKUP_TOKENS = 10  # what transformers' documentation takes for prompt lookup
 HF, PLAIN, LOOKUP, ASSISTED, AUTO = "HF generate", "autoregression", "HF prompt lookup", "HF assisted", "auto"
 
 
-def options(decoding: Decoding, new_tokens: int) -> dict[str, Any]:
-    """The same arguments of `generate` for every arm; temperature is the only warper."""
-    chosen: dict[str, Any] = {
-        "max_new_tokens": new_tokens,
-        "eos_token_id": list(decoding.end_ids) or [NEVER],
-        "pad_token_id": 0,
-        "do_sample": decoding.temperature > 0,
-    }
-    return chosen | ({"temperature": decoding.temperature, "top_k": 0, "top_p": 1.0} if decoding.temperature else {})
+@dataclass(frozen=True)
+class Decoding:
+    """How every arm decodes: tokens of a reply at most, end tokens (none: sustained), ways of sampling, seed.
+
+    ``sampling`` are arguments of `generate`, the same for every arm.
+    """
+
+    new_tokens: int
+    end_ids: tuple[int, ...] = ()
+    sampling: Mapping[str, Any] = field(default_factory=lambda: {"do_sample": False})
+    seed: int = 0
+
+    @property
+    def is_sampled(self) -> bool:
+        return bool(self.sampling["do_sample"])
+
+    def arguments(self, new_tokens: int | None = None) -> dict[str, Any]:
+        """Of `generate`, for this many new tokens."""
+        ends = {"eos_token_id": list(self.end_ids) or [NEVER], "pad_token_id": 0}
+        return {"max_new_tokens": new_tokens or self.new_tokens, **ends, **self.sampling}
+
+
+def at_temperature(temperature: float) -> dict[str, Any]:
+    """`Decoding.sampling` with temperature as the only warper; 0 is greedy."""
+    warped = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    return warped if temperature else {"do_sample": False}
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts (B, S) to generate from together, left-padded where ``attention_mask`` is 0.
+
+    ``row_ids`` are the rows' numbers in the noise, the same in every arm.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    row_ids: Sequence[int]
+
+    def prompt(self, row: int) -> Tensor:  # (S,), without its pads
+        return self.input_ids[row][self.attention_mask[row].bool()]
+
+
+def batches_of(prompts: Sequence[Tensor], size: int, device: torch.device, *, whole: bool = True) -> list[Batch]:
+    """Prompts (S,) in their order, ``size`` at a time; a last batch that is not full is left out if ``whole``."""
+    starts = range(0, len(prompts) - size + 1 if whole else len(prompts), size)
+    groups = [prompts[start : start + size] for start in starts]
+    return [
+        Batch(*left_padded(group, device), range(start, start + len(group)))
+        for start, group in zip(starts, groups, strict=True)
+    ]
+
+
+def explaining(verifier: Verifier, decoding: Decoding) -> Callable[[Batch], Explain]:
+    """What `judge` asks where rows of a batch differ."""
+
+    def explain(batch: Batch) -> Explain:
+        processors = cache(lambda: processors_of(verifier, batch.input_ids, batch.attention_mask, decoding.arguments()))
+
+        def explained(row: int, expected: Sequence[int], found: Sequence[int]) -> Divergence | None:
+            seed = decoding.seed if decoding.is_sampled else None
+            draw = Draw(batch.input_ids[row], processors(), seed, batch.row_ids[row])
+            return first_divergence(verifier, batch.prompt(row), expected, found, draw)
+
+        return explained
+
+    return explain
 
 
 def hf_arm(name: str, model: PreTrainedModel, decoding: Decoding, **more: Any) -> Arm:
     """Transformers' own decoding. When sampling its noise is another one, so only its speed can be compared."""
+    generate: Any = model.generate
 
-    def generate(batch: Batch, new_tokens: int) -> tuple[Tensor, None]:
-        output = model.generate(  # type: ignore[operator]
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, **options(decoding, new_tokens), **more
-        )
-        return output[:, batch.input_ids.shape[1] :], None
+    def generated(batch: Batch, arguments: dict[str, Any]) -> Tensor:
+        output: Tensor = generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **arguments, **more)
+        return output
 
-    return Arm(name, generate, is_compared=decoding.temperature == 0)
+    return Arm(name, lambda batch: timed(generated, batch, decoding), is_compared=not decoding.is_sampled)
 
 
 def our_arm(name: str, speculator: RecurrentDraftingSpeculator, decoding: Decoding) -> Arm:
-    """This package's decoding; each batch has a seed of its own, the same in every arm."""
+    """This package's decoding."""
 
-    def generate(batch: Batch, new_tokens: int) -> tuple[Tensor, int]:
+    def generated(batch: Batch, arguments: dict[str, Any]) -> Tensor:
         output = speculator.generate(
-            batch.input_ids,
-            batch.attention_mask,
-            seed=decoding.seed + batch.number,
-            **options(decoding, new_tokens),
+            batch.input_ids, batch.attention_mask, seed=decoding.seed, row_ids=batch.row_ids, **arguments
         )
         assert isinstance(output, Tensor)
-        return output[:, batch.input_ids.shape[1] :], speculator.stats.steps
+        return output
 
-    return Arm(name, generate)
+    def run(batch: Batch) -> Run:
+        return timed(generated, batch, decoding, speculator)
+
+    return Arm(name, run)
+
+
+def timed(
+    generated: Callable[[Batch, dict[str, Any]], Tensor],
+    batch: Batch,
+    decoding: Decoding,
+    speculator: RecurrentDraftingSpeculator | None = None,
+) -> Run:
+    """Generate one token, then the replies; a clock around each."""
+    device, prompt_length = batch.input_ids.device, batch.input_ids.shape[1]
+    begun = now(device)
+    generated(batch, decoding.arguments(new_tokens=1))
+    first = now(device)
+    output = generated(batch, decoding.arguments())
+    seconds = now(device) - first
+    ids = [until_end(row, decoding.end_ids) for row in output[:, prompt_length:].tolist()]
+    if speculator is None:
+        return Run(ids, seconds, first - begun)
+    return Run(ids, seconds, first - begun, speculator.stats.steps, speculator.stats.drafts)
 
 
 def variant(speculator: RecurrentDraftingSpeculator, shape: DraftShape | None) -> RecurrentDraftingSpeculator:

@@ -1,10 +1,7 @@
 """Is it a tie or a bug? Outputs compared, and their first divergence explained."""
 
-import itertools
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,11 +14,11 @@ from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hashes import saved_fingerprint
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
-VERIFICATION_FILE = "verify.json"  # the last verification of a drafter, beside it
 NOTHING = -1  # in the place of a token where a reply has ended
+# To see how far ways of computing differ: how many tokens are read again, and in trees of how many nodes.
+REPLAYED, TREES = 32, (2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -29,8 +26,8 @@ class Divergence:
     """Where two replies to one prompt first differ, and whether rounding explains it.
 
     ``margin`` is the distance of the two tokens' scores in a one-row pass: log-probabilities as the processors leave
-    them, with their noise when sampling. ``tolerance`` is twice the largest difference between the log-probabilities of
-    that pass and a tree pass at this place, capped by dtype.
+    them, with their noise when sampling. ``tolerance`` is twice the largest difference between the log-probabilities
+    that the reply's tokens give at this place when they are read row by row and in trees, capped by dtype.
     """
 
     position: int
@@ -95,21 +92,60 @@ def first_divergence(
         return Divergence(shorter, beyond[0], beyond[1], float("inf"), 0.0)
     reply, pair = expected[:position], (expected[position], found[position])
     draw = draw or Draw(prompt)
-    text = torch.cat([prompt.cpu(), torch.tensor(reply, dtype=torch.int64)]).to(verifier.device)
-    with torch.inference_mode():
-        one_row = _last_logits(verifier, text, nodes=1)
-        with PackedLinears(verifier.model).applied():  # as the loop computes it
-            tree = _last_logits(verifier, text, nodes=16)
-        own, other = draw.scores(reply, one_row), draw.scores(reply, tree)
-        both = own.isfinite() & other.isfinite()
-        moved = (one_row.float().log_softmax(-1) - tree.float().log_softmax(-1))[list(pair)].abs()
-        measured = max(float((own - other)[both].abs().max()), float(moved.max()))
-        tolerance = min(2 * measured, TIE_CAPS[verifier.model.dtype])
-        lifted = one_row.clone()
-        lifted[[token for token in pair if own[token] == -torch.inf]] += tolerance
-        passes = ((own, 0.0), (other, float(moved.max())), (draw.scores(reply, lifted), tolerance))
-        margin = _margin(draw, position, passes, torch.tensor(pair, device=verifier.device))
+    one_row, *trees = ways_of_computing(verifier, prompt, reply)
+    own = draw.scores(reply, one_row)
+    others = [_Other.of(one_row, tree, own, draw.scores(reply, tree), pair) for tree in trees]
+    tolerance = min(2 * max(other.measured for other in others), TIE_CAPS[verifier.model.dtype])
+    lifted = one_row.clone()
+    lifted[[token for token in pair if own[token] == -torch.inf]] += tolerance
+    passes = [(own, 0.0), *((other.scores, other.moved) for other in others), (draw.scores(reply, lifted), tolerance)]
+    margin = _margin(draw, position, passes, torch.tensor(pair, device=one_row.device))
     return Divergence(position, *pair, margin, tolerance)
+
+
+@dataclass(frozen=True)
+class _Other:
+    """Another way of computing the same logits: scores as processors leave them, and how far they are from one row's.
+
+    ``measured`` is the largest difference of all; ``moved`` that of the two tokens' own log-probabilities.
+    """
+
+    scores: Tensor
+    measured: float
+    moved: float
+
+    @classmethod
+    def of(cls, one_row: Tensor, tree: Tensor, own: Tensor, scores: Tensor, pair: Sequence[int]) -> "_Other":
+        both = own.isfinite() & scores.isfinite()
+        moved = (one_row.float().log_softmax(-1) - tree.float().log_softmax(-1))[list(pair)].abs().max()
+        return cls(scores, max(float((own - scores)[both].abs().max()), float(moved)), float(moved))
+
+
+@torch.inference_mode()
+def ways_of_computing(verifier: Verifier, prompt: Tensor, reply: Sequence[int]) -> list[Tensor]:  # (S,) -> each (V,)
+    """Logits after ``reply``, computed as different arms do: a row at a time, then in trees of `TREES` nodes.
+
+    What the cache holds differs between arms as much as the last pass does, so the reply's newest `REPLAYED` tokens are
+    read again, each as the root of such a tree. Only the root is kept: a tree that is wrong below it changes nothing.
+    """
+    text = torch.cat([prompt.cpu(), torch.tensor(reply, dtype=torch.int64)]).to(verifier.device)
+    count = min(max(len(reply), 1), REPLAYED)
+    found = [_replayed(verifier, text, count, nodes=1)]
+    with PackedLinears(verifier.model).applied():  # as the loop computes
+        return found + [_replayed(verifier, text, count, nodes) for nodes in TREES]
+
+
+def _replayed(verifier: Verifier, text: Tensor, count: int, nodes: int) -> Tensor:  # (S,) -> (V,)
+    """Logits after the text, each of its last ``count`` tokens verified as the root of a tree of ``nodes``."""
+    session, _ = verifier.open(text[None, :-count], None, len(text) + nodes)
+    for root in text[-count:].split(1):
+        zeros = torch.zeros(1, nodes, dtype=torch.int64, device=text.device)
+        depths = zeros.clone()
+        depths[:, 1:] = 1
+        tree = DraftTree(root.expand(1, nodes), zeros, depths, zeros.float(), max_depth=min(nodes - 1, 1))
+        verified = session.forward_tree(tree)
+        session.keep(zeros[:, :1], [0])
+    return verified.logits[0, 0]
 
 
 def _margin(draw: Draw, position: int, passes: Sequence[tuple[Tensor, float]], pair: Tensor) -> float:
@@ -130,65 +166,6 @@ def _margin(draw: Draw, position: int, passes: Sequence[tuple[Tensor, float]], p
     return float("inf")
 
 
-def _last_logits(verifier: Verifier, text: Tensor, nodes: int) -> Tensor:  # (S,) -> (V,)
-    """Logits after the text, its last token verified as the root of a tree of ``nodes``."""
-    session, _ = verifier.open(text[None, :-1], None, len(text) + nodes)
-    root = text[-1:]
-    tree = root_tree(root)
-    if nodes > 1:
-        zeros = torch.zeros(1, nodes, dtype=torch.int64, device=text.device)
-        depths = zeros.clone()
-        depths[:, 1:] = 1
-        tree = DraftTree(root.expand(1, nodes), zeros, depths, zeros.float(), max_depth=1)
-    return session.forward_tree(tree).logits[0, 0]
-
-
-Replies = list[list[int]]
-# prompts (B, S), attention mask (B, S), each row's id -> replies without what stands behind their end
-GenerateBatch = Callable[[Tensor, Tensor, list[int]], Replies]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One prompt's replies by two ways of decoding, the first of which is the reference."""
-
-    prompt: int
-    reference: str
-    candidate: str
-    divergence: Divergence | None
-
-    @property
-    def kind(self) -> str:
-        """``identical``, ``tie`` or ``BUG``."""
-        if self.divergence is None:
-            return "identical"
-        return "tie" if self.divergence.is_tie else "BUG"
-
-
-def compare_batch(
-    verifier: Verifier,
-    arms: dict[str, GenerateBatch],
-    references: Sequence[str],
-    batch: tuple[Tensor, Tensor],
-    row_ids: list[int],
-    draw: Callable[[int], Draw],
-) -> list[Comparison]:
-    """Decode left-padded prompts and their mask (B, S) in every way, and compare each with the references before it.
-
-    ``row_ids`` are the prompts' numbers; ``draw`` tells of a row (of the batch) how its tokens are drawn.
-    """
-    input_ids, attention_mask = batch
-    pairs = [pair for pair in itertools.combinations(arms, 2) if pair[0] in references]
-    replies = {name: generate(input_ids, attention_mask, row_ids) for name, generate in arms.items()}
-    found = []
-    for row, number in enumerate(row_ids):
-        prompt = input_ids[row][attention_mask[row].bool()]
-        for reference, candidate in pairs:
-            difference = first_divergence(verifier, prompt, replies[reference][row], replies[candidate][row], draw(row))
-            found.append(Comparison(number, reference, candidate, difference))
-    return found
-
-
 def processors_of(
     verifier: Verifier, input_ids: Tensor, attention_mask: Tensor, options: dict[str, Any]
 ) -> tuple[LogitsProcessor, ...]:
@@ -202,31 +179,3 @@ def processors_of(
         input_ids=input_ids, attention_mask=attention_mask, custom_generate=method, **options
     )
     return processors
-
-
-def until_end(reply: Sequence[int], end_ids: Sequence[int]) -> list[int]:
-    """A reply up to its first end token, without the padding behind it."""
-    ends = [place for place, token in enumerate(reply) if token in end_ids]
-    return list(reply[: ends[0] + 1] if ends else reply)
-
-
-def read_verification(folder: Path) -> dict[str, Any]:
-    """What was left of the last verification of the drafter in a folder. Raises ValueError unless it was passed.
-
-    It counts only for the config and the weights that were verified.
-    """
-    again = f"run recurrent-drafter verify --base_model MODEL --speculator_path {folder}"
-    path = folder / VERIFICATION_FILE
-    if not path.is_file():
-        raise ValueError(f"the drafter at {folder} was never verified: {again}")
-    try:
-        record = json.loads(path.read_text())
-        of, bugs = record["drafter"], int(record["bugs"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({type(error).__name__}): {again}") from None
-    if of != saved_fingerprint(folder):
-        raise ValueError(f"{path} is of other weights or another config than the drafter has now: {again}")
-    if bugs:
-        raise ValueError(f"the last verification of the drafter at {folder} found {bugs} bugs: {again}")
-    verified: dict[str, Any] = record
-    return verified

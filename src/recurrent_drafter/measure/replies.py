@@ -133,7 +133,7 @@ class HeldOutReplies:
         accepted = torch.cat([_n_accepted(draft, shape, *piece) for piece in pieces])
         results = walk_metrics([n.tolist() for n in accepted.split(list(map(len, self.hiddens)))], shape.beam_length)
         if top_k > 0:
-            known = _Known(shape.beam_length, min(top_k, len(drafter.draft_ids)))
+            known = _TeacherForced(shape.beam_length, min(top_k, len(drafter.draft_ids)))
             for hidden, token, ahead in pieces:
                 known.add(drafter, verifier, hidden, token, ahead[:, :-1])
             results |= known.metrics()
@@ -169,7 +169,7 @@ def walk_metrics(n_accepted: Sequence[list[int]], length: int) -> dict[str, floa
     return {"tokens_per_step": total.tokens_per_step, **shares}
 
 
-class _Known:
+class _TeacherForced:
     """Counts of the teacher-forced figures: hits (L, top_k) among tokens (L,), and the loss of those (L,) in D."""
 
     def __init__(self, depths: int, top_k: int) -> None:

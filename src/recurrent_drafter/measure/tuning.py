@@ -7,33 +7,44 @@ only the few best have to prove themselves.
 
 import dataclasses
 import itertools
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from recurrent_drafter.core.metrics import Walk, median_interval, walk
+from recurrent_drafter.core.metrics import Walk, walk
 from recurrent_drafter.core.tree import prefix_tree
-from recurrent_drafter.decoding.costs import MEASURED_ROWS, Costs, least_seconds, measure_costs
-from recurrent_drafter.decoding.decode import BeamDrafter, Draft, DraftController, decode
-from recurrent_drafter.decoding.generation_state import GenerationState
-from recurrent_drafter.decoding.sampler import Sampler
-from recurrent_drafter.measure.replies import HeldOutReplies, accepted_along
+from recurrent_drafter.decoding.costs import MEASURED_ROWS, Costs, Tuning, conditions, measure_costs
+from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import (
+    AUTO,
+    PLAIN,
+    Decoding,
+    batches_of,
+    explaining,
+    our_arm,
+    variant,
+    without_drafter,
+)
+from recurrent_drafter.measure.replies import HeldOutReplies, accepted_along, greedy_replies
+from recurrent_drafter.measure.ruler import Estimate, Trial, Verdict, compare, ratio, tokens_per_step
+from recurrent_drafter.measure.verification import Comparison
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
 
 MOST_NODES = 64
 NODES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, MOST_NODES)
+REPLIES = 32  # of the verifier at a time
 Grid = dict[tuple[int, int], float]  # (width, length) -> a figure
 
 
 @dataclass(frozen=True)
-class Acceptance:
+class DraftRanks:
     """How the drafts of one beam width fare along known replies, at every length and number of nodes at once.
 
     ``ranks`` has for each reply (R, L, L): entry [i, l - 1, d - 1] counts the nodes that go before the d-th accepted
@@ -51,7 +62,7 @@ class Acceptance:
 REJECTED = torch.iinfo(torch.int64).max
 
 
-def measure_acceptance(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> Acceptance:
+def measure_acceptance(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> DraftRanks:
     """Draft once at every token of the replies; shorter drafts are the beginnings of these."""
     draft = BeamDrafter(drafter, held_out.verifier.embed)
     ranks = []
@@ -62,11 +73,11 @@ def measure_acceptance(held_out: HeldOutReplies, drafter: RecurrentDrafter, widt
             tree = prefix_tree(root, beams, 1 + width * length)
             accepted = accepted_along(root, tree)
             ranks.append(path_ranks(tree.log_probs, accepted.path, accepted.n_accepted, width).cpu())
-    return Acceptance(ranks)
+    return DraftRanks(ranks)
 
 
 def path_ranks(log_probs: Tensor, path: Tensor, n_accepted: Tensor, width: int) -> Tensor:
-    """`Acceptance.ranks` of a whole lattice's log-probabilities (R, 1 + L W) and the paths (R, M) through it."""
+    """`DraftRanks.ranks` of a whole lattice's log-probabilities (R, 1 + L W) and the paths (R, M) through it."""
     rows, nodes = log_probs.shape
     length = (nodes - 1) // width
     number = torch.arange(nodes, device=path.device)
@@ -83,57 +94,6 @@ def path_ranks(log_probs: Tensor, path: Tensor, n_accepted: Tensor, width: int) 
 
 
 @dataclass(frozen=True)
-class BatchCosts:
-    """What a step costs with ``batch`` rows: verifying (by the nodes of all rows together) and drafting, in seconds."""
-
-    batch: int
-    verify: Costs
-    drafting: Grid
-
-    def __call__(self, shape: DraftShape | None) -> float:
-        """A step at a shape; without one, of plain autoregression."""
-        nodes = 1 if shape is None else shape.nodes
-        drafting = 0.0 if shape is None else self.drafting[shape.beam_width, shape.beam_length]
-        return float(self.verify.verifying(self.batch * nodes)) + drafting
-
-    def of_width(self, width: int) -> Costs:
-        """The costs as `TreeController` takes them, with what one more token of this width's drafts takes."""
-        lengths = sorted(length for other, length in self.drafting if other == width)
-        first, last = (self.drafting[width, length] for length in (lengths[0], lengths[-1]))
-        level = (last - first) / (lengths[-1] - lengths[0]) if len(lengths) > 1 else last / lengths[0]
-        return dataclasses.replace(self.verify, draft_level=max(level, 1e-6))
-
-
-def measure_batch_costs(
-    verifier: Verifier,
-    drafter: RecurrentDrafter,
-    batch: int,
-    context: int,
-    widths: Sequence[int],
-    lengths: Sequence[int],
-) -> BatchCosts:
-    """Time steps and drafts of ``batch`` rows behind ``context`` tokens."""
-    hidden = torch.zeros(batch, verifier.hidden_size, dtype=verifier.model.dtype, device=verifier.device)
-    root = torch.zeros(batch, dtype=torch.int64, device=verifier.device)
-    most = min(MOST_NODES, 1 + max(widths) * max(lengths))
-    rows = [count for count in MEASURED_ROWS if count <= most]
-
-    draft = BeamDrafter(drafter, verifier.embed)
-
-    def drafted(width: int, length: int) -> None:
-        draft(hidden, root, width, length).log_probs.tolist()
-
-    drafting: Grid = {}
-    with torch.inference_mode():
-        costs = measure_costs(verifier, draft, context, batch=batch, rows=rows, widths=widths[:1])
-        for width in widths:
-            seconds = least_seconds([partial(drafted, width, length) for length in lengths], repeats=5)
-            line = np.polynomial.Polynomial.fit(lengths, seconds, deg=min(1, len(lengths) - 1))  # every level is alike
-            drafting |= {(width, length): max(float(line(length)), 1e-6) for length in lengths}
-    return BatchCosts(batch, costs, drafting)
-
-
-@dataclass(frozen=True)
 class Prediction:
     """What a shape is expected to yield in a step, and how much faster than autoregression it should be."""
 
@@ -142,9 +102,7 @@ class Prediction:
     speedup: float
 
 
-def predict(
-    acceptances: dict[int, Acceptance], single: BatchCosts, full: BatchCosts, lengths: Sequence[int]
-) -> list[Prediction]:
+def predict(acceptances: dict[int, DraftRanks], single: Costs, full: Costs, lengths: Sequence[int]) -> list[Prediction]:
     """All shapes at which acceptance and costs are known, the fastest first.
 
     Replies are taken in batches as they will be decoded: a batch goes on, with fewer rows, until its last row is done.
@@ -161,9 +119,9 @@ def predict(
     return sorted(found, key=lambda prediction: -prediction.speedup)
 
 
-def _seconds(steps: Sequence[int], shape: DraftShape | None, single: BatchCosts, full: BatchCosts) -> float:
+def _seconds(steps: Sequence[int], shape: DraftShape | None, single: Costs, full: Costs) -> float:
     """What replies that take so many steps cost, ``full.batch`` at a time; between one row and all, linearly."""
-    one, all_rows, batch = single(shape), full(shape), full.batch
+    one, all_rows, batch = single.step(shape), full.step(shape), full.batch
     slope = (all_rows - one) / (batch - 1) if batch > 1 else 0.0
     seconds = 0.0
     for start in range(0, len(steps), batch):
@@ -181,68 +139,144 @@ def best_of_each_cell(predictions: Sequence[Prediction]) -> dict[tuple[int, int]
     return cells
 
 
-@dataclass(frozen=True)
-class Timed:
-    """One batch decoded: the replies, and steps (summed over rows) and seconds behind prefill."""
+Tracked = Callable[[Sequence[Any], str], Iterable[Any]]  # things to do and what they are: shows how far it is
 
-    replies: list[list[int]]
-    steps: int
-    seconds: float
+
+@dataclass(frozen=True)
+class Search:
+    """What is tuned, with what, and which shapes are tried; the ``confirm`` best of them prove themselves."""
+
+    speculator: RecurrentDraftingSpeculator
+    prompts: Sequence[Tensor]
+    decoding: Decoding
+    batch_sizes: Sequence[int]
+    widths: Sequence[int]
+    lengths: Sequence[int]
+    confirm: int = 3
+    tracked: Tracked = lambda things, said: things  # noqa: ARG005
 
     @property
-    def tokens(self) -> int:
-        """Those that the steps emitted; prefill's own are not among them."""
-        return sum(map(len, self.replies)) - len(self.replies)
+    def drafter(self) -> RecurrentDrafter:
+        drafter = self.speculator.drafter
+        assert drafter is not None
+        return drafter
+
+    def run(self) -> tuple[list["BatchFindings"], Costs]:
+        """Acceptance once; costs, predictions and their check at every batch size; and a single sequence's costs."""
+        acceptances = self._acceptances()
+        sizes = list(dict.fromkeys([1, *self.batch_sizes]))
+        costs = {batch: self._costs(batch) for batch in self.tracked(sizes, "costs at each batch size")}
+        findings = []
+        for batch in self.batch_sizes:
+            cells = best_of_each_cell(predict(acceptances, costs[1], costs[batch], self.lengths))
+            trials = self._check(batch, list(cells.values())[: self.confirm], costs[1])
+            findings.append(BatchFindings(batch, costs[batch], cells, trials))
+        return findings, costs[1].of_width(findings[0].best.shape.beam_width)
+
+    def _acceptances(self) -> dict[int, DraftRanks]:
+        verifier, decoding = self.speculator.verifier, self.decoding
+        batches = [self.prompts[start : start + REPLIES] for start in range(0, len(self.prompts), REPLIES)]
+        replies = [
+            reply
+            for prompts in self.tracked(batches, "the verifier's own replies")
+            for reply in greedy_replies(verifier, prompts, decoding.new_tokens, decoding.end_ids)
+        ]
+        held_out, longest = HeldOutReplies(verifier, replies), max(self.lengths)
+        widths = self.tracked(self.widths, "acceptance at each width")
+        return {width: measure_acceptance(held_out, self.drafter, width, longest) for width in widths}
+
+    def _costs(self, batch: int) -> Costs:
+        """In the middle of replies to prompts of the usual length."""
+        context = sorted(map(len, self.prompts))[len(self.prompts) // 2] + self.decoding.new_tokens // 2
+        most = min(MOST_NODES, 1 + max(self.widths) * max(self.lengths))
+        rows = [count for count in MEASURED_ROWS if count <= most]
+        return packed_costs(
+            self.speculator.verifier, self.drafter, context, batch=batch, rows=rows, widths=self.widths,
+            lengths=self.lengths,
+        )  # fmt: skip
+
+    def _check(self, batch: int, best: Sequence[Prediction], single: Costs) -> list[Trial]:
+        """Decode with the best shapes and `auto`, interleaved with autoregression, whose output is the reference."""
+        speculator, verifier = self.speculator, self.speculator.verifier
+        top = best[0].shape
+        auto = RecurrentDraftingSpeculator(self.drafter)
+        auto.tuning = Tuning(top, single.of_width(top.beam_width), conditions(verifier.model))
+        auto.attach_verifier(verifier.model)
+        ways = {PLAIN: without_drafter(speculator)}
+        ways |= {label(found.shape): variant(speculator, found.shape) for found in best}
+        arms = [our_arm(name, way, self.decoding) for name, way in {**ways, AUTO: auto}.items()]
+        batches = batches_of(self.prompts, batch, verifier.device, whole=False)
+        said = f"decoding at batch {batch}, {len(arms)} ways"
+        return list(compare(arms, self.tracked(batches, said), explaining(verifier, self.decoding)))
 
 
-def decode_timed(
-    verifier: Verifier,
-    draft: Draft,
-    controller: DraftController,
-    batch: tuple[Tensor, Tensor],
-    new_tokens: int,
-    end_ids: Sequence[int],
-) -> Timed:
-    """Decode prompts and mask (B, S) greedily, with the clock started when prefill is done."""
-    input_ids, attention_mask = batch
-    state = GenerationState(input_ids, new_tokens, end_ids)
-    with torch.inference_mode():
-        steps = decode(verifier, draft, controller, state, Sampler(state), attention_mask)
-        next(steps)
-        begun = time.perf_counter()
-        for _ in steps:
-            pass
-        return Timed(state.generated, sum(state.steps), time.perf_counter() - begun)
+@dataclass(frozen=True)
+class BatchFindings:
+    """What was measured at one batch size: costs, each cell's best prediction, and the trials that checked them."""
+
+    batch: int
+    costs: Costs
+    cells: dict[tuple[int, int], Prediction]
+    trials: Sequence[Trial]
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.trials[0].runs)
+
+    @property
+    def best(self) -> Prediction:
+        """The fastest shape of those that were decoded with."""
+        tried = [cell for cell in self.cells.values() if label(cell.shape) in self.arms]
+        return max(tried, key=lambda cell: self.speedup(label(cell.shape)).value)
+
+    def speedup(self, arm: str, *, decoding_only: bool = False) -> Estimate:
+        """Over autoregression, of the whole reply."""
+        return ratio(self.trials, arm, PLAIN, decoding_only=decoding_only)
+
+    def tokens_per_step(self, arm: str) -> float:
+        return tokens_per_step([trial.runs[arm] for trial in self.trials])
+
+    def verdicts(self, arm: str) -> list[Verdict]:
+        return [judged for trial in self.trials for judged in trial.verdicts[arm]]
+
+    @property
+    def differing(self) -> list[Comparison]:
+        """Every divergence from autoregression's output."""
+        compared = (
+            Comparison(number, PLAIN, arm, judged)
+            for trial in self.trials
+            for arm, verdicts in trial.verdicts.items()
+            for number, judged in zip(trial.batch.row_ids, verdicts, strict=True)
+        )
+        return [found for found in compared if found.verdict.divergence is not None]
+
+    def as_record(self) -> dict[str, Any]:
+        drafts = [
+            {"beam_width": width, "beam_length": length, "seconds": seconds}
+            for (width, length), seconds in self.costs.drafts.items()
+        ]
+        decoded = {
+            arm: {
+                "tokens_per_step": self.tokens_per_step(arm),
+                "speedup": dataclasses.astuple(self.speedup(arm)),
+                "decoding_only": dataclasses.astuple(self.speedup(arm, decoding_only=True)),
+            }
+            for arm in self.arms
+        }
+        return {
+            "batch_size": self.batch,
+            "costs": {"rows": self.costs.rows, "verify": self.costs.verify, "draft": drafts},
+            "predicted": [dataclasses.asdict(cell) for cell in self.cells.values()],
+            "decoded": decoded,
+        }
 
 
-def confirm(
-    decoders: dict[str, Callable[[tuple[Tensor, Tensor]], Timed]],
-    batches: Sequence[tuple[Tensor, Tensor]],
-    done: Callable[[], None] = lambda: None,
-) -> dict[str, list[Timed]]:
-    """Decode every batch in every way, the order changing from batch to batch; the first once more in front."""
-    names = list(decoders)
-    timed: dict[str, list[Timed]] = {name: [] for name in names}
-    for decoder in decoders.values():
-        decoder(batches[0])
-    for number, batch in enumerate(batches):
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            timed[name].append(decoders[name](batch))
-        done()
-    return timed
+def label(shape: DraftShape) -> str:
+    """A shape in a table: beams x length, and its nodes."""
+    return f"{shape.beam_width} x {shape.beam_length}, {shape.nodes} nodes"
 
 
-def tokens_per_step(runs: Sequence[Timed]) -> float:
-    """Tokens that a row gets from a step."""
-    return sum(run.tokens for run in runs) / max(sum(run.steps for run in runs), 1)
-
-
-def speedup(runs: Sequence[Timed], base: Sequence[Timed]) -> tuple[float, float, float]:
-    """Median over the batches of the ratio of tokens per second, with its 95 % interval."""
-    ratios = [
-        (own.tokens / own.seconds) / (other.tokens / other.seconds)
-        for own, other in zip(runs, base, strict=True)
-        if own.tokens and other.tokens
-    ]
-    return (float(np.median(ratios)) if ratios else float("nan"), *median_interval(ratios))
+def packed_costs(verifier: Verifier, drafter: RecurrentDrafter, context: int, **options: Any) -> Costs:
+    """`measure_costs` as decoding runs: weights packed, without gradients."""
+    with torch.inference_mode(), PackedLinears(verifier.model).applied(), PackedLinears(drafter).applied():
+        return measure_costs(verifier, BeamDrafter(drafter, verifier.embed), context, **options)

@@ -1,5 +1,6 @@
 """Paths that people name: each looked at before anything loads, and told in one line what is wrong with it."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def check_checkpoint(asked: str) -> None:
         raise OSError(f"there is no checkpoint at {asked}: give a folder checkpoint-N, or True for the newest one")
 
 
+def check_readable(path: str, flag: str = "") -> None:
+    """Raise OSError unless it can be opened; ``flag`` says what named it."""
+    try:
+        Path(path).expanduser().open("rb").close()
+    except OSError as error:
+        raise OSError(f"{flag} {path} cannot be read ({error.strerror})".strip()) from None
+
+
 def check_writable(path: str | Path) -> None:
     """Raise OSError unless ``path`` can be written as a file; leaves what is there as it is."""
     path = Path(path)
@@ -45,6 +54,15 @@ def check_writable(path: str | Path) -> None:
         raise OSError(
             f"{path} cannot be written ({error.strerror}): give a file in a folder that exists and is yours"
         ) from None
+
+
+def check_folder(folder: str) -> None:
+    """Raise OSError unless files can be written into the folder, or it can be made. Makes nothing."""
+    there = next(path for path in (Path(folder), *Path(folder).absolute().parents) if path.exists())
+    wrong = None if there.is_dir() else f"{there} is a file"
+    wrong = wrong or (None if os.access(there, os.W_OK) else f"{there} is not yours to write to")
+    if wrong is not None:
+        raise OSError(f"--output_dir {folder} cannot be written to ({wrong}): give another folder")
 
 
 def make_writable(folder: str | Path) -> None:

@@ -7,10 +7,11 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from recurrent_drafter.bench.summary import markdown, rows_of
+from recurrent_drafter.bench.columns import COLUMNS, NONE, recorded_rows
 from recurrent_drafter.formats.hub_names import is_hub_name
+from recurrent_drafter.measure.ruler import Estimate
 from recurrent_drafter.models.config import RecurrentDraftingConfig
-from recurrent_drafter.report.document import markdown_table
+from recurrent_drafter.report.tables import markdown, markdown_table
 
 Record = Mapping[str, Any]
 UNSTATED = "not-stated"
@@ -141,12 +142,13 @@ def _tuning(tuning: Record) -> Iterator[str]:
             str(batch["batch_size"]),
             name,
             f"{found['tokens_per_step']:.2f}",
-            "{:.2f} ({:.2f}-{:.2f})".format(*found["speedup"]),
+            f"{Estimate(*found['speedup']):.2f}",
+            f"{Estimate(*found.get('decoding_only', [NONE])):.2f}",  # which older files lack
         ]
         for batch in tuning["batches"]
         for name, found in batch["decoded"].items()
     ]
-    yield markdown_table(["batch", "shape", "tokens/step", "speed-up"], rows)
+    yield markdown_table(["batch", "shape", "tokens/step", "speed-up", "decoding only"], rows)
     yield _command(["recurrent-drafter", "tune", *tuning["argv"]])
 
 
@@ -159,7 +161,7 @@ def _bench(bench: Sequence[Record]) -> Iterator[str]:
     how = "greedy" if options["temperature"] == 0 else f"temperature {options['temperature']:g}"
     yield "### Ways of decoding compared"
     yield f"{protocol}, {how}, batch {options['batch_size']}, {_machine(made)}."
-    yield markdown(rows_of("bench", [dict(record) for record in bench])).rstrip()
+    yield markdown(recorded_rows("bench", [dict(record) for record in bench]), COLUMNS).rstrip()
     yield _command(["recurrent-drafter", "bench", *made["argv"]])
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from recurrent_drafter.measure.ruler import Estimate
 from recurrent_drafter.measure.tuning import Grid
-from recurrent_drafter.reproduce.statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,8 +43,7 @@ def intervals(groups: Mapping[str, Mapping[str, Estimate]], label: str) -> bytes
         ticks.append(place + (len(group) - 1) / 2)
         for member, estimate in group.items():
             color = COLORS[members.index(member) % len(COLORS)]
-            # An interval of percentiles need not hold the figure itself.
-            reach = [[max(estimate.value - estimate.low, 0)], [max(estimate.high - estimate.value, 0)]]
+            reach = [[end] for end in estimate.reach]
             named = any(member == text for text in axes.get_legend_handles_labels()[1])
             axes.errorbar(
                 estimate.value, place, xerr=reach, fmt="o", color=color, capsize=2, label=None if named else member

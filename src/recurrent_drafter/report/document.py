@@ -8,11 +8,7 @@ from typing import ClassVar
 
 from jinja2 import Environment, PackageLoader
 
-
-def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under the names of their columns, in Markdown."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+from recurrent_drafter.report.tables import markdown_table
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from recurrent_drafter.measure.ruler import Estimate
 from recurrent_drafter.report import sweeps, trainings
 from recurrent_drafter.report.charts import MISSING, can_draw
 from recurrent_drafter.report.document import Block, Code, Document, Items, Paragraph, Section, Table
 from recurrent_drafter.report.published import DISTILLATION, MAIN, TREE_SAVES
 from recurrent_drafter.report.words import SCOPES, VERDICTS, change, percent, place
-from recurrent_drafter.reproduce.findings import Arm, Findings, Place
+from recurrent_drafter.reproduce.findings import Findings, Place, Recipe
 from recurrent_drafter.reproduce.results import RESULTS, Record, Results
-from recurrent_drafter.reproduce.statistics import Estimate
+from recurrent_drafter.reproduce.statistics import says
 
 NAME = "report"
 
@@ -57,7 +58,7 @@ def summary(results: Results, findings: Findings) -> Iterator[Block]:
 def distilled_line(findings: Findings) -> Iterator[str]:
     """Distilled targets against ground truth: the last arm at every place, and how all comparisons ended."""
     arms = [arm for arm in findings.trainings if arm.method == "distilled" and arm.rnn]
-    said: list[tuple[Arm, Place, Estimate]] = []
+    said: list[tuple[Recipe, Place, Estimate]] = []
     for arm in arms:
         for where in findings.places:
             ratio = findings.gain(arm, dataclasses.replace(arm, method="ground_truth"), where)
@@ -67,10 +68,10 @@ def distilled_line(findings: Findings) -> Iterator[str]:
         if arm == arms[-1]:
             yield (
                 f"Distilled targets over ground truth, learnt from {SCOPES[arm.scope]} of {arm.training_set}, "
-                f"evaluated on {place(where)}: {change(ratio)}, {VERDICTS[ratio.verdict]}."
+                f"evaluated on {place(where)}: {change(ratio)}, {VERDICTS[says(ratio)]}."
             )
     if len({arm for arm, *_ in said}) > 1:
-        ended = [ratio.verdict for *_, ratio in said]
+        ended = [says(ratio) for *_, ratio in said]
         yield (
             f"Of all {len(said)} such comparisons (sets, scopes, beams), {ended.count('more')} say more tokens per "
             f"step, {ended.count('fewer')} fewer, and {ended.count('undecided')} are undecided."

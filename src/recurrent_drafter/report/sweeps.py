@@ -2,17 +2,13 @@
 
 from collections.abc import Iterator
 
-import numpy as np
-
+from recurrent_drafter.measure.arms import AUTO
+from recurrent_drafter.measure.ruler import BUG, TIE, Estimate, Verdict, interval, ratio_of_sums, verdict
 from recurrent_drafter.report import charts
 from recurrent_drafter.report.document import Block, Paragraph, Picture, Section, Table
 from recurrent_drafter.report.published import APPLE_MLX, BEST_WIDTH, MAIN, TREE_SAVES, VOCABULARY
-from recurrent_drafter.report.words import figure
 from recurrent_drafter.reproduce.findings import Findings
 from recurrent_drafter.reproduce.results import Record
-from recurrent_drafter.reproduce.statistics import Estimate, Walks, tokens_per_step
-
-AUTO = "auto"
 
 
 def sections(findings: Findings) -> Iterator[Section]:
@@ -29,42 +25,47 @@ def sections(findings: Findings) -> Iterator[Section]:
 
 def protocol(shapes: Record) -> str:
     """What a speed is nothing without."""
+    whole = all("decoding_only" in entry for entry in shapes["batches"][0]["decoded"].values())
     return (
         f"greedy, {shapes['dtype']}, {shapes['prompts']} prompts, exactly {shapes['new_tokens']} new tokens each (end "
-        f"tokens ignored), prefill excluded, drafter {shapes['drafter']}"
+        f"tokens ignored), prefill {'included' if whole else 'excluded'}, drafter {shapes['drafter']}"
     )
 
 
 def identical(batch: Record) -> str:
     """What became of the comparison with plain autoregression's output."""
-    if batch["bugs"]:
-        return f"NO: {batch['bugs']} replies differ"
-    return f"yes, but {batch['ties']} numeric ties" if batch["ties"] else "yes"
+    return verdict([*[Verdict(BUG)] * batch["bugs"], *[Verdict(TIE)] * batch["ties"]])
 
 
 def measured(entry: Record) -> str:
-    return figure(Estimate(*entry["speedup"]))
+    return f"{Estimate(*entry['speedup']):.2f}"
+
+
+def decoding_only(entry: Record) -> str:
+    """Nothing in what was measured before the whole reply was."""
+    return f"{Estimate(*entry.get('decoding_only', [float('nan')])):.2f}"
 
 
 def walked_along(row: Record) -> Estimate:
     """One drafter's tokens per step, with an interval over replies."""
-    return tokens_per_step(Walks(np.array([row["steps"]], float), np.array(row["tokens"], float)))
+    return interval(list(zip(row["tokens"], row["steps"], strict=True)), ratio_of_sums)
 
 
 def speed(shapes: Record) -> Iterator[Block]:
     """The fastest ways at batch 1, and everybody else's."""
     first = shapes["batches"][0]
     own = [
-        [f"here: {name}", measured(entry), f"{entry['tokens_per_step']:.2f}", "this machine, see the end", "measured"]
+        [f"here: {name}", measured(entry), decoding_only(entry), f"{entry['tokens_per_step']:.2f}",
+         "this machine, see the end", "measured"]
         for name, entry in first["decoded"].items()
         if name in (AUTO, first["best"])
-    ]
-    published = [[x.what, f"{x.speedup:.2f}", f"{x.tokens_per_step:.2f}", x.where, x.grade] for x in MAIN]
+    ]  # fmt: skip
+    published = [[x.what, f"{x.speedup:.2f}", "", f"{x.tokens_per_step:.2f}", x.where, x.grade] for x in MAIN]
     yield Table(
         f"Speed over plain autoregression in the same loop, and tokens per step. Here: batch 1, {protocol(shapes)}; "
         "median over prompts with its 95 % interval. Published: grade P was read in the primary source, S in a "
         "secondary one.",
-        ["what", "speed", "tokens per step", "where", "grade"],
+        ["what", "speed", "decoding only", "tokens per step", "where", "grade"],
         own + published,
     )
     yield Paragraph(
@@ -95,7 +96,7 @@ def width_and_length(shapes: Record) -> Iterator[Block]:
     rows = [
         [
             f"{width} x {length}",
-            figure(walked[width, length]),
+            f"{walked[width, length]:.2f}",
             str(cell["shape"]["max_tree_nodes"]),
             f"{cell['tokens_per_step']:.2f}",
             f"{cell['speedup']:.2f}",
@@ -120,12 +121,13 @@ def batches(shapes: Record) -> Iterator[Block]:
             if name in (AUTO, batch["best"]):
                 size = str(batch["batch_size"])
                 runs = str(-(-shapes["prompts"] // batch["batch_size"]))
-                rows.append([size, runs, name, f"{entry['tokens_per_step']:.2f}", measured(entry), identical(batch)])
+                speeds = measured(entry), decoding_only(entry)
+                rows.append([size, runs, name, f"{entry['tokens_per_step']:.2f}", *speeds, identical(batch)])
     yield Table(
         "Speed over autoregression at the same batch size: the fastest fixed shape, and drafts that follow cost "
         f"(auto). {protocol(shapes).capitalize()}; median over batches with its 95 % interval, which a few batches "
         "cannot give reliably.",
-        ["batch", "batches", "draft", "tokens per step", "speed", "output identical"],
+        ["batch", "batches", "draft", "tokens per step", "speed", "decoding only", "output identical"],
         rows,
     )
     if charts.can_draw() and len(shapes["batches"]) > 1:
@@ -172,7 +174,7 @@ def draft_vocabulary(vocabulary: Record) -> Iterator[Block]:
     for row in vocabulary["rows"]:
         estimate = walked_along(row)
         share = row["draft_level"] / row["plain_step"]
-        rows.append([f"{row['size']:,}", f"{row['coverage']:.1%}", figure(estimate), f"{share:.2f}",
+        rows.append([f"{row['size']:,}", f"{row['coverage']:.1%}", f"{estimate:.2f}", f"{share:.2f}",
                      f"{row['predicted_speedup']:.2f}"])  # fmt: skip
         points.append((row["size"], estimate.value, row["predicted_speedup"]))
     shape = f"{vocabulary['beam_width']} x {vocabulary['beam_length']}, {vocabulary['max_tree_nodes']} nodes"

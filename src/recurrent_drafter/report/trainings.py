@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+from recurrent_drafter.measure.ruler import Estimate
 from recurrent_drafter.report import charts
 from recurrent_drafter.report.document import Block, Paragraph, Picture, Section, Table
 from recurrent_drafter.report.published import DISTILLATION
-from recurrent_drafter.report.words import SCOPES, VERDICTS, beams, change, figure, method, percent, place, training
-from recurrent_drafter.reproduce.findings import Arm, Findings, Place
-from recurrent_drafter.reproduce.statistics import Estimate
+from recurrent_drafter.report.words import SCOPES, VERDICTS, beams, change, method, percent, place, training
+from recurrent_drafter.reproduce.findings import Findings, Place, Recipe
+from recurrent_drafter.reproduce.statistics import says
 
 
 def sections(findings: Findings) -> Iterator[Section]:
@@ -28,7 +29,7 @@ def everything(findings: Findings) -> Iterator[Block]:
     rows = []
     for arm in arms:
         seeds = str(len(findings.trainings[arm]))
-        rows.append([training(arm), seeds, *(figure(findings.estimate(arm, where)) for where in places)])
+        rows.append([training(arm), seeds, *(f"{findings.estimate(arm, where):.2f}" for where in places)])
     yield Table(
         "Held-out tokens per step, with 95 % intervals: what was learnt, from which part of which set; the number of "
         "trainings (seeds); evaluation set and beams x length of the draft. The whole prefix tree is verified.",
@@ -58,14 +59,14 @@ def interval_picture(findings: Findings, places: Sequence[Place]) -> Picture:
     return Picture(f"tokens-per-step-{places[0].set}", caption, drawn)
 
 
-def compared(findings: Findings, pairs: Sequence[tuple[str, Arm, Arm]], caption: str) -> Table | None:
+def compared(findings: Findings, pairs: Sequence[tuple[str, Recipe, Recipe]], caption: str) -> Table | None:
     """Ratios of tokens per step at every place; None where neither side was trained."""
     rows = []
     for name, arm, base in pairs:
         for where in findings.places:
             ratio = findings.gain(arm, base, where)
             if ratio is not None:
-                rows.append([name, place(where), change(ratio), VERDICTS[ratio.verdict]])
+                rows.append([name, place(where), change(ratio), VERDICTS[says(ratio)]])
     return Table(caption, ["compared", "evaluated on", "tokens per step", "says"], rows) if rows else None
 
 

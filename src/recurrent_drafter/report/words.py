@@ -1,7 +1,7 @@
 """How a reproduction's report names and writes things."""
 
-from recurrent_drafter.reproduce.findings import Arm, Place
-from recurrent_drafter.reproduce.statistics import Estimate
+from recurrent_drafter.measure.ruler import Estimate
+from recurrent_drafter.reproduce.findings import Place, Recipe
 
 METHODS = {
     "ground_truth": "ground truth",
@@ -16,12 +16,12 @@ VERDICTS = {
 }
 
 
-def method(arm: Arm) -> str:
+def method(arm: Recipe) -> str:
     """What an arm learns from."""
     return METHODS[arm.method] + ("" if arm.rnn else ", no recurrence")
 
 
-def training(arm: Arm) -> str:
+def training(arm: Recipe) -> str:
     """An arm in a row of a table."""
     return f"{method(arm)}; {SCOPES[arm.scope]}; {arm.training_set}"
 
@@ -34,17 +34,12 @@ def beams(where: Place) -> str:
     return f"{where.beam_width} x {where.beam_length}"
 
 
-def figure(estimate: Estimate) -> str:
-    """``2.31 (2.20 to 2.41)``."""
-    return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
-
-
 def percent(ratio: float) -> str:
     """A ratio as a change: ``+7.7 %``."""
     return f"{100 * (ratio - 1):+.1f} %"
 
 
-def change(estimate: Estimate) -> str:
+def change(ratio: Estimate) -> str:
     """``+7.7 % (+1.2 to +9.9)``."""
-    low, high = (percent(value).removesuffix(" %") for value in (estimate.low, estimate.high))
-    return f"{percent(estimate.value)} ({low} to {high})"
+    ends = [percent(end).removesuffix(" %") for end in (ratio.low, ratio.high) if end is not None]
+    return percent(ratio.value) + (f" ({' to '.join(ends)})" if ends else "")

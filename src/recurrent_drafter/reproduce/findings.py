@@ -5,12 +5,13 @@ from functools import cached_property
 
 import numpy as np
 
+from recurrent_drafter.measure.ruler import Estimate
 from recurrent_drafter.reproduce.results import Record
-from recurrent_drafter.reproduce.statistics import Estimate, Walks, gain, tokens_per_step
+from recurrent_drafter.reproduce.statistics import Walks, gain, tokens_per_step
 
 
 @dataclass(frozen=True)
-class Arm:
+class Recipe:
     """Trainings that differ in their seed alone."""
 
     training_set: str
@@ -37,12 +38,12 @@ class Findings:
         return [record for record in self.records if record["status"] == "failed"]
 
     @cached_property
-    def trainings(self) -> dict[Arm, list[Record]]:
+    def trainings(self) -> dict[Recipe, list[Record]]:
         """The finished ones, by arm, in the plan's order; those without recurrence come last."""
-        arms: dict[Arm, list[Record]] = {}
+        arms: dict[Recipe, list[Record]] = {}
         for record in self.records:
             if record.get("kind") == "training":
-                arm = Arm(*(record[name] for name in ("training_set", "scope", "method", "rnn")))
+                arm = Recipe(*(record[name] for name in ("training_set", "scope", "method", "rnn")))
                 arms.setdefault(arm, []).append(record)
         return dict(sorted(arms.items(), key=lambda item: not item[0].rnn))
 
@@ -65,7 +66,7 @@ class Findings:
         entry = next(entry for entry in entries if entry["set"] == set_name)
         return len(entry["tokens"]), sum(entry["tokens"])
 
-    def walks(self, arm: Arm, place: Place, seeds: list[int] | None = None) -> Walks:
+    def walks(self, arm: Recipe, place: Place, seeds: list[int] | None = None) -> Walks:
         """Of an arm's trainings (those of the ``seeds``, if given) along a set's replies."""
         entries = [
             entry
@@ -76,10 +77,10 @@ class Findings:
         ]
         return Walks(np.array([entry["steps"] for entry in entries], float), np.array(entries[0]["tokens"], float))
 
-    def estimate(self, arm: Arm, place: Place) -> Estimate:
+    def estimate(self, arm: Recipe, place: Place) -> Estimate:
         return tokens_per_step(self.walks(arm, place))
 
-    def gain(self, arm: Arm, base: Arm, place: Place) -> Estimate | None:
+    def gain(self, arm: Recipe, base: Recipe, place: Place) -> Estimate | None:
         """An arm's tokens per step over another's, by the seeds that both have finished; None without any."""
         if arm not in self.trainings or base not in self.trainings:
             return None

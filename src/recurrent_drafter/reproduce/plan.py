@@ -3,13 +3,15 @@
 import itertools
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from recurrent_drafter.assets import sample_path
+from recurrent_drafter.data.parsing import check_file
 from recurrent_drafter.data.sources import DATASET_NAMES, HAVE_EVALUATION_SET, Split
-from recurrent_drafter.training.options import Method
+from recurrent_drafter.records.paths import check_model
+from recurrent_drafter.training.options import Method, check_least, option
 
 Scope = Literal["full", "assistant"]
 
@@ -49,45 +51,46 @@ WHOLE: dict[str, Any] = {
     "batch_size": [1, 2, 4, 8, 16],
     "sweep_prompts": 40,
 }
-LEAST = {"max_examples": 1, "eval_max_examples": 1, "eval_max_new_tokens": 2, "sweep_prompts": 1}
-
-
-def _option(text: str, default: Any = None) -> Any:
-    if isinstance(default, list):
-        return field(default_factory=default.copy, metadata={"help": text})
-    return field(default=default, metadata={"help": text})
 
 
 @dataclass
 class ReproduceOptions:
     """Which trainings to compare, on what, and which sweeps to run with the last of them."""
 
-    llm_name_or_path: str | None = _option("verifier: a hub name, a directory, or 'demo'; default gpt2 (--quick: demo)")
-    dataset_name: list[str] = _option("training sets by name; default sharegpt and alpaca (--quick: demo)", [])
-    dataset_path: list[str] = _option("training sets from local files", [])
-    eval_dataset_name: list[str] = _option("evaluation sets by name; default the training sets and MT-Bench", [])
-    eval_dataset_path: list[str] = _option("evaluation sets from local files", [])
-    methods: list[str] = _option(f"what to learn from: {', '.join(METHODS)}", [*METHODS])
-    scopes: list[str] = _option("learn from whole conversations (full), from replies only (assistant)", [*SCOPES])
-    seeds: list[int] | None = _option("one training each; default 0 1 2 (--quick: 0 1)")
-    cell_seconds: float | None = _option(
-        "what a training should take: equally many steps for all (--quick: 90); default epochs"
+    llm_name_or_path: str | None = option(
+        None, "verifier: a hub name, a directory, or 'demo'; default gpt2 (--quick: demo)", check=check_model
     )
-    max_examples: int | None = _option("conversations per training set, the same for every method; default 5000")
-    draft_vocab_size: str | None = _option("D of every drafter; default all (--quick: 2048)")
-    train_flags: str | None = _option("flags of train_speculator.py for every training, in one string")
-    launcher: str = _option("starts the process that trains, such as 'accelerate launch --num_processes 8'", "")
-    eval_max_examples: int | None = _option("held-out prompts per evaluation set; default 80 (--quick: 48)")
-    eval_max_new_tokens: int | None = _option("tokens of the verifier's reply at most; default 128 (--quick: 64)")
-    eval_widths: list[int] = _option("beam widths at which every drafter is evaluated", [3, 16])
-    widths: list[int] | None = _option("beam widths of the sweeps")
-    lengths: list[int] | None = _option("beam lengths of the sweeps, at most the 5 that are trained")
-    batch_size: list[int] | None = _option("batch sizes of the sweep; 1 is always among them")
-    sweep_prompts: int | None = _option("prompts that the sweeps decode; default 40 (--quick: 12)")
-    sweeps: bool = _option("run the sweeps with the last drafter, and the trainings without recurrence", True)
-    output_dir: str = _option("where trainings, results and report go", "./results/reproduction")
-    quick: bool = _option("a small grid, for two cores and 40 minutes", False)
-    dry_run: bool = _option("print the plan and what it costs, run nothing", False)
+    dataset_name: list[str] = option([], "training sets by name; default sharegpt and alpaca (--quick: demo)")
+    dataset_path: list[str] = option([], "training sets from local files", check=check_file)
+    eval_dataset_name: list[str] = option([], "evaluation sets by name; default the training sets and MT-Bench")
+    eval_dataset_path: list[str] = option([], "evaluation sets from local files", check=check_file)
+    methods: list[str] = option([*METHODS], f"what to learn from: {', '.join(METHODS)}")
+    scopes: list[str] = option([*SCOPES], "learn from whole conversations (full), from replies only (assistant)")
+    seeds: list[int] | None = option(None, "one training each; default 0 1 2 (--quick: 0 1)")
+    cell_seconds: float | None = option(
+        None, "what a training should take: equally many steps for all (--quick: 90); default epochs"
+    )
+    max_examples: int | None = option(
+        None, "conversations per training set, the same for every method; default 5000", least=1
+    )
+    draft_vocab_size: str | None = option(None, "D of every drafter; default all (--quick: 2048)")
+    train_flags: str | None = option(None, "flags of train_speculator.py for every training, in one string")
+    launcher: str = option("", "starts the process that trains, such as 'accelerate launch --num_processes 8'")
+    eval_max_examples: int | None = option(
+        None, "held-out prompts per evaluation set; default 80 (--quick: 48)", least=1
+    )
+    eval_max_new_tokens: int | None = option(
+        None, "tokens of the verifier's reply at most; default 128 (--quick: 64)", least=2
+    )
+    eval_widths: list[int] = option([3, 16], "beam widths at which every drafter is evaluated", least=1)
+    widths: list[int] | None = option(None, "beam widths of the sweeps", least=1)
+    lengths: list[int] | None = option(None, "beam lengths of the sweeps, at most the 5 that are trained", least=1)
+    batch_size: list[int] | None = option(None, "batch sizes of the sweep; 1 is always among them", least=1)
+    sweep_prompts: int | None = option(None, "prompts that the sweeps decode; default 40 (--quick: 12)", least=1)
+    sweeps: bool = option(True, "run the sweeps with the last drafter, and the trainings without recurrence")
+    output_dir: str = option("./results/reproduction", "where trainings, results and report go")
+    quick: bool = option(False, "a small grid, for two cores and 40 minutes")
+    dry_run: bool = option(False, "print the plan and what it costs, run nothing")
 
     def __post_init__(self) -> None:
         for name, value in (QUICK if self.quick else WHOLE).items():
@@ -105,9 +108,7 @@ class ReproduceOptions:
 
     def _check(self) -> None:
         self._check_lists()
-        for name, least in LEAST.items():
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name} is {getattr(self, name)}, expected at least {least}")
+        check_least(self)
         if self.cell_seconds is not None and self.cell_seconds <= 0:
             raise ValueError(f"--cell_seconds is {self.cell_seconds:g}, expected more than 0")
         for sets in (self.training_sets, self.evaluation_sets):
@@ -125,9 +126,6 @@ class ReproduceOptions:
             for value in getattr(self, name):
                 if value not in known:
                     raise ValueError(f"--{name} has {value} in it, expected {', '.join(known)}")
-        for name in ("eval_widths", "widths", "lengths", "batch_size"):
-            if min(getattr(self, name)) < 1:
-                raise ValueError(f"--{name} has {min(getattr(self, name))} in it, expected at least 1")
         if max(self.given("lengths")) > DEPTHS:
             raise ValueError(f"--lengths has {max(self.given('lengths'))} in it, expected at most {DEPTHS}")
 

@@ -9,12 +9,8 @@ replacement, the same for both methods, over and over (the bootstrap of crossed 
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-RESAMPLES = 4000
-CONFIDENCE = 0.95
-
-Floats = npt.NDArray[np.float64]
+from recurrent_drafter.measure.ruler import CONFIDENCE, RESAMPLES, Estimate, Floats
 
 
 @dataclass(frozen=True)
@@ -33,18 +29,11 @@ class Walks:
         return [float(self.tokens.sum() / steps.sum()) for steps in self.steps]
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A figure with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def verdict(self) -> str:
-        """What a ratio with this interval says: ``more``, ``fewer`` or ``undecided``."""
-        return "more" if self.low > 1 else "fewer" if self.high < 1 else "undecided"
+def says(ratio: Estimate) -> str:
+    """What a ratio with its interval says: ``more``, ``fewer`` or ``undecided``."""
+    if ratio.low is None or ratio.high is None:
+        return "undecided"
+    return "more" if ratio.low > 1 else "fewer" if ratio.high < 1 else "undecided"
 
 
 def tokens_per_step(walks: Walks) -> Estimate:

@@ -1,4 +1,4 @@
-"""What the sweeps take apart: the prefix tree, and the size of the draft vocabulary."""
+"""The sweeps with one trained drafter: shapes of draft, the prefix tree, the size of the draft vocabulary."""
 
 import copy
 from collections.abc import Sequence
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.metrics import Walk
-from recurrent_drafter.decoding.costs import MEASURED_ROWS, measure_costs
+from recurrent_drafter.decoding.costs import MEASURED_ROWS
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.estimate import predicted_speedup
 from recurrent_drafter.measure.replies import HeldOutReplies
-from recurrent_drafter.measure.tuning import measure_acceptance
+from recurrent_drafter.measure.ruler import BUG
+from recurrent_drafter.measure.tuning import Search, label, measure_acceptance, packed_costs
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.reproduce.plan import DEPTHS
 from recurrent_drafter.training.estimation import measured_costs
 from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens
@@ -79,16 +79,32 @@ def with_fewer_tokens(drafter: RecurrentDrafter, kept: Tensor) -> RecurrentDraft
     return smaller
 
 
+def sweep_of_shapes(search: Search, held_out: HeldOutReplies) -> dict[str, Any]:
+    """Beam widths and lengths at every batch size, by `tune`'s own measurements; then whole trees along replies."""
+    batches = []
+    for found in search.run()[0]:
+        outcomes = [differing.verdict.outcome for differing in found.differing]
+        bugs = outcomes.count(BUG)
+        told = {"best": label(found.best.shape), "bugs": bugs, "ties": len(outcomes) - bugs}
+        batches.append({**found.as_record(), **told})
+    whole = []
+    for width in search.widths:
+        acceptance = measure_acceptance(held_out, search.drafter, width, max(search.lengths))
+        for length in search.lengths:
+            walks = acceptance.walks(length, 1 + width * length)
+            whole.append({"beam_width": width, "beam_length": length, **walked(walks)})
+    asked = {"prompts": len(search.prompts), "new_tokens": search.decoding.new_tokens}
+    return {**asked, "whole": whole, "batches": batches}
+
+
 def sweep_of_trees(held_out: HeldOutReplies, drafter: RecurrentDrafter, widths: Sequence[int]) -> dict[str, Any]:
     """What merging the beams' prefixes saves: tokens to verify, and the time of verifying them."""
-    verifier = held_out.verifier
     widths = [width for width in widths if 1 < width <= len(drafter.draft_ids)]
     sizes = {width: tree_size(held_out, drafter, width, DEPTHS) for width in widths}
     context = max(len(held_out.replies[0].prompt), 1)
-    with torch.inference_mode(), PackedLinears(verifier.model).applied():
-        most = 1 + max(widths, default=1) * DEPTHS
-        timed = [count for count in MEASURED_ROWS if count < most] + [most]
-        costs = measure_costs(verifier, BeamDrafter(drafter, verifier.embed), context, rows=timed)
+    most = 1 + max(widths, default=1) * DEPTHS
+    timed = [count for count in MEASURED_ROWS if count < most] + [most]
+    costs = packed_costs(held_out.verifier, drafter, context, rows=timed)
     rows = []
     for width, size in sizes.items():
         apart, merged = costs.verifying([1 + width * DEPTHS, 1 + round(size)]).tolist()

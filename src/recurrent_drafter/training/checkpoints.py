@@ -106,7 +106,7 @@ class WholeCheckpoints(Trainer):
 
 
 def last_checkpoint(directory: Path) -> Path | None:
-    """The newest complete checkpoint of a training, by time: an older run may have left higher numbers behind."""
+    """The newest complete checkpoint of a training, by time: an older run may have left higher numbers."""
     complete = [path for path in directory.glob(f"checkpoint-*/{STATE}") if _readable(path)]
     newest = max(complete, key=lambda path: path.stat().st_mtime_ns, default=None)
     return newest and newest.parent

@@ -48,10 +48,6 @@ class TrainingText:
     dialogues: Iterable[Dialogue]
     account: Callable[[], LoadReport]
 
-    @property
-    def report(self) -> LoadReport:
-        return self.account()
-
 
 def open_pair(
     verifier: PreTrainedModel | str, tokenizer: PreTrainedTokenizerBase | None, args: TrainingArguments

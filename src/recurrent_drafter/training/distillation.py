@@ -52,6 +52,9 @@ class TokenDraw:
         return draw_tokens(scores, self.seed, text_ids, roots * DEPTHS_AT_MOST + depth)
 
 
+GREEDY = TokenDraw()
+
+
 def distilled_targets(
     verifier: Verifier,
     input_ids: Tensor,
@@ -84,7 +87,7 @@ def distil(
     depths: int,
     end_ids: Sequence[int],
     *,
-    draw: TokenDraw | None = None,
+    draw: TokenDraw = GREEDY,
     text_ids: Sequence[int] | None = None,
     chunk: int | None = None,
 ) -> list[Tensor]:
@@ -97,7 +100,7 @@ def distil(
     targets: list[Tensor] = [torch.empty(0, depths, dtype=torch.int64)] * len(texts)
     with packed_for_passes(verifier):
         for group in _groups([len(text) for text in texts], [len(root) for root in roots], tokens):
-            batch = _SharedPass(verifier, [texts[i] for i in group], [numbers[i] for i in group], draw or TokenDraw())
+            batch = _SharedPass(verifier, [texts[i] for i in group], [numbers[i] for i in group], draw)
             for index, rows in zip(group, batch.run([roots[i] for i in group], depths, tokens), strict=True):
                 targets[index] = cut_after_end(rows, tuple(end_ids))
     return targets
@@ -194,21 +197,17 @@ class _SharedPass:
 
 
 def with_distilled_targets(
-    verifier: Verifier, example: TrainExample, depths: int, end_ids: Sequence[int]
-) -> RootExample:
-    """The paper's distilled dataset: each root's targets are the verifier's own greedy continuation of its prefix."""
-    return all_with_distilled_targets(verifier, [example], depths, end_ids)[0]
-
-
-def all_with_distilled_targets(
     verifier: Verifier,
     examples: Sequence[TrainExample],
     depths: int,
     end_ids: Sequence[int],
-    draw: TokenDraw | None = None,
+    draw: TokenDraw = GREEDY,
     first_id: int = 0,
 ) -> list[RootExample]:
-    """Several texts at once, numbered from ``first_id`` on in the noise of ``draw``."""
+    """The paper's distilled dataset: each root's targets are the verifier's own continuation of its prefix.
+
+    The texts are numbered from ``first_id`` on in the noise of a ``draw`` at a temperature.
+    """
     roots = [loss_mask(example, end_ids).nonzero()[:, 0] for example in examples]
     texts, numbers = [example.input_ids for example in examples], range(first_id, first_id + len(examples))
     targets = distil(verifier, texts, roots, depths, end_ids, draw=draw, text_ids=numbers)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from recurrent_drafter.data.encoding import TrainExample, encode_examples
+from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.decoding.costs import Costs, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.estimate import break_even, ceiling, training_bytes
@@ -22,7 +22,7 @@ from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText
-from recurrent_drafter.training.distillation import all_with_distilled_targets
+from recurrent_drafter.training.distillation import with_distilled_targets
 from recurrent_drafter.training.progress import OnProgress
 from recurrent_drafter.training.recipe import new_drafter, new_trainer
 from recurrent_drafter.training.targets import Material, Targets, draft_vocabulary, with_text
@@ -71,8 +71,10 @@ def estimated(text: TrainingText, material: Material, args: TrainingArguments, t
     pair, verifier = material.pair, material.pair.verifier
     dialogues = list(text.dialogues) if not args.streaming else None
     few = list(itertools.islice(text.dialogues if dialogues is None else dialogues, SAMPLE))
-    examples, _ = encode_examples(
-        few, pair.tokenizer, max_length=args.model_max_length, assistant_only=args.train_on_assistant_only
+    examples = tuple(
+        EncodedDialogues(
+            few, pair.tokenizer, max_length=args.model_max_length, assistant_only=args.train_on_assistant_only
+        )
     )
     rows = with_text(pair, examples, args)
     material = replace(material, targets=Targets(rows, rows))
@@ -120,7 +122,7 @@ def distilling_seconds(pair: Pair, examples: Sequence[TrainExample], args: Train
     """What one conversation takes to distil."""
     some = examples[:DISTILLED]
     begun = time.perf_counter()
-    all_with_distilled_targets(pair.verifier, some, args.distill_num_future_tokens, pair.end_ids)
+    with_distilled_targets(pair.verifier, some, args.distill_num_future_tokens, pair.end_ids)
     return (time.perf_counter() - begun) / len(some)
 
 

@@ -40,13 +40,13 @@ def with_text_targets(example: TrainExample, depths: int, end_ids: Sequence[int]
 
 
 def cut_after_end(targets: Tensor, end_ids: tuple[int, ...]) -> Tensor:  # (P, K) -> (P, K)
-    """Targets with `IGNORED` behind the first end token, which itself counts."""
+    """Targets with `IGNORED` after the first end token, which itself counts."""
     if not end_ids:
         return targets
     ended = torch.isin(targets, targets.new_tensor(end_ids)).int().cumsum(1)
-    behind = torch.zeros_like(ended, dtype=torch.bool)
-    behind[:, 1:] = ended[:, :-1] > 0
-    return targets.masked_fill(behind, IGNORED)
+    after = torch.zeros_like(ended, dtype=torch.bool)
+    after[:, 1:] = ended[:, :-1] > 0
+    return targets.masked_fill(after, IGNORED)
 
 
 def text_targets(input_ids: Tensor, span_ids: Tensor, roots: Tensor, depths: int, end_ids: tuple[int, ...]) -> Tensor:

@@ -45,8 +45,9 @@ def check_paths(*options: Any) -> None:
     for one in options:
         for member in dataclasses.fields(one):
             check, value = member.metadata.get("check"), getattr(one, member.name)
-            if check is not None and value is not None:
-                check(value)
+            for path in value if isinstance(value, list) else [value]:
+                if check is not None and path is not None:
+                    check(path)
 
 
 def refuse_both(options: Any, *pairs: tuple[str, str]) -> None:

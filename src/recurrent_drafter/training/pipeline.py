@@ -61,9 +61,10 @@ class TrainedDrafter:
         drafter: with the weights as they are saved, on the verifier's device.
         figures: along the held-out replies: ``tokens_per_step``, ``acceptance_pos1`` and so on; and by times measured
             here ``predicted_speedup`` over plain decoding and ``break_even``, the tokens per step from which on it pays
-            (both in the first of several processes alone). None where training was stopped.
+            (both in the first of several processes alone). Empty where training was stopped.
         folder: where drafter, checkpoints and ``run.json`` are.
-        steps: of training. seconds: of all steps.
+        steps: how many training took.
+        seconds: of all steps.
         history: what was logged during training, by step.
         finished: False where a stop request ended it; its checkpoint is in the folder, to be resumed.
     """
@@ -90,8 +91,7 @@ def train(
     """Train a drafter for this verifier, and save it in ``arguments.output_dir``.
 
     Args:
-        verifier: a causal language model, or the name of one (a directory, a hub name or ``demo``); it stays as it is,
-            but its parameters no longer ask for gradients.
+        verifier: a causal language model (whose parameters then ask for no gradients), or the name of one.
         data: conversations (`Dialogue`, or a record as files hold them: ``{"messages": [...]}``), texts
             (``{"text": ...}``) or prompts (strings, which the verifier answers first); all of one kind. One in twenty
             is held out. None reads the data set that the arguments name.
@@ -115,9 +115,9 @@ def train(
             targets = make_targets(pair, text, args, on_progress)
         material = Material(pair, targets, held_out_replies(data, pair, args, on_progress))
         until = quick_schedule(args, begun) if args.quick else None
-        record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.report)}, **facts(args))
+        record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.account())}, **facts(args))
         trained = learn(material, args, record, on_progress=on_progress, should_stop=should_stop, until=until)
-        return _with_speedup(trained, pair.verifier) if trained.finished and args.process_index == 0 else trained
+        return _with_speedup(trained, pair.verifier, args)
 
 
 def evaluate(
@@ -146,7 +146,7 @@ def evaluate(
             on = args.eval_dataset_name or args.eval_dataset_path or args.dataset_name or args.dataset_path
             record = RunRecord(command, (TAG, "eval"), drafter=name, dataset=on)
             record.write(folder, EVALUATION, metrics=metrics)
-    return _with_speedup(TrainedDrafter(drafter, _figures(metrics), folder), pair.verifier)
+        return _with_speedup(TrainedDrafter(drafter, _figures(metrics), folder), pair.verifier, args)
 
 
 def estimate(
@@ -268,8 +268,10 @@ def _figures(metrics: dict[str, float]) -> dict[str, float]:
     return {name.removeprefix("eval_"): value for name, value in metrics.items()}
 
 
-def _with_speedup(trained: TrainedDrafter, verifier: Verifier) -> TrainedDrafter:
-    """With what its acceptance is worth here, from measured times."""
+def _with_speedup(trained: TrainedDrafter, verifier: Verifier, args: TrainingArguments) -> TrainedDrafter:
+    """With what its acceptance is worth here, from measured times: one of several processes measures."""
+    if not trained.finished or args.process_index > 0:
+        return trained
     least = break_even(measured_costs(trained.drafter, verifier), trained.drafter.config.draft_shape)
     worth = {"predicted_speedup": trained.figures["tokens_per_step"] / least, "break_even": least}
     return dataclasses.replace(trained, figures=trained.figures | worth)

@@ -20,7 +20,7 @@ from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
-from recurrent_drafter.training.distillation import TokenDraw, all_with_distilled_targets, packed_for_passes
+from recurrent_drafter.training.distillation import GREEDY, TokenDraw, packed_for_passes, with_distilled_targets
 from recurrent_drafter.training.examples import RootExample
 
 MANIFEST = "manifest.json"
@@ -35,60 +35,48 @@ def distilled_dataset(
     end_ids: Sequence[int],
     directory: Path,
     *,
-    temperature: float = 0.0,
-    seed: int = 0,
+    draw: TokenDraw = GREEDY,
     fingerprint: str | None = None,
-    on_progress: Callable[[int, int], None] | None = None,
-    process_index: int = 0,
-    process_count: int = 1,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+    process: tuple[int, int] = (0, 1),
 ) -> list[RootExample]:
     """Every text with the verifier's own K tokens after each of its roots, from ``directory`` where it has them.
 
-    Args:
-        verifier: continues the prefixes.
-        examples: the texts.
-        depths: K, tokens per continuation.
-        end_ids: tokens that end one.
-        directory: made if missing; finished shards in it are used again.
-        temperature: 0 is greedy, the paper's setting.
-        seed: of the noise at a temperature above 0; the example's number, position and depth complete it.
-        fingerprint: `verifier_fingerprint`, where the caller has it already.
-        on_progress: is given how far in the list of texts this process is, and how many there are.
-        process_index: this process computes every ``process_count``-th shard, then waits for the others' shards.
-        process_count: processes that share the directory.
-
-    Raises ValueError, in one line, where the directory holds targets of another verifier, other data or settings.
+    Process i of n computes every n-th shard, the i-th first, then waits for the others'. ``on_progress`` is given
+    how far in the list of texts it is, and how many there are; ``fingerprint`` is the verifier's, if known already.
+    Raises ValueError, in one line, where the directory holds targets of another verifier, data or settings.
     """
     settings = {
         "verifier": fingerprint or verifier_fingerprint(verifier),
-        "data": hash_of_tensors(tensor for e in examples for tensor in (e.input_ids, e.span_ids)),
+        "data": hash_of_texts(examples),
         "texts": len(examples),
         "depths": depths,
         "end_ids": sorted(end_ids),
-        "temperature": temperature,
-        "seed": seed if temperature > 0 else None,
+        "temperature": draw.temperature,
+        "seed": draw.seed if draw.temperature > 0 else None,
     }
-    directory.mkdir(parents=True, exist_ok=True)
     starts = range(0, len(examples), SHARD_TEXTS)
-    paths = [directory / f"shard-{number:05d}.safetensors" for number in range(len(starts))]
-    _claim(directory, settings, paths)
-    own = range(process_index, len(paths), process_count)
+    paths = _claimed(directory, settings, len(starts))
+    own = range(process[0], len(paths), process[1])
     with packed_for_passes(verifier) if not all(paths[i].exists() for i in own) else nullcontext():
         for i in own:
-            some = examples[starts[i] : starts[i] + SHARD_TEXTS]
             if not paths[i].exists():
-                draw = TokenDraw(temperature, seed)
-                rows = all_with_distilled_targets(verifier, some, depths, end_ids, draw, first_id=starts[i])
-                _write_shard(paths[i], rows)
-            if on_progress is not None:
-                on_progress(min((i + 1) * SHARD_TEXTS, len(examples)), len(examples))
+                some = examples[starts[i] : starts[i] + SHARD_TEXTS]
+                _write_shard(paths[i], with_distilled_targets(verifier, some, depths, end_ids, draw, starts[i]))
+            on_progress(min((i + 1) * SHARD_TEXTS, len(examples)), len(examples))
     while not all(path.exists() for path in paths):  # other processes' shards
         time.sleep(POLL_SECONDS)
     return [row for path in paths for row in _read_shard(path)]
 
 
-def _claim(directory: Path, settings: Mapping[str, Any], paths: Sequence[Path]) -> None:
-    """Write the manifest, or hold the one that is there against these settings."""
+def hash_of_texts(examples: Sequence[TrainExample]) -> str:
+    return hash_of_tensors(tensor for example in examples for tensor in (example.input_ids, example.span_ids))
+
+
+def _claimed(directory: Path, settings: Mapping[str, Any], shards: int) -> list[Path]:
+    """The paths of so many shards, with a manifest beside them, once it is written or found to be of these settings."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"shard-{number:05d}.safetensors" for number in range(shards)]
     manifest = directory / MANIFEST
     if manifest.exists():
         theirs = json.loads(manifest.read_text())["settings"]
@@ -98,11 +86,12 @@ def _claim(directory: Path, settings: Mapping[str, Any], paths: Sequence[Path]) 
                 f"{directory} holds the distilled targets of another run, which differs in {', '.join(differing)}: "
                 "give another directory, or remove this one"
             )
-        return
+        return paths
     if any(directory.glob("shard-*.safetensors")):
         raise ValueError(f"{directory} holds shards without their {MANIFEST}: give another directory")
     record = {"hash": hash_of(settings), "settings": dict(settings), "shards": [path.name for path in paths]}
     _replace(manifest, lambda unfinished: unfinished.write_text(json.dumps(record, indent=1) + "\n"))
+    return paths
 
 
 def _write_shard(path: Path, rows: Sequence[RootExample]) -> None:

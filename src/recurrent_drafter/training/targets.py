@@ -10,14 +10,15 @@ import torch
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.batches import ShuffledStream, grouped_order, padding_share
 from recurrent_drafter.data.dialogues import DataError
-from recurrent_drafter.data.encoding import Encoded, TrainExample, encode_examples, iterate_examples
+from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected_coverage, weights_read
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
+from recurrent_drafter.records.hashes import hash_of
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText
+from recurrent_drafter.training.distillation import TokenDraw
 from recurrent_drafter.training.examples import (
     RootExample,
     coverage,
@@ -26,7 +27,7 @@ from recurrent_drafter.training.examples import (
     with_text_targets,
 )
 from recurrent_drafter.training.progress import OnProgress, Progress
-from recurrent_drafter.training.target_store import distilled_dataset
+from recurrent_drafter.training.target_store import distilled_dataset, hash_of_texts
 from recurrent_drafter.training.trainer import global_batch
 
 
@@ -53,16 +54,17 @@ class Material:
 
 def make_targets(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Targets:
     """Examples with targets. Raises DataError where no text is as long as what is to be predicted."""
+    encoded = EncodedDialogues(
+        text.dialogues,
+        pair.tokenizer,
+        max_length=args.model_max_length,
+        assistant_only=args.train_on_assistant_only,
+    )
     if args.streaming:
-        targets = streamed(pair, text, args, tell)
+        targets = streamed(pair, text, encoded, args, tell)
     else:
-        examples, report = encode_examples(
-            text.dialogues,
-            pair.tokenizer,
-            max_length=args.model_max_length,
-            assistant_only=args.train_on_assistant_only,
-        )
-        tell(Progress("targets", report.summary()))
+        examples = tuple(encoded)
+        tell(Progress("targets", encoded.report.summary()))
         rows = distilled(pair, examples, args, tell) if args.use_distilled_dataset else with_text(pair, examples, args)
         targets = Targets(rows, rows)
     check_depths(targets.sample, args.depths)
@@ -78,21 +80,15 @@ def with_text(pair: Pair, examples: Sequence[TrainExample], args: TrainingArgume
     return [with_text_targets(example, args.depths, pair.end_ids) for example in examples]
 
 
-def streamed(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Targets:
+def streamed(
+    pair: Pair, text: TrainingText, encoded: EncodedDialogues, args: TrainingArguments, tell: OnProgress
+) -> Targets:
     """Text targets, made as the data is read."""
 
     def examples() -> Iterator[RootExample]:
-        counts = Encoded()
-        encoded = iterate_examples(
-            text.dialogues,
-            pair.tokenizer,
-            max_length=args.model_max_length,
-            assistant_only=args.train_on_assistant_only,
-            counts=counts,
-        )
         for number, example in enumerate(encoded):
             yield replace(with_text_targets(example, args.depths, pair.end_ids), number=number)
-        tell(Progress("data", f"read to its end: {text.report.summary()}; {counts.report().summary()}"))
+        tell(Progress("data", f"read to its end: {text.account().summary()}; {encoded.report.summary()}"))
 
     stream = ShuffledStream(
         examples, example_length, buffer=args.shuffle_buffer, batch=global_batch(args), seed=args.seed
@@ -105,13 +101,13 @@ def distilled(
 ) -> list[RootExample]:
     """The verifier's own continuations, from the store beside the output where an earlier run has made them."""
     chosen = examples[: args.distill_max_examples]
-    verifier = verifier_fingerprint(pair.verifier)
+    draw = TokenDraw(args.distill_temperature, args.seed)
     of = {
-        "verifier": verifier,
-        "data": hash_of_tensors(tensor for e in chosen for tensor in (e.input_ids, e.span_ids)),
+        "verifier": (verifier := verifier_fingerprint(pair.verifier)),
+        "data": hash_of_texts(chosen),
         "tokens": args.distill_num_future_tokens,
-        "temperature": args.distill_temperature,
-        "seed": args.seed if args.distill_temperature > 0 else None,
+        "temperature": draw.temperature,
+        "seed": draw.seed if draw.temperature > 0 else None,
     }
     store = Path(str(args.output_dir)) / f"distilled-{hash_of(of)}"
     tell(Progress("distilling", done=0, total=len(chosen)))
@@ -121,12 +117,10 @@ def distilled(
         args.distill_num_future_tokens,
         pair.end_ids,
         store,
-        temperature=args.distill_temperature,
-        seed=args.seed,
+        draw=draw,
         fingerprint=verifier,
         on_progress=lambda done, total: tell(Progress("distilling", done=done, total=total)),
-        process_index=args.process_index,
-        process_count=args.world_size,
+        process=(args.process_index, args.world_size),
     )
     tell(Progress("targets", f"distilled targets: {store}"))
     return [RootExample(row.input_ids, row.positions, row.targets[:, : args.depths]) for row in rows]
@@ -137,7 +131,7 @@ def check_depths(examples: Sequence[RootExample], depths: int) -> None:
     most = max((int((e.targets != IGNORED).sum(1).max()) for e in examples if len(e.targets)), default=0)
     if most < depths:
         raise DataError(
-            f"--drafter_predict_n_tokens is {depths}, and no text goes on for more than {most} tokens behind a root: "
+            f"--drafter_predict_n_tokens is {depths}, and no text goes on for more than {most} tokens after a root: "
             "predict fewer, or give longer texts"
         )
 

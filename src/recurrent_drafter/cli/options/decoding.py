@@ -22,12 +22,18 @@ def is_text(line: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Verifier:
-    """What computes, where and in which numbers: fields of several classes."""
+class VerifierOptions:
+    """Which model."""
 
     base_model: str = option(
-        "demo", "verifier: a hub name, a directory, or 'demo' (the bundled model)", check=check_model
+        "demo", "verifier: a hub name, a directory, or 'demo' (the bundled model, default)", check=check_model
     )
+
+
+@dataclass(frozen=True)
+class DeviceOptions(VerifierOptions):
+    """Which model, and where it computes in which numbers."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "auto: bfloat16 where the hardware computes in it, otherwise float32"
     )
@@ -35,16 +41,15 @@ class _Verifier:
 
 
 @dataclass(frozen=True)
-class _Pair(_Verifier):
+class PairOptions(DeviceOptions):
     """A verifier and its drafter."""
 
     speculator_path: str | None = option(
         None, "a trained drafter; for 'demo' the bundled one is used without it", check=check_drafter
     )
 
-    @property
     def drafter(self) -> str:
-        """Where the drafter is: as named, or for ``demo`` the bundled one. Raises ValueError where none is named."""
+        """Where the drafter is, as `drafter_path` says."""
         return drafter_path(self.base_model, self.speculator_path)
 
 
@@ -59,7 +64,7 @@ def drafter_path(base_model: str, speculator_path: str | None) -> str:
 
 
 @dataclass(frozen=True)
-class _Source:
+class SourceOptions:
     """Where prompts come from."""
 
     dataset_name: str | None = option(None, "evaluation split of demo (default), sharegpt, alpaca, mtbench or wikitext")
@@ -73,7 +78,7 @@ class _Source:
 
 
 @dataclass(frozen=True)
-class SpeculatorOptions(_Pair):
+class SpeculatorOptions(PairOptions):
     """Which verifier and drafter decode, how much they draft, and where they compute."""
 
     beam_width: int | None = option(
@@ -153,7 +158,7 @@ class GenerateOptions:
     autoregressive: bool = option(False, "no drafter: the verifier alone")
     compare: bool = option(False, "with --eval_mt_bench or --prompt: with the drafter and without, side by side")
     max_generation_length: int = option(200, "new tokens at most", least=1)
-    show_drafts: bool = option(False, "colour the tokens that were drafted and accepted")
+    show_drafts: bool = option(False, "color the tokens that were drafted and accepted")
     profile: bool = option(False, "show at the end where a step's time went")
 
     def __post_init__(self) -> None:

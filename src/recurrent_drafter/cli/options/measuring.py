@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from recurrent_drafter.cli.options.decoding import _Pair, _Source, _Verifier, require
-from recurrent_drafter.records.paths import check_drafter, check_model, check_writable
+from recurrent_drafter.cli.options.decoding import DeviceOptions, PairOptions, SourceOptions, require
+from recurrent_drafter.records.paths import check_drafter, check_model, check_readable, check_writable
 from recurrent_drafter.training.options import check_least, option
 
 
 @dataclass(frozen=True)
-class PromptOptions(_Source):
+class PromptOptions(SourceOptions):
     """Which prompts to decode, and how far."""
 
     prompts: int | None = option(None, "how many: default 50 (tune: 20)", least=1)
@@ -49,10 +49,12 @@ class TuneOptions:
 
 
 @dataclass(frozen=True)
-class BenchOptions(_Pair, _Source):
+class BenchOptions(PairOptions, SourceOptions):
     """What to compare, and on what."""
 
-    assistant_model: str | None = option(None, "a smaller model of the same vocabulary, for HF assisted generation")
+    assistant_model: str | None = option(
+        None, "a smaller model of the same vocabulary, for HF assisted generation", check=check_model
+    )
     prompts: int = option(20, "how many; rounded down to full batches")
     max_prompt_length: int = option(512, "tokens of a prompt at most")
     new_tokens: int = option(128, "tokens per reply: exactly, or at most with --reply", least=2)
@@ -63,9 +65,11 @@ class BenchOptions(_Pair, _Source):
     beam_width: int = option(10, "of the arm with a fixed shape", least=1)
     beam_length: int = option(4, "of the arm with a fixed shape", least=1)
     profile: bool = option(False, "also show where a step's time and memory go")
-    output_file: str | None = option(None, "every run as a JSON line")
+    output_file: str | None = option(None, "every run as a JSON line", check=check_writable)
     join: list[str] | None = option(
-        None, "nothing is run: the arms of several generate_speculator.py --output_file side by side"
+        None,
+        "nothing is run: the arms of several generate_speculator.py --output_file side by side",
+        check=check_readable,
     )
 
     def __post_init__(self) -> None:
@@ -95,7 +99,7 @@ class DemoOptions:
 
 
 @dataclass(frozen=True)
-class ConversationOptions(_Verifier, _Source):
+class ConversationOptions(DeviceOptions, SourceOptions):
     """Which conversation, and as the tokens of which model."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -115,12 +119,3 @@ class TargetOptions:
 
     def __post_init__(self) -> None:
         check_least(self)
-
-
-@dataclass(frozen=True)
-class CheckOptions:
-    """What to check with."""
-
-    base_model: str = option(
-        "demo", "verifier: a hub name, a directory, or 'demo' (the bundled model)", check=check_model
-    )

@@ -1,9 +1,10 @@
 """Options of what gives a drafter away: deploy and convert."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
-from recurrent_drafter.records.paths import check_model
+from recurrent_drafter.records.paths import check_model, check_readable
 from recurrent_drafter.training.options import option
 
 
@@ -28,7 +29,11 @@ class DeployOptions:
         None, "the verifier's name on the Hub, where the drafter was trained with a local copy"
     )
     license: str | None = option(None, "the weights' license as the Hub names it, such as apache-2.0: yours to say")
-    bench_file: str | None = option(None, "figures for the card: what bench wrote with --output_file")
+    bench_file: str | None = option(
+        None,
+        "figures for the card: what bench wrote with --output_file",
+        check=partial(check_readable, flag="--bench_file"),
+    )
     unverified: bool = option(False, "publish although verification failed or never ran; the card then says so")
 
     def __post_init__(self) -> None:

@@ -71,9 +71,8 @@ class ServeOptions:
         """What clients call the model."""
         return self.served_model_name or [self.base_model]
 
-    @property
     def drafter(self) -> str:
-        """Where the drafter is: as named, or for ``demo`` the bundled one. Raises ValueError where none is named."""
+        """Where the drafter is, as `drafter_path` says."""
         return drafter_path(self.base_model, self.speculator_path)
 
     @property
@@ -120,7 +119,7 @@ def check_serve(options: ServeOptions, flags: Sequence[str]) -> None:
     if not options.dry_run:
         check_vllm(any_version=options.any_vllm)
         check_port(options.host, options.port)
-    options.drafter  # noqa: B018  (raises where none is named)
+    options.drafter()
     check_paths(options)
 
 

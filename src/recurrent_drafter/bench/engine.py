@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -10,17 +10,32 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.attainable import Expected, attainable, expected_along, measure_curves
-from recurrent_drafter.bench.cells import DEMO, Cell
-from recurrent_drafter.bench.memory import memory_of
+from recurrent_drafter.bench.attainable import Expected, attainable, costs_at, expected_along
+from recurrent_drafter.bench.cells import DEMO, BenchCell
+from recurrent_drafter.bench.columns import run_records
+from recurrent_drafter.bench.memory import Memory, memory_of
 from recurrent_drafter.bench.oracle import OracleDrafter
-from recurrent_drafter.bench.profile import profiled
+from recurrent_drafter.bench.profile import Profile, profiled
 from recurrent_drafter.bench.workload import demo_prompts, model_of_shape, oracle_for, random_prompts
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import AUTO, PLAIN, lookup_fits, shape_name, standard_arms, variant
-from recurrent_drafter.measure.comparison import ArmResult, Batch, Decoding, batches_of, compare
+from recurrent_drafter.measure.arms import (
+    AUTO,
+    PLAIN,
+    Batch,
+    Decoding,
+    at_temperature,
+    batches_of,
+    explaining,
+    lookup_fits,
+    our_arm,
+    shape_name,
+    standard_arms,
+    variant,
+    without_drafter,
+)
 from recurrent_drafter.measure.replies import Reply
+from recurrent_drafter.measure.ruler import Trial, compare
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
@@ -50,11 +65,11 @@ def verifier_of(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, Ca
     return model, lambda count, length: random_prompts(vocabulary, count, length)
 
 
-def measure(cell: Cell, effort: Effort, device: str, done: Callable[[], None] = lambda: None) -> Iterator[Record]:
+def measure(cell: BenchCell, effort: Effort, device: str) -> Iterator[Record]:
     """Everything about a cell, as records for a file of JSON lines."""
     model, make_prompts = verifier_of(cell.model, cell.dtype, device)
     batches = batches_of(make_prompts(effort.prompts * cell.batch, cell.context), cell.batch, model.device)
-    decoding = Decoding(effort.new_tokens, temperature=cell.temperature)
+    decoding = Decoding(effort.new_tokens, sampling=at_temperature(cell.temperature))
     if cell.hit_rate is None:
         speculator = RecurrentDraftingSpeculator.from_pretrained(demo_drafter_path(), verifier=model)
     else:
@@ -65,44 +80,36 @@ def measure(cell: Cell, effort: Effort, device: str, done: Callable[[], None] = 
     shapes = [FIXED, saved] if cell.hit_rate is None else [FIXED, *CHAINS]
     lookup = cell.hit_rate is None and lookup_fits(speculator.verifier, batches, effort.new_tokens)
     arms = standard_arms(speculator, decoding, shapes, lookup=lookup)
-    results = compare(arms, batches, speculator.verifier, decoding, done=done)
-    for result in results:
-        yield from run_records(result)
-    replies = known_replies(next(result for result in results if result.name == PLAIN), batches)
-    yield from limits(speculator, batches[0], replies, shapes, saved)
+    trials = list(compare(arms, batches, explaining(speculator.verifier, decoding)))
+    yield from run_records(trials)
+    yield from limits(speculator, batches[0], known_replies(trials, PLAIN), shapes, saved)
     if effort.profile:
-        yield from inside(speculator, batches[: max(len(batches) // 4, 1)], decoding, shapes[0])
+        for found in inside(speculator, batches[: max(len(batches) // 4, 1)], decoding, shapes[0]):
+            yield {
+                "kind": "profile",
+                "arm": found.arm,
+                "stages": found.profile.rows,
+                "overhead": found.profile.overhead,
+            }
+            yield {"kind": "memory", "arm": found.arm, **found.memory.mebibytes()}
 
 
 def teach(speculator: RecurrentDraftingSpeculator, batches: Sequence[Batch], new_tokens: int) -> None:
     """Let an oracle know what the verifier says to the prompts, by plain autoregression."""
     oracle = speculator.drafter
     assert isinstance(oracle, OracleDrafter)
-    alone = RecurrentDraftingSpeculator(None)
-    alone.attach_verifier(speculator.verifier.model)
+    alone = our_arm(PLAIN, without_drafter(speculator), Decoding(new_tokens))
     for batch in batches:
-        output = alone.generate(
-            batch.input_ids, batch.attention_mask, max_new_tokens=new_tokens, do_sample=False, eos_token_id=[-1]
-        )
-        assert isinstance(output, Tensor)
-        for prompt, reply in zip(batch.input_ids, output[:, batch.input_ids.shape[1] :].tolist(), strict=True):
+        for prompt, reply in zip(batch.input_ids, alone.run(batch).ids, strict=True):
             oracle.learn(prompt, reply)
 
 
-def run_records(result: ArmResult) -> Iterator[Record]:
-    """One record for each run, one for each bug."""
-    for number, run in enumerate(result.runs):
-        yield {"kind": "run", "arm": result.name, "prompt": number, **asdict(run)}
-    for bug in result.bugs:
-        yield {"kind": "bug", "arm": result.name, "where": bug}
-
-
-def known_replies(result: ArmResult, batches: Sequence[Batch]) -> list[Reply]:
+def known_replies(trials: Sequence[Trial], arm: str) -> list[Reply]:
     """An arm's replies with their prompts."""
     return [
-        Reply(batch.prompt(row).cpu(), torch.tensor(tokens))
-        for batch, rows in zip(batches, result.replies, strict=True)
-        for row, tokens in enumerate(rows)
+        Reply(trial.batch.prompt(row).cpu(), torch.tensor(tokens))
+        for trial in trials
+        for row, tokens in enumerate(trial.runs[arm].ids)
     ]
 
 
@@ -123,21 +130,29 @@ def limits(
         width = shape.beam_width
         if width not in expected:
             expected[width] = expected_along(verifier, drafter, replies, width)
-        curves = measure_curves(verifier, drafter, batch, width, shape.beam_length)
-        yield {"kind": "curves", "arm": name, "width": width, **asdict(curves)}
-        yield {"kind": "limit", "arm": name, **asdict(attainable(curves, expected[width], lengths, width))}
+        costs = costs_at(verifier, drafter, batch, width, shape.beam_length)
+        times = {"rows": costs.rows, "verify": costs.verify, "draft": list(costs.drafts.values())}
+        yield {"kind": "curves", "arm": name, "width": width, **times}
+        yield {"kind": "limit", "arm": name, **asdict(attainable(costs, expected[width], lengths, width))}
+
+
+@dataclass(frozen=True)
+class Inside:
+    """Where an arm's time and memory go."""
+
+    arm: str
+    profile: Profile
+    memory: Memory
 
 
 def inside(
     speculator: RecurrentDraftingSpeculator, batches: Sequence[Batch], decoding: Decoding, fixed: DraftShape
-) -> Iterator[Record]:
-    """Where the time and the memory go, at the fixed shape and by ``auto``."""
-    names = {shape_name(fixed): variant(speculator, fixed), AUTO: variant(speculator, None)}
-    arms = [arm for arm in standard_arms(speculator, decoding, [fixed], lookup=False) if arm.name in names]
-    for arm in arms:
+) -> Iterator[Inside]:
+    """At the fixed shape, and by ``auto``."""
+    for name, shape in ((shape_name(fixed), fixed), (AUTO, None)):
+        varied = variant(speculator, shape)
+        arm = our_arm(name, varied, decoding)
         with profiled() as profile:
             for batch in batches:
-                arm.generate(batch, decoding.new_tokens)
-        yield {"kind": "profile", "arm": arm.name, "stages": profile.rows, "overhead": profile.overhead}
-        memory = memory_of(names[arm.name], partial(arm.generate, batches[0], min(decoding.new_tokens, 32)))
-        yield {"kind": "memory", "arm": arm.name, **memory.mebibytes()}
+                arm.run(batch)
+        yield Inside(name, profile, memory_of(varied, lambda arm=arm: arm.run(batches[0])))  # type: ignore[misc]

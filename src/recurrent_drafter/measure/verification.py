@@ -1,0 +1,146 @@
+"""Does speculation change a token? All arms on all prompts, and a record that lies beside the drafter."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import (
+    AUTO,
+    HF,
+    PLAIN,
+    Batch,
+    Decoding,
+    explaining,
+    hf_arm,
+    our_arm,
+    variant,
+    without_drafter,
+)
+from recurrent_drafter.measure.divergence import NOTHING
+from recurrent_drafter.measure.ruler import BUG, Arm, Run, Verdict, interleave, judge, tokens_per_step
+from recurrent_drafter.models.verifier import Verifier
+
+DRAFTED = "speculation"
+REFERENCES = (HF, PLAIN)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt's replies by two arms, the first of which is the reference."""
+
+    prompt: int
+    reference: str
+    candidate: str
+    verdict: Verdict
+
+    @property
+    def kind(self) -> str:
+        return "BUG" if self.verdict.outcome == BUG else self.verdict.outcome
+
+    def explained(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """A divergence in one line; prompts and tokens are counted from 0."""
+        found = self.verdict.divergence
+        assert found is not None
+        tokens = [
+            "nothing" if token == NOTHING else f"{token} {tokenizer.decode([token])!r}"
+            for token in (found.expected, found.found)
+        ]
+        return (
+            f"prompt {self.prompt}, token {found.position}: {self.reference} has {tokens[0]}, "
+            f"{self.candidate} {tokens[1]}: {found.verdict}"
+        )
+
+    def as_row(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        names = {"prompt": self.prompt, "reference": self.reference, "candidate": self.candidate}
+        if (found := self.verdict.divergence) is None:
+            return {**names, "verdict": self.kind}
+        sides = {
+            side: {"id": None, "text": None} if token == NOTHING else {"id": token, "text": tokenizer.decode([token])}
+            for side, token in (("expected", found.expected), ("found", found.found))
+        }
+        where = {"position": found.position, "margin": found.margin, "tolerance": found.tolerance}
+        return {**names, "verdict": self.kind, **where, **sides}
+
+
+@dataclass
+class Verification:
+    """All prompts decoded in one way of drawing tokens, greedy or sampled: by which arms, and what was found."""
+
+    name: str
+    decoding: Decoding
+    arms: Sequence[Arm]
+    runs: dict[str, list[Run]] = field(default_factory=dict)
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    def verify(self, verifier: Verifier, batches: Sequence[Batch]) -> Iterator[Batch]:
+        """Decode batches in every way and compare each arm with the references before it; yields what is done."""
+        explain = explaining(verifier, self.decoding)
+        for trial in interleave(self.arms, batches):
+            explained, judged = explain(trial.batch), {}
+            for reference, candidate in itertools.combinations(trial.runs, 2):
+                if reference in REFERENCES:
+                    judged[reference, candidate] = judge(trial.runs[candidate], trial.runs[reference], explained)
+            for row, number in enumerate(trial.batch.row_ids):
+                self.comparisons += [Comparison(number, *pair, verdicts[row]) for pair, verdicts in judged.items()]
+            for name, run in trial.runs.items():
+                self.runs.setdefault(name, []).append(run)
+            yield trial.batch
+
+    @property
+    def differing(self) -> list[Comparison]:
+        return [found for found in self.comparisons if found.verdict.divergence is not None]
+
+    @property
+    def pairs(self) -> dict[tuple[str, str], Counter[str]]:
+        """How many comparisons came out how, by reference and candidate."""
+        counts: dict[tuple[str, str], Counter[str]] = {}
+        for found in self.comparisons:
+            counts.setdefault((found.reference, found.candidate), Counter())[found.kind] += 1
+        return counts
+
+    def tokens_per_step(self, arm: str) -> float:
+        """NaN for an arm that does not count steps."""
+        return tokens_per_step(self.runs[arm])
+
+
+def as_record(passes: Sequence[Verification]) -> dict[str, Any]:
+    """What was compared and how it came out, for a file."""
+
+    def counts(run: Verification) -> Iterator[dict[str, Any]]:
+        for (reference, candidate), kinds in run.pairs.items():
+            per_step = run.tokens_per_step(candidate)
+            figure = {"tokens_per_step": per_step if per_step == per_step else None}
+            yield {"reference": reference, "candidate": candidate, **figure, **kinds}
+
+    def settings(decoding: Decoding) -> dict[str, Any]:
+        return {**decoding.arguments(), "seed": decoding.seed if decoding.is_sampled else None}
+
+    return {
+        "settings": {run.name: settings(run.decoding) for run in passes},
+        "counts": {run.name: list(counts(run)) for run in passes},
+        "bugs": sum(found.verdict.outcome == BUG for run in passes for found in run.comparisons),
+    }
+
+
+def verifications(
+    speculator: RecurrentDraftingSpeculator, greedy: Decoding, sampled: Decoding | None, *, auto: bool
+) -> list[Verification]:
+    """Greedy, with transformers' own loop as the first reference, then sampled if that is asked for."""
+    model, drafter = speculator.verifier.model, speculator.drafter
+    assert drafter is not None
+    ways = {
+        PLAIN: without_drafter(speculator),
+        DRAFTED: variant(speculator, speculator.shape or drafter.config.draft_shape),
+        **({AUTO: variant(speculator, None)} if auto else {}),
+    }
+
+    def ours(decoding: Decoding) -> list[Arm]:
+        return [our_arm(name, way, decoding) for name, way in ways.items()]
+
+    found = [Verification("greedy", greedy, [hf_arm(HF, model, greedy), *ours(greedy)])]
+    return found if sampled is None else [*found, Verification("sampled", sampled, ours(sampled))]
