@@ -10,7 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.cells import DEMO, BenchCell, all_cells, selected
@@ -20,6 +19,7 @@ from recurrent_drafter.bench.long_replies import MOST, long_replies_markdown, me
 from recurrent_drafter.bench.plot import plot
 from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.workload import SHAPES
+from recurrent_drafter.cli.main import quiet
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import Decoding
 from recurrent_drafter.measure.ruler import verdict
@@ -39,8 +39,7 @@ QUICK = Effort(prompts=3, new_tokens=32)
 
 def main() -> int:
     options = parsed()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    quiet()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     has_bfloat16 = computes_in_bfloat16(device)
     cells = all_cells(options.models, "bfloat16" if has_bfloat16 else "float32")
