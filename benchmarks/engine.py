@@ -10,15 +10,16 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.cells import DEMO, BenchCell, all_cells, selected
 from recurrent_drafter.bench.columns import CELLS, OVERVIEW, inner_markdown, recorded_rows
 from recurrent_drafter.bench.engine import Effort, measure, verifier_of
+from recurrent_drafter.bench.long_replies import MOST, long_replies_markdown, measure_long_replies
 from recurrent_drafter.bench.plot import plot
 from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.workload import SHAPES
+from recurrent_drafter.cli.main import quiet
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import AUTO, Decoding
 from recurrent_drafter.measure.ruler import verdict
@@ -38,8 +39,7 @@ QUICK = Effort(prompts=3, new_tokens=32)
 
 def main() -> int:
     options = parsed()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    quiet()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     has_bfloat16 = computes_in_bfloat16(device)
     cells = all_cells(options.models, "bfloat16" if has_bfloat16 else "float32")
@@ -51,6 +51,8 @@ def main() -> int:
     if options.list:
         print("\n".join(cell.name for cell in cells))
         return 0
+    if options.long:
+        return run_long(options.output_dir)
     print(LEFT_OUT)
     quick = QUICK if options.quick else Effort()
     effort = Effort(options.prompts or quick.prompts, options.new_tokens or quick.new_tokens, options.profile)
@@ -72,6 +74,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="3 prompts of 32 tokens: to see that it runs")
     parser.add_argument("--profile", action="store_true", help="also where a step's time and memory go")
     parser.add_argument("--soak", type=int, default=0, metavar="TOKENS", help="also generate so many without a break")
+    parser.add_argument("--long", action="store_true", help="only whether tokens late in a long reply cost more")
     parser.add_argument("--emulate_bfloat16", action="store_true", help="run bfloat16 without arithmetic for it: slow")
     parser.add_argument("--table_only", action="store_true", help="table and plot from the files that are there")
     parser.add_argument("--output_dir", type=Path, default=Path("results/engine"))
@@ -103,6 +106,15 @@ def run_soak(tokens: int, effort: Effort, device: str, output_dir: Path) -> None
     header = {"kind": "soak", **result.summary(), **provenance(sys.argv)}
     series = {"kind": "series", "step_seconds": result.step_seconds, "resident": result.resident}
     write_records(path_of("soak", output_dir), [header, series])
+
+
+def run_long(output_dir: Path) -> int:
+    """1 when a step's own work takes more than `MOST` times as long late in a reply as early."""
+    found = list(measure_long_replies())
+    records = [{"kind": "long", **asdict(measured), **provenance(sys.argv)} for measured in found]
+    write_records(path_of("long", output_dir), records)
+    print("milliseconds of a step by stage\n", long_replies_markdown(found), sep="")
+    return 1 if any(measured.ratio > MOST for measured in found) else 0
 
 
 def summarize(output_dir: Path) -> int:

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import torch
-from transformers.utils import logging as hf_logging
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.serving import SYNCHRONOUS, Work, engine_arms, engines, measure_turns
 from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, judged, serving_rows
 from recurrent_drafter.bench.workload import demo_prompts
+from recurrent_drafter.cli.main import quiet
 from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.models.verifier import Verifier
@@ -31,8 +31,7 @@ SLACK = 32  # of the context: near its end vLLM does not draft
 
 def main() -> int:
     options = parsed()
-    hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    quiet()
     if not options.table_only:
         run(options)
     return summarize(options.output_dir)

@@ -10,7 +10,6 @@ results are JSON lines, the summary a Markdown table.
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from recurrent_drafter import RecurrentDrafter, RecurrentDraftingConfig
 from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hardware import hardware
+from recurrent_drafter.records.hardware import hardware, peak_bytes
 from recurrent_drafter.training.distillation import distilled_targets, packed_for_passes
 from recurrent_drafter.training.loss import Objective
 
@@ -118,18 +117,13 @@ def drafter_part(arm: str, batch: int, length: int, depths: int, folder: Path) -
         ).backward()
 
     work = {"straightforward": straightforward, "ours": ours}[arm]
-    before = peak()
+    before = peak_bytes()
     times = []
     for _ in range(2):
         drafter.zero_grad()
         times.append(seconds(work, 1))
     gradients = [parameter.grad for parameter in drafter.parameters()]
-    torch.save({"seconds": min(times), "bytes": peak() - before, "gradients": gradients}, folder / f"{arm}.pt")
-
-
-def peak() -> int:
-    """Most memory this process ever held, in bytes."""
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    torch.save({"seconds": min(times), "bytes": peak_bytes() - before, "gradients": gradients}, folder / f"{arm}.pt")
 
 
 def training(batch: int, length: int, depths: int, folder: Path) -> dict[str, object]:

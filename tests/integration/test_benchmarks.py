@@ -13,6 +13,7 @@ from recurrent_drafter.bench.attainable import costs_at, expected_along
 from recurrent_drafter.bench.cells import BenchCell
 from recurrent_drafter.bench.columns import bugs, recorded_rows, rows_of
 from recurrent_drafter.bench.engine import Effort, known_replies, measure, teach
+from recurrent_drafter.bench.long_replies import Windows, long_replies_markdown, measure_long_replies
 from recurrent_drafter.bench.memory import MIB, memory_of
 from recurrent_drafter.bench.profile import STAGES, profiled
 from recurrent_drafter.bench.soak import soak
@@ -162,6 +163,16 @@ def test_profile_accounts_for_steps_and_leaves_no_trace(model):
     assert 0 < profile.overhead < 1
     assert [vars(owner)[name] for places in STAGES.values() for owner, name in places] == before
     assert speculator_module.decode is decode
+
+
+def test_long_replies_are_timed_in_two_windows():
+    found = list(measure_long_replies(Windows(early=100, late=200, around=100, replies=1)))
+    assert [(measured.arm, measured.penalty) for measured in found] == [
+        (arm, penalty) for penalty in (1.0, 1.1) for arm in ("autoregression", "auto")
+    ]
+    assert all(measured.ratio > 0 and measured.late["host"] > 0 for measured in found)
+    assert all(measured.late["controller"] > 0 for measured in found if measured.arm == "auto")
+    assert len(long_replies_markdown(found).splitlines()) == 2 + 2 * len(found)
 
 
 def test_memory_names_the_packed_copy(model):

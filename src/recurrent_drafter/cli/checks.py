@@ -1,7 +1,11 @@
-"""What is wrong with a command line, found before anything loads: paths, contradictions, what cannot be written."""
+"""What is wrong with a command line, found before anything loads: paths, contradictions, what cannot be written.
+
+A command's ``check_...`` takes its options, and raises ValueError or OSError with one line for the user.
+"""
 
 import ast
 import importlib.util
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,7 +19,7 @@ from recurrent_drafter.cli.options.decoding import (
 from recurrent_drafter.cli.options.measuring import BenchOptions, PromptOptions, TuneOptions, VerifyOptions
 from recurrent_drafter.cli.options.publishing import ConvertOptions, DeployOptions
 from recurrent_drafter.cli.parser import OptionParser, unknown_argument
-from recurrent_drafter.records.paths import TUNING_FILE, check_folder, check_writable
+from recurrent_drafter.records.paths import TUNING_FILE, check_folder, check_writable, is_path
 from recurrent_drafter.reproduce.plan import ReproduceOptions, plan_of, training_flags
 from recurrent_drafter.training.options import TrainingOptions, check_paths
 
@@ -25,7 +29,6 @@ SAMPLED = 0.8  # the temperature of a verification's sampled pass
 def check_generate(
     which: SpeculatorOptions, sampling: SamplingOptions, options: GenerateOptions, asked: EvaluationOptions
 ) -> None:
-    """Raise for flags that contradict each other, and for paths."""
     sampling.arguments()
     if options.autoregressive and which.drafting:
         raise ValueError(f"--autoregressive drafts nothing: drop {' and '.join(which.drafting)}")
@@ -41,17 +44,15 @@ def check_generate(
 def check_verify(
     which: SpeculatorOptions, sampling: SamplingOptions, prompts: PromptOptions, options: VerifyOptions
 ) -> None:
-    """Raise for flags that contradict each other, and for paths."""
     sampling.arguments(SAMPLED)
     check_paths(which, prompts, options)
     which.drafter()
 
 
 def check_tune(which: SpeculatorOptions, prompts: PromptOptions, options: TuneOptions) -> None:
-    """Raise for flags that contradict each other, and for paths."""
-    tuning_folder(which, options)
     check_paths(which, prompts, options)
     which.drafter()
+    tuning_folder(which, options)
 
 
 def tuning_folder(which: SpeculatorOptions, options: TuneOptions) -> Path:
@@ -83,14 +84,12 @@ def tuning_folder(which: SpeculatorOptions, options: TuneOptions) -> Path:
 
 
 def check_bench(options: BenchOptions) -> None:
-    """Raise for paths, and for a verifier without a drafter unless nothing is run."""
     check_paths(options)
     if options.join is None:
         options.drafter()
 
 
 def check_deploy(options: DeployOptions) -> None:
-    """Raise for a folder without a drafter and for names that the Hub does not take."""
     folder = Path(options.model_path).expanduser()
     if not folder.is_dir():
         raise OSError(f"there is no drafter at {folder}: expected the folder that train_speculator.py saved it to")
@@ -103,17 +102,15 @@ def check_deploy(options: DeployOptions) -> None:
 
 
 def check_convert(options: ConvertOptions) -> None:
-    """Raise for a source that is not there, and a target that is."""
     target, source = Path(options.target).expanduser(), Path(options.source).expanduser()
     if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise OSError(f"{target} exists already: give a new folder, or an empty one")
-    if not source.is_dir() and (source.exists() or options.source.startswith((".", "/", "~"))):
+    if not source.is_dir() and (source.exists() or is_path(options.source)):
         raise OSError(f"there is no drafter at {options.source}: expected a folder, or a name on the Hub")
     check_paths(options)
 
 
 def check_reproduce(options: ReproduceOptions) -> None:
-    """Raise for paths, and for flags that no training takes."""
     check_paths(options)
     parser = OptionParser(TrainingOptions)
     for cell in plan_of(options).cells:
@@ -131,8 +128,9 @@ def read_training(parser: OptionParser, argv: Sequence[str]) -> tuple[TrainingOp
         OptionParser(TrainingArguments, prog=parser.prog, description=parser.description or "").print_help()
         raise SystemExit(0)
     (options,), rest = parser.known_options(argv)
-    for word in rest:
-        if word.startswith("--") and word[2:].partition("=")[0].replace("-", "_") not in inherited_flags():
+    for place, word in enumerate(rest):
+        flag = re.match(r"--?([a-zA-Z][\w-]*)", word)
+        if flag[1].replace("-", "_") not in inherited_flags() if flag else place == 0:
             raise unknown_argument(word)
     options.settle()
     options.check()
@@ -154,9 +152,7 @@ def inherited_flags() -> frozenset[str]:
 
 
 def check_train(options: TrainingOptions, _: list[str]) -> None:
-    """Raise for paths, unless nothing is to be run."""
-    if options.demo:
-        return
-    check_paths(options)
-    if not options.estimate:
+    if not options.demo:
+        check_paths(options)
+    if not options.demo and not options.estimate:
         check_folder(str(options.output_dir))

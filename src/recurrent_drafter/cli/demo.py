@@ -1,6 +1,5 @@
 """``recurrent-drafter demo`` (``make demo``): train a drafter for the bundled model, then see what it is worth."""
 
-import resource
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +20,7 @@ from recurrent_drafter.measure.arms import HF, PLAIN, Decoding, batches_of, hf_a
 from recurrent_drafter.measure.ruler import Arm
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.hardware import peak_bytes
 
 
 def run(options: DemoOptions, *, argv: Sequence[str]) -> int:
@@ -47,8 +47,8 @@ def run(options: DemoOptions, *, argv: Sequence[str]) -> int:
             for bug in bugs(trials, arm.name):
                 console.print(f"DIFFERS: {arm.name}, {bug}")
                 differing += 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    console.print(f"{len(prompts)} held-out prompts, {torch.get_num_threads()} threads; peak memory {peak:,.0f} MiB")
+    threads, peak = torch.get_num_threads(), peak_bytes() / 2**20
+    console.print(f"{len(prompts)} held-out prompts, {threads} threads; peak memory {peak:,.0f} MiB")
     return 1 if differing else 0
 
 

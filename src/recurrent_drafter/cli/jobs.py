@@ -10,23 +10,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack, redirect_stdout
+from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from rich.console import Console
-from rich.progress import Progress
+from rich.progress import track
 
 from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import reporting
 from recurrent_drafter.cli.main import quiet
 from recurrent_drafter.cli.terminal import TrainingTerminal
-from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import Decoding
-from recurrent_drafter.measure.tuning import Search
-from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.reproduce.plan import training_flags
-from recurrent_drafter.reproduce.results import Record, Results, failure
-from recurrent_drafter.reproduce.sweeps import sweep_of_shapes
+from recurrent_drafter.reproduce.results import Results, failure
 from recurrent_drafter.reproduce.workshop import Workshop
 
 ERROR = "error.txt"  # a failed job's traceback, in its folder
@@ -49,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rank > 0:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         with TrainingTerminal() as terminal:
-            workshop = Workshop(results, train.options, shapes, terminal)
+            workshop = Workshop(results, train.options, partial(track, transient=True), terminal)
         for name in pending:
             if os.getppid() != parent:  # killed; somebody may have started it again
                 return 1
@@ -66,23 +61,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             if state.is_main_process:
                 results.write(name, record)
     return 0
-
-
-def shapes(workshop: Workshop, drafter: RecurrentDrafter) -> Record:
-    """Beam widths and lengths at every batch size, by `tune`'s own measurements."""
-    options, held_out, verifier = workshop.options, workshop.first_held_out, workshop.pair.verifier
-    prompts = [reply.prompt for reply in held_out.replies][: options.given("sweep_prompts")]
-    sizes = [1, *(size for size in options.given("batch_size") if 1 < size <= len(prompts))]
-    widths = [width for width in options.given("widths") if width <= len(drafter.draft_ids)]
-    speculator = RecurrentDraftingSpeculator(drafter)
-    speculator.attach_verifier(verifier.model)
-    decoding = Decoding(options.given("eval_max_new_tokens"))
-    with Progress(console=Console(), transient=True) as progress:
-        search = Search(
-            speculator, prompts, decoding, sizes, widths, options.given("lengths"), confirm=2,
-            tracked=lambda things, said: progress.track(things, description=said),
-        )  # fmt: skip
-        return sweep_of_shapes(search, held_out)
 
 
 if __name__ == "__main__":

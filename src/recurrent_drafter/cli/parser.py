@@ -31,9 +31,7 @@ class OptionParser(argparse.ArgumentParser):
         for kind in kinds:
             hints = get_type_hints(kind)
             for owner, members in by_class(kind):
-                theirs = not owner.__module__.startswith("recurrent_drafter.")
-                name = owner.__module__.partition(".")[0] if theirs else owner.__name__.removesuffix("Options").lower()
-                group = self.add_argument_group(name, (inspect.getdoc(owner) or "").partition("\n")[0])
+                group = self.add_argument_group(title(owner), (inspect.getdoc(owner) or "").partition("\n")[0])
                 for member in members:
                     add(group, member, hints[member.name])
         places = [str(action.metavar) for action in self._actions if not action.option_strings]
@@ -69,6 +67,12 @@ class OptionParser(argparse.ArgumentParser):
 def unknown_argument(word: str) -> ValueError:
     """What to raise for it; what follows an equals sign may be a token, and is left out."""
     return ValueError(f"unknown argument {word.split('=')[0]} (--help lists the flags)")
+
+
+def title(owner: Any) -> str:
+    """``data`` for ``DataOptions``; the package's name for a class that is not ours."""
+    package, name = owner.__module__.partition(".")[0], owner.__name__.removesuffix("Options").lower()
+    return str(name if package == "recurrent_drafter" else package)
 
 
 def by_class(kind: Any) -> Iterator[tuple[Any, list[dataclasses.Field[Any]]]]:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ def hardware(device: str | None = None) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": platform.system(),
     }
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever held, outside accelerators."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _processor() -> str:

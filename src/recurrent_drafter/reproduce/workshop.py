@@ -12,15 +12,17 @@ from pathlib import Path
 from accelerate import PartialState
 
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import Decoding
 from recurrent_drafter.measure.replies import HeldOutReplies, load_replies, save_replies
-from recurrent_drafter.measure.tuning import measure_acceptance
+from recurrent_drafter.measure.tuning import Search, Tracked, measure_acceptance
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import load_drafter
 from recurrent_drafter.records.provenance import provenance
 from recurrent_drafter.records.trackers import closing_trackers
 from recurrent_drafter.reproduce.plan import CALIBRATION, DEPTHS, Cell, Scope, Source, training_flags
 from recurrent_drafter.reproduce.results import Record, Results
-from recurrent_drafter.reproduce.sweeps import sweep_of_trees, sweep_of_vocabularies, walked
+from recurrent_drafter.reproduce.sweeps import sweep_of_shapes, sweep_of_trees, sweep_of_vocabularies, walked
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import TrainingText, open_pair, replies_to, training_text
 from recurrent_drafter.training.estimation import step_seconds
@@ -34,7 +36,6 @@ from recurrent_drafter.training.targets import Material, Targets, draft_vocabula
 TIMED_STEPS = 8  # of a calibration
 
 Flags = Callable[[list[str]], TrainingArguments]
-Shapes = Callable[["Workshop", RecurrentDrafter], Record]
 
 
 class Workshop:
@@ -43,12 +44,12 @@ class Workshop:
     Args:
         results: the folder, and what is to be done in it.
         flags: reads flags of ``train_speculator.py``, which say what a training is.
-        shapes: the sweep over beam widths and lengths.
+        tracked: shows how far a sweep is.
         tell: is told what is prepared now; each job has its own ear.
     """
 
-    def __init__(self, results: Results, flags: Flags, shapes: Shapes, tell: OnProgress = log_progress) -> None:
-        self.results, self.options, self.flags, self.shapes = results, results.options, flags, shapes
+    def __init__(self, results: Results, flags: Flags, tracked: Tracked, tell: OnProgress = log_progress) -> None:
+        self.results, self.options, self.flags, self.tracked = results, results.options, flags, tracked
         self.tell, self.should_stop = tell, never
         arguments = self.arguments(results.plan.showcase, steps=1)
         self.pair = open_pair(str(arguments.llm_name_or_path), None, arguments)
@@ -191,7 +192,7 @@ class Workshop:
             raise ValueError(f"the drafter that it takes was not trained: {cell.name} has failed")
         drafter, held_out = self.drafter(self.results.path(cell.name)), self.first_held_out
         if name == "shapes":
-            found = self.shapes(self, drafter)
+            found = sweep_of_shapes(self.search(drafter), held_out)
         elif name == "tree":
             found = sweep_of_trees(held_out, drafter, self.options.given("widths"))
         else:
@@ -199,3 +200,13 @@ class Workshop:
             found = sweep_of_vocabularies(held_out, drafter, examples, self.pair.end_ids)
         dtype = str(self.pair.verifier.model.dtype).removeprefix("torch.")
         return {"kind": name, "drafter": cell.name, "dtype": dtype, **found}
+
+    def search(self, drafter: RecurrentDrafter) -> Search:
+        """Which shapes of draft the sweep tries, on which prompts."""
+        options, speculator = self.options, RecurrentDraftingSpeculator(drafter)
+        speculator.attach_verifier(self.pair.verifier.model)
+        prompts = [reply.prompt for reply in self.first_held_out.replies][: options.given("sweep_prompts")]
+        sizes = [1, *(size for size in options.given("batch_size") if 1 < size <= len(prompts))]
+        widths = [width for width in options.given("widths") if width <= len(drafter.draft_ids)]
+        decoding = Decoding(options.given("eval_max_new_tokens"))
+        return Search(speculator, prompts, decoding, sizes, widths, options.given("lengths"), 2, self.tracked)

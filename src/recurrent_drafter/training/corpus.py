@@ -104,10 +104,14 @@ def training_text(
 
 
 def load_part(data: Sequence[DialogueLike] | None, args: TrainingArguments, split: Split) -> LoadedDialogues:
-    """One part of the data given or, without any, of the set that the options name."""
+    """One part of the data given or, without any, of the set that the options name: another, maybe, to evaluate on."""
+    name, path = args.dataset_name, args.dataset_path
+    if split == "eval" and (args.eval_dataset_name or args.eval_dataset_path):
+        name, path, data = args.eval_dataset_name, args.eval_dataset_path, None
     if data is not None:
         return divide_dialogues(data, split)
-    return load_dialogues(args.dataset_name, args.dataset_path, split, cache_dir=args.cache_dir)
+    limit = STREAMED_PROMPTS * args.eval_max_examples if args.streaming else None
+    return load_dialogues(name, path, split, limit=limit, cache_dir=args.cache_dir)
 
 
 def read_before(checkpoint: str | None) -> LoadReport | None:
@@ -149,16 +153,8 @@ def held_out_replies(
     data: Sequence[DialogueLike] | None, pair: Pair, args: TrainingArguments, tell: OnProgress
 ) -> HeldOutReplies:
     """The verifier's replies to prompts of the evaluation part; ``--quick`` goes on past end tokens."""
-    name, path = args.eval_dataset_name, args.eval_dataset_path
-    if name is not None or path is not None or args.streaming:
-        limit = STREAMED_PROMPTS * args.eval_max_examples if args.streaming else None
-        if name is None and path is None:
-            name, path = args.dataset_name, args.dataset_path
-        loaded = load_dialogues(name, path, "eval", limit=limit, cache_dir=args.cache_dir)
-    else:
-        loaded = load_part(data, args, "eval")
     end_ids = () if args.quick else pair.end_ids
-    lengths = args.eval_max_examples, args.eval_max_new_tokens
+    loaded, lengths = load_part(data, args, "eval"), (args.eval_max_examples, args.eval_max_new_tokens)
     return HeldOutReplies(pair.verifier, replies_to(pair, loaded, *lengths, end_ids, tell))
 
 

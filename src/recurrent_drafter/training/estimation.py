@@ -1,31 +1,28 @@
 """Whether a drafter can pay on this machine, and what training one costs: measured with one that has not learnt."""
 
 import itertools
-import resource
 import statistics
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
-from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
-from recurrent_drafter.decoding.costs import Costs, measure_costs
-from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.data.encoding import TrainExample
+from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.measure.estimate import break_even, ceiling, training_bytes
+from recurrent_drafter.measure.tuning import packed_costs
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.hardware import peak_bytes
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import with_distilled_targets
-from recurrent_drafter.training.progress import OnProgress
+from recurrent_drafter.training.progress import CallerAnswers, OnProgress
 from recurrent_drafter.training.recipe import new_drafter, new_trainer
-from recurrent_drafter.training.targets import Material, Targets, draft_vocabulary, with_text
+from recurrent_drafter.training.targets import Material, Targets, draft_vocabulary, encoded, with_text
 from recurrent_drafter.training.trainer import global_batch
 
 MEASURED_CONTEXT = 256  # tokens that timed steps follow
@@ -71,11 +68,7 @@ def estimated(text: TrainingText, material: Material, args: TrainingArguments, t
     pair, verifier = material.pair, material.pair.verifier
     dialogues = list(text.dialogues) if not args.streaming else None
     few = list(itertools.islice(text.dialogues if dialogues is None else dialogues, SAMPLE))
-    examples = tuple(
-        EncodedDialogues(
-            few, pair.tokenizer, max_length=args.model_max_length, assistant_only=args.train_on_assistant_only
-        )
-    )
+    examples = tuple(encoded(few, pair, args))
     rows = with_text(pair, examples, args)
     material = replace(material, targets=Targets(rows, rows))
     draft_ids = draft_vocabulary(material, args, tell)
@@ -90,23 +83,21 @@ def estimated(text: TrainingText, material: Material, args: TrainingArguments, t
     distilled, each = 0, 0.0
     if args.use_distilled_dataset:
         distilled, each = min(args.distill_max_examples, round(texts)), distilling_seconds(pair, examples, args)
-    return TrainingEstimate(costs, args.depths, steps, seconds, distilled, distilled * each, peak_bytes(), kept)
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
+    return TrainingEstimate(costs, args.depths, steps, seconds, distilled, distilled * each, peak, kept)
 
 
 def measured_costs(drafter: RecurrentDrafter, verifier: Verifier) -> Costs:
     """Times of real steps with this drafter, in the verifier's dtype."""
-    shape = drafter.config.draft_shape
+    width = drafter.config.beam_width
     drafter = drafter.to(device=verifier.device, dtype=verifier.model.dtype).eval()  # type: ignore[arg-type, call-arg]
     context = min(MEASURED_CONTEXT, (verifier.context_length or MEASURED_CONTEXT + 32) - 32)
-    with torch.inference_mode(), PackedLinears(verifier.model).applied(), PackedLinears(drafter).applied():
-        draft = BeamDrafter(drafter, verifier.embed)
-        costs = measure_costs(verifier, draft, max(context, 1), rows=(1, 2, 4, 8, 12, 16), widths=(shape.beam_width,))
-    return costs.of_width(shape.beam_width)
+    return packed_costs(verifier, drafter, context, rows=(1, 2, 4, 8, 12, 16), widths=(width,)).of_width(width)
 
 
 def step_seconds(material: Material, draft_ids: torch.Tensor, args: TrainingArguments, steps: int = STEPS) -> float:
-    """The median of a few steps of training a drafter that learns nothing and is thrown away."""
-    timed = StepTimes()
+    """The median step, but the first, of a training that learns nothing."""
+    ends: list[float] = []
     with tempfile.TemporaryDirectory() as nowhere:
         brief = replace(
             args, output_dir=nowhere, max_steps=steps, num_train_epochs=1, learning_rate=0.0,
@@ -114,8 +105,9 @@ def step_seconds(material: Material, draft_ids: torch.Tensor, args: TrainingArgu
             save_strategy="no", load_best_model_at_end=False, early_stopping_patience=None, streaming=False,
             shuffle_buffer=1000, resume_from_checkpoint=None,
         )  # fmt: skip
-        new_trainer(new_drafter(material.pair, draft_ids, brief), material, brief, [timed]).train()
-    return timed.median
+        clock = CallerAnswers(lambda _: ends.append(time.perf_counter()))
+        new_trainer(new_drafter(material.pair, draft_ids, brief), material, brief, [clock]).train()
+    return statistics.median(end - begun for begun, end in itertools.pairwise(ends[1:]))
 
 
 def distilling_seconds(pair: Pair, examples: Sequence[TrainExample], args: TrainingArguments) -> float:
@@ -124,26 +116,3 @@ def distilling_seconds(pair: Pair, examples: Sequence[TrainExample], args: Train
     begun = time.perf_counter()
     with_distilled_targets(pair.verifier, some, args.distill_num_future_tokens, pair.end_ids)
     return (time.perf_counter() - begun) / len(some)
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has taken, on its accelerator where there is one."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-class StepTimes(TrainerCallback):
-    """Seconds per step, the first (a warm-up) left out."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look at the clock."""
-        self.times.append(time.perf_counter())
-
-    @property
-    def median(self) -> float:
-        """Of the steps after the first."""
-        return statistics.median(b - a for a, b in zip(self.times, self.times[1:], strict=False))

@@ -35,15 +35,7 @@ from recurrent_drafter.training.checkpoints import (
 from recurrent_drafter.training.corpus import Pair, held_out_replies, open_pair, training_text
 from recurrent_drafter.training.estimation import TrainingEstimate, estimated, measured_costs
 from recurrent_drafter.training.options import BEST
-from recurrent_drafter.training.progress import (
-    OnProgress,
-    Progress,
-    ShouldStop,
-    StopOnRequest,
-    TellProgress,
-    log_progress,
-    never,
-)
+from recurrent_drafter.training.progress import CallerAnswers, OnProgress, Progress, ShouldStop, log_progress, never
 from recurrent_drafter.training.quick import quick_schedule, quick_targets
 from recurrent_drafter.training.recipe import facts, new_drafter, new_trainer
 from recurrent_drafter.training.run_record import RunRecord
@@ -196,20 +188,19 @@ def learn(
 ) -> TrainedDrafter:
     """Train a new drafter on this material, up to a time of the monotonic clock if one is given, and save it."""
     drafter = new_drafter(material.pair, draft_vocabulary(material, args, on_progress), args)
-    trainer, stop, budget = new_trainer(drafter, material, args), StopOnRequest(should_stop), None
+    trainer, budget = new_trainer(drafter, material, args), None
+    trainer.add_callback(record)
     if until is not None:
-        budget = TimeBudget(until - time.monotonic(), args.learning_rate, evaluations=4)
-    for callback in (record, stop, budget, TellProgress(on_progress, budget)):
-        if callback is not None:
-            trainer.add_callback(callback)
+        trainer.add_callback(budget := TimeBudget(until - time.monotonic(), args.learning_rate, evaluations=4))
+    trainer.add_callback(caller := CallerAnswers(on_progress, should_stop, budget))
     begun = time.monotonic()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds, steps, folder = time.monotonic() - begun, trainer.state.global_step, Path(str(args.output_dir))
     figures: dict[str, float] = {}
-    if not stop.stopped:
+    if not caller.stopped:
         figures, drafter = save_trained(trainer, folder, record)
     history = tuple(trainer.state.log_history)
-    return TrainedDrafter(drafter, figures, folder, steps, seconds, history, finished=not stop.stopped)
+    return TrainedDrafter(drafter, figures, folder, steps, seconds, history, finished=not caller.stopped)
 
 
 def save_trained(trainer: DrafterTrainer, folder: Path, record: RunRecord) -> tuple[dict[str, float], RecurrentDrafter]:

@@ -47,38 +47,30 @@ def never() -> bool:
     return False
 
 
-class StopOnRequest(TrainerCallback):
-    """Ask after each step whether to stop; if so, training ends there with a checkpoint of that step.
+class CallerAnswers(TrainerCallback):
+    """Tells the caller of every step and evaluation, and asks after each step whether to stop.
 
-    A checkpoint from the middle of a step would hold weights that no uninterrupted run ever has.
+    A stop ends training with a checkpoint of that step: one from the middle of a step would hold weights that no
+    uninterrupted run ever has.
     """
 
-    def __init__(self, should_stop: ShouldStop) -> None:
-        self.should_stop, self.stopped = should_stop, False
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Save and stop, if asked to."""
-        if self.should_stop():
-            self.stopped = control.should_save = control.should_training_stop = True
-
-
-class TellProgress(TrainerCallback):
-    """Tells of every step and evaluation: loss, and held-out tokens per step as it rises."""
-
-    def __init__(self, tell: OnProgress, budget: TimeBudget | None) -> None:
-        self.tell, self.budget = tell, budget
+    def __init__(self, tell: OnProgress, should_stop: ShouldStop = never, budget: TimeBudget | None = None) -> None:
+        self.tell, self.should_stop, self.budget = tell, should_stop, budget
+        self.stopped = False
         self.loss: list[str] = []
         self.acceptance: list[str] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say that steps begin."""
-        self.on_step_end(args, state, control)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say how far training is, in steps or in time."""
         done, total = (state.global_step, state.max_steps) if self.budget is None else (self.budget.share, 1.0)
         rising = [f"held-out tokens/step {' > '.join(self.acceptance[-4:])}"] if self.acceptance else []
         self.tell(Progress("training", "  ".join([*self.loss, *rising]), done, total))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say how far training is, in steps or in time; save and stop, if asked to."""
+        self.on_train_begin(args, state, control)
+        if self.should_stop():
+            self.stopped = control.should_save = control.should_training_stop = True
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         """Keep the newest figures; an evaluation is a sentence."""

@@ -1,7 +1,7 @@
 """Second stage of a training: text to examples with targets, by the method that was chosen."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.batches import ShuffledStream, grouped_order, padding_share
-from recurrent_drafter.data.dialogues import DataError
+from recurrent_drafter.data.dialogues import DataError, Dialogue
 from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected_coverage, weights_read
 from recurrent_drafter.measure.replies import HeldOutReplies
@@ -54,46 +54,42 @@ class Material:
 
 def make_targets(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Targets:
     """Examples with targets. Raises DataError where no text is as long as what is to be predicted."""
-    encoded = EncodedDialogues(
-        text.dialogues,
-        pair.tokenizer,
-        max_length=args.model_max_length,
-        assistant_only=args.train_on_assistant_only,
-    )
     if args.streaming:
-        targets = streamed(pair, text, encoded, args, tell)
-    else:
-        examples = tuple(encoded)
-        tell(Progress("targets", encoded.report.summary()))
-        rows = distilled(pair, examples, args, tell) if args.use_distilled_dataset else with_text(pair, examples, args)
-        targets = Targets(rows, rows)
-    check_depths(targets.sample, args.depths)
-    if not args.streaming:
-        share = padding(targets.sample, args)
-        batches = f"batches of {args.per_device_train_batch_size} ({args.train_sampling_strategy})"
-        tell(Progress("targets", f"padding: {share:.1%} of the tokens in {batches}"))
-    return targets
+        targets = streamed(pair, text, args, tell)
+        check_depths(targets.sample, args.depths)
+        return targets
+    read = encoded(text.dialogues, pair, args)
+    examples = tuple(read)
+    tell(Progress("targets", read.report.summary()))
+    rows = distilled(pair, examples, args, tell) if args.use_distilled_dataset else with_text(pair, examples, args)
+    check_depths(rows, args.depths)
+    batches = f"batches of {args.per_device_train_batch_size} ({args.train_sampling_strategy})"
+    tell(Progress("targets", f"padding: {padding(rows, args):.1%} of the tokens in {batches}"))
+    return Targets(rows, rows)
 
 
-def with_text(pair: Pair, examples: Sequence[TrainExample], args: TrainingArguments) -> list[RootExample]:
+def encoded(dialogues: Iterable[Dialogue], pair: Pair, args: TrainingArguments) -> EncodedDialogues:
+    scope = args.train_on_assistant_only
+    return EncodedDialogues(dialogues, pair.tokenizer, max_length=args.model_max_length, assistant_only=scope)
+
+
+def with_text(pair: Pair, examples: Iterable[TrainExample], args: TrainingArguments) -> list[RootExample]:
     """Targets that are the text itself."""
     return [with_text_targets(example, args.depths, pair.end_ids) for example in examples]
 
 
-def streamed(
-    pair: Pair, text: TrainingText, encoded: EncodedDialogues, args: TrainingArguments, tell: OnProgress
-) -> Targets:
+def streamed(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Targets:
     """Text targets, made as the data is read."""
+    read = encoded(text.dialogues, pair, args)
 
     def examples() -> Iterator[RootExample]:
-        for number, example in enumerate(encoded):
+        for number, example in enumerate(read):
             yield replace(with_text_targets(example, args.depths, pair.end_ids), number=number)
-        tell(Progress("data", f"read to its end: {text.account().summary()}; {encoded.report.summary()}"))
+        tell(Progress("data", f"read to its end: {text.account().summary()}; {read.report.summary()}"))
 
-    stream = ShuffledStream(
-        examples, example_length, buffer=args.shuffle_buffer, batch=global_batch(args), seed=args.seed
-    )
-    return Targets(stream, list(itertools.islice(examples(), args.shuffle_buffer)))
+    buffer, batch = args.shuffle_buffer, global_batch(args)
+    stream = ShuffledStream(examples, example_length, buffer=buffer, batch=batch, seed=args.seed)
+    return Targets(stream, list(itertools.islice(examples(), buffer)))
 
 
 def distilled(

@@ -1,6 +1,6 @@
 """Training on HF Trainer: the drafter learns, the verifier stays frozen beside it.
 
-The methods differ in how targets are made (`make_examples`), not in the trainer.
+The methods differ in how targets are made (`targets`), not in the trainer.
 """
 
 from collections.abc import Sequence
@@ -63,12 +63,14 @@ class DrafterTrainer(WholeCheckpoints):
         chunk: int | None = None,
         callbacks: list[TrainerCallback] | None = None,
     ) -> None:
+        if not isinstance(train_examples, ShuffledStream):
+            train_examples = [replace(example, number=number) for number, example in enumerate(train_examples)]
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # all are used at every step; to look for others costs time
         super().__init__(
             model=model,
             args=args,
-            train_dataset=_numbered(train_examples),  # type: ignore[arg-type]
+            train_dataset=train_examples,  # type: ignore[arg-type]
             eval_dataset=held_out.replies if held_out is not None else None,  # only looked at for being there
             data_collator=collate,
             callbacks=callbacks,
@@ -200,11 +202,3 @@ class DrafterTrainer(WholeCheckpoints):
 def global_batch(args: TrainingArguments) -> int:
     """Examples per step over all processes: the order of training depends on nothing else."""
     return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)
-
-
-def _numbered(
-    examples: Sequence[RootExample] | ShuffledStream[RootExample],
-) -> Sequence[RootExample] | ShuffledStream[RootExample]:
-    if isinstance(examples, ShuffledStream):
-        return examples
-    return [replace(example, number=number) for number, example in enumerate(examples)]
