@@ -15,7 +15,7 @@ from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.cells import DEMO, BenchCell, all_cells, selected
 from recurrent_drafter.bench.columns import CELLS, OVERVIEW, inner_markdown, recorded_rows
 from recurrent_drafter.bench.engine import Effort, measure, verifier_of
-from recurrent_drafter.bench.long_replies import MOST, long_replies_markdown, measure_long_replies
+from recurrent_drafter.bench.long_replies import LONG_COLUMNS, MOST, long_rows, measure_long_replies
 from recurrent_drafter.bench.plot import plot
 from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.workload import SHAPES
@@ -26,7 +26,7 @@ from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.loading import computes_in_bfloat16
 from recurrent_drafter.records.lines import read_records, write_records
 from recurrent_drafter.records.provenance import provenance
-from recurrent_drafter.report.tables import markdown
+from recurrent_drafter.report.tables import markdown, markdown_table
 
 LEFT_OUT = """HF prompt lookup takes one prompt at a time, needs text, and room for its drafts in the context: left
 out at batch 2 and more, for random weights and at context 896. HF assisted generation needs a smaller model of the same
@@ -113,7 +113,7 @@ def run_long(output_dir: Path) -> int:
     found = list(measure_long_replies())
     records = [{"kind": "long", **asdict(measured), **provenance(sys.argv)} for measured in found]
     write_records(path_of("long", output_dir), records)
-    print("milliseconds of a step by stage\n", long_replies_markdown(found), sep="")
+    print("milliseconds of a step by stage\n", markdown_table(LONG_COLUMNS, long_rows(found)), sep="")
     return 1 if any(measured.ratio > MOST for measured in found) else 0
 
 

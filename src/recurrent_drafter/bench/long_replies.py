@@ -16,7 +16,6 @@ from recurrent_drafter.bench.workload import oracle_for, random_model, random_pr
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.report.tables import markdown_table
 
 MOST = 1.2  # times as long as early that a step's own work may take late
 STAGES = ("host", "accept", "tree", "controller")  # generation state, sampler, tree and controller
@@ -111,12 +110,15 @@ class Timings:
         return LongReplies(arm, penalty, (self._windows.early, self._windows.late), stages[0], stages[1], ratio)
 
 
-def long_replies_markdown(found: Sequence[LongReplies]) -> str:
-    """Milliseconds of a step by stage, early and late, and the ratio."""
+LONG_COLUMNS = ("arm", "repetition penalty", "at token", *STAGES, "late over early")
+
+
+def long_rows(found: Sequence[LongReplies]) -> list[list[str]]:
+    """Milliseconds of a step by stage, early and late, and the ratio: as `LONG_COLUMNS` says."""
     rows = []
     for measured in found:
         for place, seconds in zip(measured.places, (measured.early, measured.late), strict=True):
             ratio = f"{measured.ratio:.2f}" if place == measured.places[-1] else ""
             figures = [f"{1e3 * seconds[stage]:.3f}" for stage in STAGES]
             rows.append([measured.arm, f"{measured.penalty:g}", f"{place:,}", *figures, ratio])
-    return markdown_table(("arm", "repetition penalty", "at token", *STAGES, "late over early"), rows)
+    return rows
