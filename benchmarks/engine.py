@@ -13,19 +13,20 @@ import torch
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.cells import DEMO, BenchCell, all_cells, selected
-from recurrent_drafter.bench.columns import COLUMNS, OVERVIEW, Overview, inner_markdown, recorded_rows
+from recurrent_drafter.bench.columns import CELLS, OVERVIEW, inner_markdown, recorded_rows
 from recurrent_drafter.bench.engine import Effort, measure, verifier_of
+from recurrent_drafter.bench.long_replies import LONG_COLUMNS, MOST, long_rows, measure_long_replies
 from recurrent_drafter.bench.plot import plot
 from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.workload import SHAPES
 from recurrent_drafter.cli.main import quiet
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import Decoding
+from recurrent_drafter.measure.arms import AUTO, Decoding
 from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.loading import computes_in_bfloat16
 from recurrent_drafter.records.lines import read_records, write_records
 from recurrent_drafter.records.provenance import provenance
-from recurrent_drafter.report.tables import markdown
+from recurrent_drafter.report.tables import markdown, markdown_table
 
 LEFT_OUT = """HF prompt lookup takes one prompt at a time, needs text, and room for its drafts in the context: left
 out at batch 2 and more, for random weights and at context 896. HF assisted generation needs a smaller model of the same
@@ -50,6 +51,8 @@ def main() -> int:
     if options.list:
         print("\n".join(cell.name for cell in cells))
         return 0
+    if options.long:
+        return run_long(options.output_dir)
     print(LEFT_OUT)
     quick = QUICK if options.quick else Effort()
     effort = Effort(options.prompts or quick.prompts, options.new_tokens or quick.new_tokens, options.profile)
@@ -71,6 +74,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="3 prompts of 32 tokens: to see that it runs")
     parser.add_argument("--profile", action="store_true", help="also where a step's time and memory go")
     parser.add_argument("--soak", type=int, default=0, metavar="TOKENS", help="also generate so many without a break")
+    parser.add_argument("--long", action="store_true", help="only whether tokens late in a long reply cost more")
     parser.add_argument("--emulate_bfloat16", action="store_true", help="run bfloat16 without arithmetic for it: slow")
     parser.add_argument("--table_only", action="store_true", help="table and plot from the files that are there")
     parser.add_argument("--output_dir", type=Path, default=Path("results/engine"))
@@ -90,7 +94,7 @@ def run(cell: BenchCell, effort: Effort, device: str, output_dir: Path) -> None:
         yield from measure(cell, effort, device)
 
     written = write_records(path_of(cell.name, output_dir), records())
-    table = markdown(recorded_rows(cell.name, written), COLUMNS)
+    table = markdown(recorded_rows(written), CELLS)
     print(f"\n{cell.name} ({time.monotonic() - begun:.0f} s)\n{table}", flush=True)
 
 
@@ -104,15 +108,24 @@ def run_soak(tokens: int, effort: Effort, device: str, output_dir: Path) -> None
     write_records(path_of("soak", output_dir), [header, series])
 
 
+def run_long(output_dir: Path) -> int:
+    """1 when a step's own work takes more than `MOST` times as long late in a reply as early."""
+    found = list(measure_long_replies())
+    records = [{"kind": "long", **asdict(measured), **provenance(sys.argv)} for measured in found]
+    write_records(path_of("long", output_dir), records)
+    print("milliseconds of a step by stage\n", markdown_table(LONG_COLUMNS, long_rows(found)), sep="")
+    return 1 if any(measured.ratio > MOST for measured in found) else 0
+
+
 def summarize(output_dir: Path) -> int:
     """Table and plot of every cell that lies there; 1 when the output of one differs beyond a tie."""
     files = {record["name"]: lines for lines in map(read_records, sorted(output_dir.glob("*.jsonl")))
              if (record := lines[0])["kind"] == "cell"}  # fmt: skip
     order = [cell.name for cell in all_cells([DEMO, *SHAPES], "float32")]
     files = dict(sorted(files.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
-    rows = [row for name, records in files.items() for row in recorded_rows(name, records)]
-    text = f"{markdown(map(Overview, files.values()), OVERVIEW)}\n{markdown(rows, COLUMNS)}\n"
-    text += "".join(inner_markdown(name, records) for name, records in files.items())
+    rows = [row for records in files.values() for row in recorded_rows(records)]
+    text = f"{markdown([row for row in rows if row.arm == AUTO], OVERVIEW)}\n{markdown(rows, CELLS)}\n"
+    text += "".join(map(inner_markdown, files.values()))
     if (soaked := path_of("soak", output_dir)).exists():
         text += SOAKED.format(**read_records(soaked)[0])
     (output_dir / "table.md").write_text(text)

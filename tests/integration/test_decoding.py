@@ -298,11 +298,13 @@ def test_packed_weights_compute_the_same_and_leave_no_trace():
             with packed.applied():
                 torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-3)
         assert "forward" not in vars(layer)
-    with torch.no_grad():
-        layer.weight.mul_(2)  # packed again when the weights change
-    with torch.inference_mode(), packed.applied():
-        x = torch.randn(1, 3, WIDTH)
-        torch.testing.assert_close(layer(x), torch.addmm(layer.bias, x[0], layer.weight)[None], rtol=1e-4, atol=1e-3)
+    x = torch.randn(1, 3, WIDTH)
+    for change in (layer.weight.mul_, layer.weight.data.add_, layer.weight.data.copy_):  # packed again after each
+        with torch.no_grad():
+            change(torch.rand_like(layer.weight))
+        with torch.inference_mode(), packed.applied():
+            expected = torch.addmm(layer.bias, x[0], layer.weight)[None]
+            torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -36,9 +36,14 @@ DRAFT_VOCABULARY = 8192
 
 
 def model_of_shape(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A model of a known shape with random weights, the same every time, whose greedy output varies."""
+    """A model of a known shape with random weights."""
+    return random_model(SHAPES[name](), dtype, device)
+
+
+def random_model(config: PreTrainedConfig, dtype: torch.dtype, device: str) -> PreTrainedModel:
+    """Random weights, the same every time, with which greedy output varies and never ends."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(SHAPES[name]()).eval().float()
+    model = AutoModelForCausalLM.from_config(config).eval().float()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
     embedding = model.get_input_embeddings().weight
     with torch.no_grad():

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,12 +44,12 @@ class Step:
     @classmethod
     def on_host(cls, accepted: Accepted, logits: Tensor, tree: DraftTree, state: "GenerationState") -> "Step":
         """All of it in one transfer; ValueError where the logit (B, N, V) of a token drawn is NaN."""
-        rows = torch.arange(len(logits), device=logits.device)[:, None]
+        rows, columns = torch.arange(len(logits), device=logits.device)[:, None], accepted.tokens.shape[1]
         invalid = logits[rows, accepted.path, accepted.tokens].isnan()
         log_probs = tree.log_probs.view(torch.int32)  # their bits, for tokens are integers
-        parts = (accepted.n_accepted[:, None], accepted.tokens, accepted.path, invalid, log_probs)
+        parts = (accepted.tokens, accepted.path, invalid, accepted.n_accepted[:, None], log_probs)
         moved = torch.cat(parts, dim=1).cpu().numpy()
-        n_accepted, tokens, path, nan, bits = np.split(moved, np.cumsum([part.shape[1] for part in parts[:-1]]), axis=1)
+        tokens, path, nan = (moved[:, first : first + columns] for first in (0, columns, 2 * columns))
         if nan.any():
             row, place = np.argwhere(nan)[0]
             index = state.rows[row]
@@ -57,11 +58,11 @@ class Step:
                 "reply (counted from 0): expected numbers; look for overflow in half precision, or for damaged weights"
             )
         return cls(
-            n_accepted=n_accepted[:, 0].tolist(),
+            n_accepted=moved[:, 3 * columns].tolist(),
             tokens=tokens.tolist(),
             path=path.tolist(),
             drafted=tree.max_depth,
-            log_probs=bits.astype(np.int32).view(np.float32),
+            log_probs=moved[:, 3 * columns + 1 :].astype(np.int32).view(np.float32),
         )
 
 
@@ -111,8 +112,6 @@ class GenerationState:
         self.drafts: list[list[tuple[int, int]]] = [[] for _ in range(batch)]
         self.rows = list(range(batch))  # those that have not ended; row i of the loop is row rows[i] of the batch
         self.stayed: list[int] | None = None  # which of the loop's rows the last step left, if it ended any
-        self._texts = prompts  # (B, columns): prompts and replies, as far as `prefix` was asked for them
-        self._written = [0] * batch  # tokens of each reply that stand there for good
 
     @classmethod
     def from_hf(
@@ -166,19 +165,22 @@ class GenerationState:
         return torch.cat([self.prompts, torch.tensor(replies, device=self.prompts.device)], dim=1)
 
     def prefix(self, index: int, drawn: Sequence[int] = ()) -> Tensor:
-        """Prompt and reply (1, T) of the unfinished row ``index``, with tokens ``drawn`` after them.
+        """Prompt and reply (1, T) of the unfinished row ``index``, then ``drawn``: a view, to be read only."""
+        row = self.rows[index]
+        return self._texts.extended(row, self.generated[row], drawn)
 
-        A view of what grows, to be read only: asking again costs what is new since the last time.
-        """
-        row, length = self.rows[index], self.prompts.shape[1]
-        reply, written = self.generated[row], self._written[row]
-        end = length + len(reply) + len(drawn)
-        if end > self._texts.shape[1]:
-            self._texts = nn.functional.pad(self._texts, (0, end))
-        if new := [*reply[written:], *drawn]:
-            self._texts[row, length + written : end] = torch.tensor(new).to(self._texts.device, non_blocking=True)
-            self._written[row] = len(reply)
-        return self._texts[row, None, :end]
+    def vocabulary(self, index: int, drawn: Sequence[int] = ()) -> Tensor:
+        """The same tokens (1, T), but each of the reply's only where it first occurs in the text."""
+        row = self.rows[index]
+        return self._vocabularies.extended(row, self.generated[row], drawn)
+
+    @cached_property
+    def _texts(self) -> "GrowingRows":
+        return GrowingRows(self.prompts)
+
+    @cached_property
+    def _vocabularies(self) -> "GrowingRows":
+        return GrowingRows(self.prompts, [set(prompt) for prompt in self.prompts.tolist()])
 
     def emit(self, step: Step) -> list[list[int]]:
         """Add each unfinished row's new tokens, up to an end token, the limit or a criterion.
@@ -220,6 +222,35 @@ class GenerationState:
             if _of_row(criterion(asked, None), row):
                 return True
         return False
+
+
+class GrowingRows:
+    """Tokens in memory that grows in place, so that asking again costs what is new.
+
+    Args:
+        prompts: (B, S), what each row begins with.
+        seen: tokens of each row that are not to be added again; None adds all.
+    """
+
+    def __init__(self, prompts: Tensor, seen: list[set[int]] | None = None) -> None:
+        batch, length = prompts.shape
+        self._ids, self._seen = prompts, seen
+        self._lengths, self._taken = [length] * batch, [0] * batch  # columns; tokens of the reply that were looked at
+
+    def extended(self, row: int, reply: Sequence[int], drawn: Sequence[int]) -> Tensor:
+        """The row (1, T) with what its reply has got since the last time, and for this once with ``drawn``: a view."""
+        new, self._taken[row] = reply[self._taken[row] :], len(reply)
+        if self._seen is not None:
+            new = [token for token in dict.fromkeys(new) if token not in self._seen[row]]
+            self._seen[row].update(new)
+        start = self._lengths[row]
+        self._lengths[row] += len(new)
+        end = self._lengths[row] + len(drawn)
+        if end > self._ids.shape[1]:
+            self._ids = nn.functional.pad(self._ids, (0, end))
+        if end > start:
+            self._ids[row, start:end] = torch.tensor([*new, *drawn]).to(self._ids.device, non_blocking=True)
+        return self._ids[row, None, :end]
 
 
 def _of_row(answer: Tensor | bool, row: int) -> bool:

@@ -100,8 +100,9 @@ class Sampler:
             best = logits.argmax(-1)  # (B, N)
             return lambda nodes: best.gather(1, nodes[:, None])[:, 0]
         rows = torch.arange(len(logits), device=logits.device)
-        lengths = torch.tensor(self.state.lengths, device=logits.device)
-        row_ids = torch.tensor([self.row_ids[row] for row in self.state.rows], device=logits.device)
+        # Not blocking: a plain copy to an accelerator would wait for all of its work.
+        lengths = torch.tensor(self.state.lengths).to(logits.device, non_blocking=True)
+        row_ids = torch.tensor([self.row_ids[row] for row in self.state.rows]).to(logits.device, non_blocking=True)
 
         def draw(nodes: Tensor) -> Tensor:
             scores = self.processed(logits[rows, nodes].float(), tree, nodes)
@@ -123,13 +124,17 @@ class Sampler:
         return torch.cat([self._row_processed(index, drawn[index], scores[index, None]) for index in range(len(nodes))])
 
     def _row_processed(self, index: int, drawn: Sequence[int], scores: Tensor) -> Tensor:  # (1, V) -> (1, V)
-        prefix = self.state.prefix(index, drawn)
         batch, row = len(self.state.generated), self.state.rows[index]
         for processor in self.processors:
-            if batch == 1 or type(processor) in (*PREFIX_FREE, *ROW_BY_ROW):
-                scores = processor(prefix, scores)
+            if type(processor) in PREFIX_FREE:
+                scores = processor(self.state.prompts[:1, :0], scores)
+            elif type(processor) is hf.RepetitionPenaltyLogitsProcessor and not processor.prompt_ignore_length:
+                scores = processor(self.state.vocabulary(index, drawn), scores)  # which tokens occur is all it asks
+            elif batch == 1 or type(processor) in ROW_BY_ROW:
+                scores = processor(self.state.prefix(index, drawn), scores)
             else:  # it may ask which row it is given: it finds this one at its place
-                scores = processor(prefix.repeat(batch, 1), scores.repeat(batch, 1))[row, None]
+                prefix = self.state.prefix(index, drawn).repeat(batch, 1)
+                scores = processor(prefix, scores.repeat(batch, 1))[row, None]
         return scores
 
 

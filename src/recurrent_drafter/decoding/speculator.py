@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,16 @@ from transformers.generation.logits_process import LogitsProcessorList
 from transformers.generation.stopping_criteria import StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
+from recurrent_drafter.decoding import preconditions
 from recurrent_drafter.decoding.costs import Costs, Tuning, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter, DraftController, DraftMethod, Embed, FixedController, decode
 from recurrent_drafter.decoding.draft_controller import LONGEST, TreeController
 from recurrent_drafter.decoding.generation_state import DecodeStats, GenerationState, as_tuple, bind_stop_strings
-from recurrent_drafter.decoding.preconditions import (
-    check_drafter,
-    check_ids,
-    check_padding,
-    check_prompt,
-    refuse_unsupported,
-)
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, load_drafter
-from recurrent_drafter.models.packed_linear import PackedLinears, swapped
+from recurrent_drafter.models.packed_linear import PackedLinears, pays, swapped
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.paths import TUNING_FILE
 
@@ -48,6 +43,7 @@ class RecurrentDraftingSpeculator:
         shape: how much to draft and verify at every step. By default that follows measured cost and acceptance, down
             to plain autoregression where speculation does not pay.
         drafting: makes what drafts from the drafter and the verifier's embedding; by default a beam search.
+        clock: seconds; what steps take by it decides how much is drafted.
     """
 
     def __init__(
@@ -55,10 +51,12 @@ class RecurrentDraftingSpeculator:
         drafter: RecurrentDrafter | None,
         shape: DraftShape | None = None,
         drafting: Callable[[RecurrentDrafter, Embed], DraftMethod] = BeamDrafter,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.drafter = drafter
         self.shape = shape
         self.drafting = drafting
+        self.clock = clock
         self.costs: Costs | None = None
         self.tuning: Tuning | None = None  # found beside the drafter
         self._tuned_shape: DraftShape | None = None  # its shape, where it holds
@@ -70,7 +68,7 @@ class RecurrentDraftingSpeculator:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RecurrentDraftingSpeculator":
         """The drafter and what was measured; the copy attaches to the model that it is used with."""
-        twin = type(self)(copy.deepcopy(self.drafter, memo), self.shape, self.drafting)
+        twin = type(self)(copy.deepcopy(self.drafter, memo), self.shape, self.drafting, self.clock)
         twin.costs, twin.tuning, twin._tuned_shape = self.costs, self.tuning, self._tuned_shape
         return twin
 
@@ -241,7 +239,7 @@ class RecurrentDraftingSpeculator:
         self, method: Any, input_ids: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
     ) -> Any:
         """Let transformers prepare inputs, processors and criteria, and call ``method`` with them."""
-        check_ids(input_ids, attention_mask)
+        preconditions.check_ids(input_ids, attention_mask)
         if options.get("assistant_model") is not None:
             raise ValueError("not supported when decoding with a drafter: assistant_model")
         bind_stop_strings(options)
@@ -261,20 +259,21 @@ class RecurrentDraftingSpeculator:
             self.attach_verifier(model)
         verifier = self.verifier
         mask = arguments.get("attention_mask")
-        refuse_unsupported(config, sampler, arguments)
-        check_prompt(state, verifier.context_length)
-        check_padding(state.prompts, mask, arguments.get("position_ids"))
+        preconditions.refuse_unsupported(config, sampler, arguments)
+        preconditions.check_prompt(state, verifier.context_length)
+        preconditions.check_padding(state.prompts, mask, arguments.get("position_ids"))
         draft = self._draft if self.drafter is not None else None
         if self.drafter is not None and draft is not None:
-            check_drafter(self.drafter, self.shape, verifier, state.prompts.shape[1])
+            preconditions.check_drafter(self.drafter, self.shape, verifier, state.prompts.shape[1])
             draft.follow(state)
-        packed = [pair for linears in self.packed for pair in linears.forwards()]
-        with torch.inference_mode(), swapped(packed):
+        packed = self.packed if draft is not None or pays(len(state.prompts)) else ()
+        forwards = [pair for linears in packed for pair in linears.forwards()]
+        with torch.inference_mode(), swapped(forwards):
             temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
             controller = self.controller(temperature, *state.prompts.shape)
         steps = decode(verifier, draft, controller, state, sampler, mask)
         while True:
-            with torch.inference_mode(), swapped(packed):  # step by step: what a consumer does between is its own
+            with torch.inference_mode(), swapped(forwards):  # step by step: what a consumer does between is its own
                 emitted = next(steps, None)
             if emitted is None:
                 return
@@ -294,5 +293,6 @@ class RecurrentDraftingSpeculator:
                 rows = [count for count in QUICK_ROWS if count <= max(24, 8 * batch)]
                 widths = (saved.beam_width,)
                 self.costs = measure_costs(self.verifier, self._draft, context, rows=rows, widths=widths, repeats=2)
-            self._controllers[temperature] = TreeController(self.costs, DraftShape(saved.beam_width, LONGEST))
+            longest = DraftShape(saved.beam_width, LONGEST)
+            self._controllers[temperature] = TreeController(self.costs, longest, self.clock)
         return self._controllers[temperature]

@@ -20,6 +20,11 @@ Forwards = list[tuple[nn.Module, Callable[[Tensor], Tensor]]]
 Fingerprint = tuple[int, int, bytes]
 
 
+def pays(rows: int) -> bool:
+    """Whether passes over so many rows gain from packed weights: one row does only if threads share it."""
+    return rows in FEW_ROWS and (rows > 1 or torch.get_num_threads() > 1)
+
+
 @contextmanager
 def swapped(forwards: Forwards) -> Iterator[None]:
     """Within this context the layers have these forwards, but for any that has another one of its own already.

@@ -47,6 +47,8 @@ class Verifier:
         slides = "sliding_attention" in self._kinds or not self._kinds
         self.window: int | None = (getattr(self.config, "sliding_window", None) or None) if slides else None
         self._rope: dict[str, Any] = getattr(self.config, "rope_parameters", None) or {}
+        # Then a lone token, and a whole text without pads, need no mask: transformers asks torch for a causal pass.
+        self.is_causal = self.window is None and self.config._attn_implementation == "sdpa"
         self.hidden_bias = torch.finfo(model.dtype).min
 
     def is_of(self, model: PreTrainedModel) -> bool:
@@ -136,7 +138,7 @@ class Verifier:
         self,
         tokens: Tensor,
         positions: Tensor,
-        visible: Tensor,
+        visible: Tensor | None,
         cache: TreeCache,
         *,
         distance: Tensor | None = None,
@@ -146,7 +148,8 @@ class Verifier:
 
         Args:
             tokens: (B, N). positions: (B, N), the position that each token stands for.
-            visible: (B, N, kept + N) additive mask in the model's dtype, 0 where a token may look.
+            visible: (B, N, kept + N) additive mask in the model's dtype, 0 where a token may look; None for a causal
+                pass without pads, if the model `is_causal` and N is 1 or nothing is kept.
             cache: the columns so far. It keeps none of the new ones by itself.
             distance: (B, N, kept + N), how many tokens back each column lies; needed where there is a ``window``.
             last_only: logits for the last token only, (B, 1, V).
@@ -155,7 +158,7 @@ class Verifier:
             output = self.model(
                 input_ids=tokens,
                 position_ids=positions,
-                attention_mask=self._masks(visible[:, None], distance),
+                attention_mask=None if visible is None else self._masks(visible[:, None], distance),
                 past_key_values=cache,
                 use_cache=True,
             )
@@ -181,13 +184,15 @@ class Verifier:
         own = attention_mask.bool()
         columns = torch.arange(length, device=input_ids.device)
         distance = (columns[:, None] - columns)[None]  # (1, S, S)
-        # A pad sees itself, or its softmax would have nothing to sum over; nothing sees a pad.
-        seen = (distance == 0) | ((distance > 0) & own[:, None, :])
+        visible = None
+        if not self.is_causal or not own.all():
+            # A pad sees itself, or its softmax would have nothing to sum over; nothing sees a pad.
+            visible = self.as_bias((distance == 0) | ((distance > 0) & own[:, None, :]))
         cache = TreeCache(self.config.num_hidden_layers, max(capacity, length))
         positions = positions_under(attention_mask)
-        result = self.forward(input_ids, positions, self.as_bias(seen), cache, distance=distance, last_only=True)
+        result = self.forward(input_ids, positions, visible, cache, distance=distance, last_only=True)
         cache.keep_all()
-        return VerifierSession(self, cache, own), result
+        return VerifierSession(self, cache, own, is_causal=visible is None), result
 
     @contextmanager
     def _head_input(self, keep_rows: int | None) -> Iterator[list[Tensor]]:
@@ -211,10 +216,11 @@ class VerifierSession:
     Args:
         verifier: the model. cache: holds the prompts' columns.
         own: (B, S) bool, False where the prompts are padded.
+        is_causal: whether the model `is_causal` and there are no pads.
     """
 
-    def __init__(self, verifier: Verifier, cache: TreeCache, own: Tensor) -> None:
-        self.verifier, self.cache = verifier, cache
+    def __init__(self, verifier: Verifier, cache: TreeCache, own: Tensor, *, is_causal: bool = False) -> None:
+        self.verifier, self.cache, self._is_causal = verifier, cache, is_causal
         self._pads = (~own).sum(1, keepdim=True)  # (B, 1)
         # (B, capacity): pads are hidden; how far a row's text reaches is the cache's knowledge.
         self._prompt_bias = nn.functional.pad(verifier.as_bias(own), (0, cache.capacity - own.shape[1]))
@@ -228,6 +234,19 @@ class VerifierSession:
         """Verify a tree: every node sees the verified text and its own ancestors, at its depth's position."""
         _, nodes = tree.tokens.shape
         base, width = self.cache.base, self.cache.longest + nodes
+        positions = tree.depths + (base - self._pads)
+        distance = self._distance(positions, width) if self.verifier.window is not None else None
+        last = self.verifier.last_position
+        if last is not None:  # rows differ in what they may still emit: a tree may reach further than one ever will
+            positions[:, 1:].clamp_(max=last)
+        visible = None
+        if not self._is_causal or nodes > 1 or not isinstance(base, int):
+            visible = self._visible(tree, width)
+        return self.verifier.forward(tree.tokens, positions, visible, self.cache, distance=distance)
+
+    def _visible(self, tree: DraftTree, width: int) -> Tensor:  # -> (B, N, columns)
+        """What each node sees, as an additive mask; for a lone root it may be a view."""
+        nodes, base = tree.tokens.shape[1], self.cache.base
         missing = width - self._prompt_bias.shape[1]
         if missing > 0:
             self._prompt_bias = nn.functional.pad(self._prompt_bias, (0, max(missing, width)))
@@ -238,12 +257,7 @@ class VerifierSession:
                 stale = torch.arange(width, device=bias.device) >= base  # (B, columns), the tree's own among them
                 bias.masked_fill_(stale[:, None], self.verifier.hidden_bias)
             self._put(bias, self.verifier.as_bias(tree.ancestors))
-        positions = tree.depths + (base - self._pads)
-        distance = self._distance(positions, width) if self.verifier.window is not None else None
-        last = self.verifier.last_position
-        if last is not None:  # rows differ in what they may still emit: a tree may reach further than one ever will
-            positions[:, 1:].clamp_(max=last)
-        return self.verifier.forward(tree.tokens, positions, bias, self.cache, distance=distance)
+        return bias
 
     def keep(self, path: Tensor, n_accepted: list[int]) -> None:
         """Add to each row's text the first 1 + ``n_accepted`` nodes of its path (B, 1 + depth)."""
