@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 
 from recurrent_drafter.assets import demo_drafter_path
+from recurrent_drafter.bench import long_replies
 from recurrent_drafter.bench.cells import DEMO, BenchCell, all_cells, selected
 from recurrent_drafter.bench.columns import COLUMNS, OVERVIEW, Overview, inner_markdown, recorded_rows
 from recurrent_drafter.bench.engine import Effort, measure, verifier_of
-from recurrent_drafter.bench.long_replies import MOST, long_replies_markdown, measure_long_replies
 from recurrent_drafter.bench.plot import plot
 from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.workload import SHAPES
@@ -109,12 +109,12 @@ def run_soak(tokens: int, effort: Effort, device: str, output_dir: Path) -> None
 
 
 def run_long(output_dir: Path) -> int:
-    """1 when a step's own work takes more than `MOST` times as long late in a reply as early."""
-    found = list(measure_long_replies())
+    """1 when a step's own work takes more than `long_replies.MOST` times as long late in a reply as early."""
+    found = list(long_replies.measure_long_replies())
     records = [{"kind": "long", **asdict(measured), **provenance(sys.argv)} for measured in found]
     write_records(path_of("long", output_dir), records)
-    print("milliseconds of a step by stage\n", long_replies_markdown(found), sep="")
-    return 1 if any(measured.ratio > MOST for measured in found) else 0
+    print("milliseconds of a step by stage, early and late\n", markdown(found, long_replies.COLUMNS), sep="")
+    return 1 if any(measured.ratio > long_replies.MOST for measured in found) else 0
 
 
 def summarize(output_dir: Path) -> int:

@@ -1,8 +1,9 @@
 """Whether tokens of a long reply cost more: what a step takes besides model and draft, early and late in a reply."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from recurrent_drafter.bench.workload import oracle_for, random_model, random_pr
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.report.tables import markdown_table
 
 MOST = 1.2  # times as long as early that a step's own work may take late
 STAGES = ("host", "accept", "tree", "controller")  # generation state, sampler, tree and controller
@@ -111,12 +111,14 @@ class Timings:
         return LongReplies(arm, penalty, (self._windows.early, self._windows.late), stages[0], stages[1], ratio)
 
 
-def long_replies_markdown(found: Sequence[LongReplies]) -> str:
-    """Milliseconds of a step by stage, early and late, and the ratio."""
-    rows = []
-    for measured in found:
-        for place, seconds in zip(measured.places, (measured.early, measured.late), strict=True):
-            ratio = f"{measured.ratio:.2f}" if place == measured.places[-1] else ""
-            figures = [f"{1e3 * seconds[stage]:.3f}" for stage in STAGES]
-            rows.append([measured.arm, f"{measured.penalty:g}", f"{place:,}", *figures, ratio])
-    return markdown_table(("arm", "repetition penalty", "at token", *STAGES, "late over early"), rows)
+def _both(stage: str, measured: LongReplies) -> str:
+    """Milliseconds early and late."""
+    return f"{1e3 * measured.early[stage]:.3f}, {1e3 * measured.late[stage]:.3f}"
+
+
+COLUMNS: dict[str, Callable[[LongReplies], str]] = {
+    "arm": lambda measured: measured.arm,
+    "repetition penalty": lambda measured: f"{measured.penalty:g}",
+    **{stage: partial(_both, stage) for stage in STAGES},
+    "late over early": lambda measured: f"{measured.ratio:.2f}",
+}
