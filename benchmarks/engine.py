@@ -12,21 +12,21 @@ from pathlib import Path
 import torch
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench import long_replies
 from recurrent_drafter.bench.cells import DEMO, BenchCell, all_cells, selected
-from recurrent_drafter.bench.columns import COLUMNS, OVERVIEW, Overview, inner_markdown, recorded_rows
+from recurrent_drafter.bench.columns import CELLS, OVERVIEW, inner_markdown, recorded_rows
 from recurrent_drafter.bench.engine import Effort, measure, verifier_of
+from recurrent_drafter.bench.long_replies import LONG_COLUMNS, MOST, long_rows, measure_long_replies
 from recurrent_drafter.bench.plot import plot
 from recurrent_drafter.bench.soak import soak
 from recurrent_drafter.bench.workload import SHAPES
 from recurrent_drafter.cli.main import quiet
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import Decoding
+from recurrent_drafter.measure.arms import AUTO, Decoding
 from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.loading import computes_in_bfloat16
 from recurrent_drafter.records.lines import read_records, write_records
 from recurrent_drafter.records.provenance import provenance
-from recurrent_drafter.report.tables import markdown
+from recurrent_drafter.report.tables import markdown, markdown_table
 
 LEFT_OUT = """HF prompt lookup takes one prompt at a time, needs text, and room for its drafts in the context: left
 out at batch 2 and more, for random weights and at context 896. HF assisted generation needs a smaller model of the same
@@ -94,7 +94,7 @@ def run(cell: BenchCell, effort: Effort, device: str, output_dir: Path) -> None:
         yield from measure(cell, effort, device)
 
     written = write_records(path_of(cell.name, output_dir), records())
-    table = markdown(recorded_rows(cell.name, written), COLUMNS)
+    table = markdown(recorded_rows(written), CELLS)
     print(f"\n{cell.name} ({time.monotonic() - begun:.0f} s)\n{table}", flush=True)
 
 
@@ -109,12 +109,12 @@ def run_soak(tokens: int, effort: Effort, device: str, output_dir: Path) -> None
 
 
 def run_long(output_dir: Path) -> int:
-    """1 when a step's own work takes more than `long_replies.MOST` times as long late in a reply as early."""
-    found = list(long_replies.measure_long_replies())
+    """1 when a step's own work takes more than `MOST` times as long late in a reply as early."""
+    found = list(measure_long_replies())
     records = [{"kind": "long", **asdict(measured), **provenance(sys.argv)} for measured in found]
     write_records(path_of("long", output_dir), records)
-    print("milliseconds of a step by stage, early and late\n", markdown(found, long_replies.COLUMNS), sep="")
-    return 1 if any(measured.ratio > long_replies.MOST for measured in found) else 0
+    print("milliseconds of a step by stage\n", markdown_table(LONG_COLUMNS, long_rows(found)), sep="")
+    return 1 if any(measured.ratio > MOST for measured in found) else 0
 
 
 def summarize(output_dir: Path) -> int:
@@ -123,9 +123,9 @@ def summarize(output_dir: Path) -> int:
              if (record := lines[0])["kind"] == "cell"}  # fmt: skip
     order = [cell.name for cell in all_cells([DEMO, *SHAPES], "float32")]
     files = dict(sorted(files.items(), key=lambda item: order.index(item[0]) if item[0] in order else -1))
-    rows = [row for name, records in files.items() for row in recorded_rows(name, records)]
-    text = f"{markdown(map(Overview, files.values()), OVERVIEW)}\n{markdown(rows, COLUMNS)}\n"
-    text += "".join(inner_markdown(name, records) for name, records in files.items())
+    rows = [row for records in files.values() for row in recorded_rows(records)]
+    text = f"{markdown([row for row in rows if row.arm == AUTO], OVERVIEW)}\n{markdown(rows, CELLS)}\n"
+    text += "".join(map(inner_markdown, files.values()))
     if (soaked := path_of("soak", output_dir)).exists():
         text += SOAKED.format(**read_records(soaked)[0])
     (output_dir / "table.md").write_text(text)

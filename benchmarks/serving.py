@@ -15,6 +15,7 @@ from recurrent_drafter.bench.serving import SYNCHRONOUS, Work, engine_arms, engi
 from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, judged, serving_rows
 from recurrent_drafter.bench.workload import demo_prompts
 from recurrent_drafter.cli.main import quiet
+from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.lines import read_records, write_records
@@ -103,7 +104,7 @@ def summarize(output_dir: Path) -> int:
     text = markdown(rows, SERVING_COLUMNS)
     (output_dir / "table.md").write_text(text)
     print(text, f"\n{output_dir / 'table.md'}", sep="")
-    return 1 if any(row.equality.startswith("NO") for row in rows) else 0
+    return 1 if any(verdict(row.verdicts).startswith("NO") for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from recurrent_drafter.bench.attainable import costs_at, expected_along
 from recurrent_drafter.bench.cells import BenchCell
 from recurrent_drafter.bench.columns import bugs, recorded_rows, rows_of
 from recurrent_drafter.bench.engine import Effort, known_replies, measure, teach
-from recurrent_drafter.bench.long_replies import Windows, measure_long_replies
+from recurrent_drafter.bench.long_replies import LONG_COLUMNS, Windows, long_rows, measure_long_replies
 from recurrent_drafter.bench.memory import MIB, memory_of
 from recurrent_drafter.bench.profile import STAGES, profiled
 from recurrent_drafter.bench.soak import soak
@@ -62,11 +62,11 @@ def compared(arms, batches, speculator, decoding):
 
 
 def verdicts_of(trials):
-    return {row.arm: verdict(row.verdicts) for row in rows_of("", trials)}
+    return {row.arm: verdict(row.verdicts) for row in rows_of(trials)}
 
 
 def tokens_per_step(trials, arm):
-    return next(row.tokens_per_step for row in rows_of("", trials) if row.arm == arm)
+    return next(row.tokens_per_step for row in rows_of(trials) if row.arm == arm)
 
 
 def oracle_on(model, hit_rate, batches, new_tokens):
@@ -172,6 +172,8 @@ def test_long_replies_are_timed_in_two_windows():
     ]
     assert all(measured.ratio > 0 and measured.late["host"] > 0 for measured in found)
     assert all(measured.late["controller"] > 0 for measured in found if measured.arm == "auto")
+    rows = long_rows(found)
+    assert len(rows) == 2 * len(found) and {len(row) for row in rows} == {len(LONG_COLUMNS)}
 
 
 def test_memory_names_the_packed_copy(model):
@@ -207,7 +209,7 @@ def test_demo_prompts_are_of_exactly_the_length():
 
 def test_a_cell_of_the_demo_model_gives_a_row_for_each_arm():
     records = list(measure(BenchCell("demo/base", "demo", "float32", context=32), Effort(1, 8, profile=True), "cpu"))
-    rows = recorded_rows("demo/base", records)
+    rows = recorded_rows(records)
     assert [row.arm for row in rows][:3] == [HF, "HF prompt lookup", PLAIN]
     assert rows[-1].arm == AUTO
     assert all(verdict(row.verdicts) == "yes" for row in rows)

@@ -16,8 +16,8 @@ from recurrent_drafter.cli.main import launch
 from recurrent_drafter.core.noise import gumbel_noise
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.measure.arms import Batch, Decoding, explaining, hf_arm, our_arm
-from recurrent_drafter.measure.divergence import Draw, first_divergence
-from recurrent_drafter.measure.ruler import BUG, IDENTICAL, judge, until_end
+from recurrent_drafter.measure.divergence import TREES, Draw, first_divergence, ways_of_computing
+from recurrent_drafter.measure.ruler import BUG, IDENTICAL, judge
 from recurrent_drafter.models.verifier import Verifier, VerifierSession
 
 FEW = ["--base_model", "demo", "--dtype", "float32", "--prompts", "3", "--new_tokens", "10", "--batch_size", "2"]
@@ -171,6 +171,16 @@ def test_processors_are_the_ones_generate_would_use():
     assert {found.outcome for found in judge(broken, reference, explain)} == {BUG}
 
 
-def test_replies_end_at_their_first_end_token():
-    assert until_end([3, 5, 1, 5, 1], (5,)) == [3, 5]
-    assert until_end([3, 5], ()) == [3, 5]
+def test_ways_of_computing_differ_by_rounding_alone_whatever_is_wrong_with_drafts(monkeypatch):
+    """What a tie is measured by: the same place read row by row, and as the root of trees; below it nothing is kept."""
+    verifier, prompt = Verifier(tiny_model("llama")), prompts(1)[0][0]
+    ways = ways_of_computing(verifier, prompt, [4, 9, 2] * 15)
+    whole = torch.cat([prompt, torch.tensor([4, 9, 2] * 15)])[None]
+    with torch.inference_mode():
+        expected = verifier.model(whole).logits[0, -1]
+    assert len(ways) == 1 + len(TREES)
+    for way in ways:
+        torch.testing.assert_close(way, expected, atol=1e-4, rtol=1e-4)
+    shift_positions(monkeypatch)
+    for way, broken in zip(ways, ways_of_computing(verifier, prompt, [4, 9, 2] * 15), strict=True):
+        assert torch.equal(way, broken), "a fault must not widen what counts as a tie"

@@ -10,7 +10,7 @@ from recurrent_drafter.bench import attainable as attainable_module
 from recurrent_drafter.bench import workload as workload_module
 from recurrent_drafter.bench.attainable import Attainable, attainable, expected_along
 from recurrent_drafter.bench.cells import all_cells, selected
-from recurrent_drafter.bench.columns import COLUMNS, recorded_rows, run_records, trials_of
+from recurrent_drafter.bench.columns import CELLS, recorded_rows, run_records, trials_of
 from recurrent_drafter.bench.memory import TensorCount
 from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.bench.profile import Profile
@@ -132,7 +132,7 @@ def test_rows_are_computed_from_the_written_lines(tmp_path):
     ]
     path = tmp_path / "x.jsonl"
     assert write_records(path, iter(records)) == read_records(path) == records
-    rows = {row.arm: row for row in recorded_rows("x", read_records(path))}
+    rows = {row.arm: row for row in recorded_rows(read_records(path))}
     auto = rows[AUTO]
     assert auto.over(PLAIN).value == 3.0
     assert auto.decoding.value == (8 / 2) / (8 / 8)
@@ -143,7 +143,7 @@ def test_rows_are_computed_from_the_written_lines(tmp_path):
     assert verdict(auto.verdicts) == "ties: 1"
     assert math.isnan(rows[HF].tokens_per_step)
     # one prompt: no interval
-    assert "| x | auto | 3.0 | 4.00 | 3.33 | 3.00 | 4.00 |" in markdown(rows.values(), COLUMNS)
+    assert "| x | auto | 3.0 | 4.00 | 3.33 | 3.00 | 4.00 |" in markdown(rows.values(), CELLS)
 
 
 def test_trials_come_back_from_their_lines():

@@ -9,11 +9,11 @@ import torch
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.serving import SYNCHRONOUS, engine_arms
-from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, chain_tokens_per_step, serving_rows
+from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, accepted_length, chain_tokens_per_step, serving_rows
 from recurrent_drafter.bench.workload import demo_prompts
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
-from recurrent_drafter.measure.ruler import Estimate
+from recurrent_drafter.measure.ruler import Estimate, verdict
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.models.verifier import Verifier
@@ -59,9 +59,10 @@ def test_rows_of_the_serving_benchmark():
         {"kind": "predicted", "arm": ours, "tokens_per_step": 2.6},
     ]
     base, own = serving_rows(records)
-    assert (base.rate, base.equality) == (10.0, "")
-    assert math.isnan(base.over_base.value) and math.isnan(base.accepted_length)
-    assert own.over_base == Estimate(2.0, 2.0, 2.0) and own.accepted_length == 2.5 and own.equality == "ties: 1"
+    assert base.rate == 10.0 and math.isnan(base.over(SYNCHRONOUS).value) and math.isnan(accepted_length(base))
+    assert markdown([base], SERVING_COLUMNS).splitlines()[-1].endswith("|  |  |")
+    assert own.over(SYNCHRONOUS) == Estimate(2.0, 2.0, 2.0) and accepted_length(own) == 2.5
+    assert verdict(own.verdicts) == "ties: 1"
     last = markdown([base, own], SERVING_COLUMNS).splitlines()[-1]
     assert last == "| 4 | 0 | ours, 10 beams | 20.0 | 2.00 (2.00-2.00) | 10 | 2.00 | 2.50 | 2.60 | ties: 1 |"
 

@@ -1,24 +1,15 @@
 """Trials as JSON lines and back, and the columns that benchmarks show of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from recurrent_drafter.measure import ruler
 from recurrent_drafter.measure.arms import AUTO, HF, PLAIN
-from recurrent_drafter.measure.ruler import (
-    BUG,
-    NOT_COMPARED,
-    Estimate,
-    Run,
-    Trial,
-    Verdict,
-    ratio,
-    tokens_per_step,
-    verdict,
-)
+from recurrent_drafter.measure.ruler import Estimate, Run, Trial, Verdict
 
 Record = dict[str, Any]
 NONE = float("nan")  # a figure that does not apply; shown as nothing
@@ -40,7 +31,7 @@ def bugs(trials: Sequence[Trial], arm: str) -> Iterator[str]:
     """Where an arm's output differs beyond numeric ties."""
     for number, trial in enumerate(trials):
         for row, judged in enumerate(trial.verdicts[arm]):
-            if judged.outcome == BUG and judged.divergence is not None:
+            if judged.outcome == ruler.BUG and judged.divergence is not None:
                 where = f"prompt {number}, row {row}, token {judged.divergence.position}"
                 yield f"{where}, margin {judged.divergence.margin:.2g}"
 
@@ -55,19 +46,18 @@ def trials_of(records: Sequence[Record]) -> list[Trial]:
             ids = [range(count) for count in record["tokens"]]  # how many, not which
             run = Run(ids, record["seconds"], record["first_seconds"], record["steps"])
             runs.setdefault(number, {})[arm] = run
-            margins = record.get("margins", [None] * len(outcomes))
+            margins = record.get("margins", [None] * len(outcomes))  # which older files lack
             verdicts.setdefault(number, {})[arm] = list(map(Verdict, outcomes, margins))
     return [Trial(None, runs[number], verdicts[number]) for number in sorted(runs)]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One arm in one cell, among its trials; ``attainable`` is the best speed-up that its drafts could give."""
+    """One arm among all trials, and what else is recorded of it."""
 
-    cell: str
     arm: str
     trials: Sequence[Trial]
-    attainable: float = NONE
+    records: Sequence[Record] = ()
 
     @property
     def runs(self) -> list[Run]:
@@ -75,17 +65,18 @@ class Row:
 
     @property
     def rate(self) -> float:
+        """Tokens per second: median over the trials."""
         return float(np.median([run.rate for run in self.runs]))
 
     @property
     def tokens_per_step(self) -> float:
-        return tokens_per_step(self.runs)
+        return ruler.tokens_per_step(self.runs)
 
     def over(self, base: str, *, decoding_only: bool = False) -> Estimate:
         """How many times as fast as another arm, if that is here."""
         if base == self.arm or base not in self.trials[0].runs:
             return Estimate(NONE)
-        return ratio(self.trials, self.arm, base, decoding_only=decoding_only)
+        return ruler.ratio(self.trials, self.arm, base, decoding_only=decoding_only)
 
     @cached_property
     def decoding(self) -> Estimate:
@@ -98,8 +89,12 @@ class Row:
         return self.decoding.value / self.tokens_per_step
 
     @property
+    def attainable(self) -> float:
+        """The best speed-up of decoding that the arm's drafts could give."""
+        return self.recorded("limit", "speedup")
+
+    @property
     def fraction(self) -> float:
-        """Speed-up of decoding over the attainable one."""
         return self.decoding.value / self.attainable
 
     @property
@@ -108,28 +103,32 @@ class Row:
         fixed = [arm for arm in self.trials[0].runs if arm.startswith("fixed")]
         if self.arm != AUTO or not fixed:
             return Estimate(NONE)
-        return self.over(max(fixed, key=lambda arm: ratio(self.trials, arm, PLAIN).value))
+        return self.over(max(fixed, key=lambda arm: ruler.ratio(self.trials, arm, PLAIN).value))
 
     @property
     def verdicts(self) -> list[Verdict]:
-        return [judged for trial in self.trials for judged in trial.verdicts[self.arm]]
+        return [judged for trial in self.trials for judged in trial.verdicts.get(self.arm, ())]
 
     @property
     def is_reference(self) -> bool:
         """Whether the others' output was held against this arm's."""
         judged = self.trials[0].verdicts
-        return self.arm == next((arm for arm, rows in judged.items() if rows[0].outcome != NOT_COMPARED), None)
+        return self.arm == next((arm for arm, rows in judged.items() if rows[0].outcome != ruler.NOT_COMPARED), None)
+
+    def recorded(self, kind: str, name: str) -> float:
+        """A figure of the arm's own record of some kind, if there is one."""
+        own = (record for record in self.records if record["kind"] == kind and record["arm"] == self.arm)
+        return float(next(own, {name: NONE})[name])
 
 
-def rows_of(cell: str, trials: Sequence[Trial], limits: Mapping[str, float] | None = None) -> list[Row]:
-    """One row for each arm of a cell; ``limits`` are attainable speed-ups by arm."""
-    return [Row(cell, arm, trials, (limits or {}).get(arm, NONE)) for arm in trials[0].runs]
+def rows_of(trials: Sequence[Trial], records: Sequence[Record] = ()) -> list[Row]:
+    """One row for each arm."""
+    return [Row(arm, trials, records) for arm in trials[0].runs]
 
 
-def recorded_rows(cell: str, records: Sequence[Record]) -> list[Row]:
-    """The rows of a file's lines."""
-    limits = {record["arm"]: record["speedup"] for record in records if record["kind"] == "limit"}
-    return rows_of(cell, trials_of(records), limits)
+def recorded_rows(records: Sequence[Record]) -> list[Row]:
+    """The rows of a file's lines, the first of which says what was measured."""
+    return rows_of(trials_of(records), records)
 
 
 def figure(value: float, form: str = ".2f") -> str:
@@ -137,8 +136,14 @@ def figure(value: float, form: str = ".2f") -> str:
     return f"{value:{form}}" if value == value else ""
 
 
-COLUMNS: dict[str, Callable[[Row], str]] = {
-    "cell": lambda row: row.cell,
+def prompts(row: Row) -> str:
+    """How many, and how many together."""
+    count, batch = row.records[0]["effort"]["prompts"], row.records[0]["batch"]
+    return f"{count} x {batch}" if batch > 1 else str(count)
+
+
+Shown = Mapping[str, Any]  # titles to functions of a row
+ARMS: Shown = {
     "arm": lambda row: row.arm,
     "tokens/s": lambda row: f"{row.rate:.1f}",
     "tokens/step": lambda row: figure(row.tokens_per_step),
@@ -149,68 +154,41 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "attainable": lambda row: figure(row.attainable),
     "fraction": lambda row: figure(row.fraction),
     "vs best fixed": lambda row: f"{row.over_best_fixed:.2f}",
-    "identical": lambda row: verdict(row.verdicts),
+    "identical": lambda row: ruler.verdict(row.verdicts),
 }
-# Of the terminal, whose 80 columns hold no more.
-NARROW: dict[str, Callable[[Row], str]] = {
-    "": lambda row: row.arm,
-    "tok/s": COLUMNS["tokens/s"],
-    "tok/\nstep": COLUMNS["tokens/step"],
-    "vs HF": COLUMNS["vs HF"],
-    "vs autoregr.": COLUMNS["vs autoregression"],
+CELLS: Shown = {"cell": lambda row: row.records[0]["name"], **ARMS}
+NARROW: Shown = {  # of the terminal, whose 80 columns hold no more
+    "": ARMS["arm"],
+    "tok/s": ARMS["tokens/s"],
+    "tok/\nstep": ARMS["tokens/step"],
+    "vs HF": ARMS["vs HF"],
+    "vs autoregr.": ARMS["vs autoregression"],
     "decoding\nonly": lambda row: figure(row.decoding.value),
-    "identical": lambda row: "" if row.is_reference else COLUMNS["identical"](row),
+    "identical": lambda row: "" if row.is_reference else ARMS["identical"](row),
+}
+OVERVIEW: Shown = {  # of `auto` in every cell
+    "cell": CELLS["cell"],
+    "prompts": prompts,
+    "autoregression vs HF": lambda row: f"{Row(PLAIN, row.trials).over(HF):.2f}",
+    **{name: ARMS[name] for name in ("tokens/step", "vs HF", "vs autoregression", "decoding only")},
+    **{name: ARMS[name] for name in ("fraction", "vs best fixed")},
+    "overhead": lambda row: figure(row.recorded("profile", "overhead"), ".1%"),
+    "MiB beyond": lambda row: figure(row.recorded("memory", "beyond"), ".0f"),
 }
 
 
-@dataclass(frozen=True)
-class Overview:
-    """The line of a cell: `auto` there, and what was measured inside it."""
-
-    records: Sequence[Record]
-
-    @property
-    def header(self) -> Record:
-        return self.records[0]
-
-    @cached_property
-    def rows(self) -> dict[str, Row]:
-        return {row.arm: row for row in recorded_rows(self.header["name"], self.records)}
-
-    @property
-    def prompts(self) -> str:
-        count, batch = self.header["effort"]["prompts"], self.header["batch"]
-        return f"{count} x {batch}" if batch > 1 else str(count)
-
-    def inside(self, kind: str, name: str, form: str) -> str:
-        """A figure of `auto`'s profile or memory; nothing where that was not measured."""
-        found = (record[name] for record in self.records if record["kind"] == kind and record["arm"] == AUTO)
-        return figure(next(found, NONE), form)
-
-
-OVERVIEW: dict[str, Callable[[Overview], str]] = {
-    "cell": lambda cell: str(cell.header["name"]),
-    "prompts": lambda cell: cell.prompts,
-    "autoregression vs HF": lambda cell: COLUMNS["vs HF"](cell.rows[PLAIN]),
-    **{
-        name: lambda cell, name=name: COLUMNS[name](cell.rows[AUTO])  # type: ignore[misc]
-        for name in ("tokens/step", "vs HF", "vs autoregression", "decoding only", "fraction", "vs best fixed")
-    },
-    "overhead": lambda cell: cell.inside("profile", "overhead", ".1%"),
-    "MiB beyond": lambda cell: cell.inside("memory", "beyond", ".0f"),
-}
-
-
-def inner_markdown(cell: str, records: Sequence[Record]) -> str:
+def inner_markdown(records: Sequence[Record]) -> str:
     """Profile and memory of one cell; empty where they were not measured."""
     lines = ""
     for record in records:
         if record["kind"] == "profile":
             stages = ", ".join(f"{name} {ms:.2f} ms ({share:.0%})" for name, ms, share in record["stages"])
-            outside = f"outside verification and drafting {record['overhead']:.1%}"
-            lines += f"- {cell}, {record['arm']}: {stages}; {outside}\n"
+            said = f"{stages}; outside verification and drafting {record['overhead']:.1%}"
         elif record["kind"] == "memory":
-            lines += f"- {cell}, {record['arm']}: {memory_line(record)}\n"
+            said = memory_line(record)
+        else:
+            continue
+        lines += f"- {records[0]['name']}, {record['arm']}: {said}\n"
     return lines
 
 

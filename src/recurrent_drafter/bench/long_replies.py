@@ -1,9 +1,8 @@
 """Whether tokens of a long reply cost more: what a step takes besides model and draft, early and late in a reply."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -111,14 +110,15 @@ class Timings:
         return LongReplies(arm, penalty, (self._windows.early, self._windows.late), stages[0], stages[1], ratio)
 
 
-def _both(stage: str, measured: LongReplies) -> str:
-    """Milliseconds early and late."""
-    return f"{1e3 * measured.early[stage]:.3f}, {1e3 * measured.late[stage]:.3f}"
+LONG_COLUMNS = ("arm", "repetition penalty", "at token", *STAGES, "late over early")
 
 
-COLUMNS: dict[str, Callable[[LongReplies], str]] = {
-    "arm": lambda measured: measured.arm,
-    "repetition penalty": lambda measured: f"{measured.penalty:g}",
-    **{stage: partial(_both, stage) for stage in STAGES},
-    "late over early": lambda measured: f"{measured.ratio:.2f}",
-}
+def long_rows(found: Sequence[LongReplies]) -> list[list[str]]:
+    """Milliseconds of a step by stage, early and late, and the ratio: as `LONG_COLUMNS` says."""
+    rows = []
+    for measured in found:
+        for place, seconds in zip(measured.places, (measured.early, measured.late), strict=True):
+            ratio = f"{measured.ratio:.2f}" if place == measured.places[-1] else ""
+            figures = [f"{1e3 * seconds[stage]:.3f}" for stage in STAGES]
+            rows.append([measured.arm, f"{measured.penalty:g}", f"{place:,}", *figures, ratio])
+    return rows

@@ -7,6 +7,10 @@ from recurrent_drafter.bench.columns import Row
 from recurrent_drafter.measure.arms import PLAIN
 
 
+def cell(row: Row) -> str:
+    return str(row.records[0]["name"])
+
+
 def plot(rows: Sequence[Row], path: Path) -> None:
     """Speed over autoregression of every arm in every cell, with intervals; one panel for each model.
 
@@ -19,17 +23,17 @@ def plot(rows: Sequence[Row], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    models = list(dict.fromkeys(row.cell.split("/")[0] for row in rows))
+    models = list(dict.fromkeys(cell(row).split("/")[0] for row in rows))
     if not models:
         return
     figure, panels = pyplot.subplots(len(models), 1, figsize=(11, 4 * len(models)), squeeze=False)
     for panel, model in zip(panels[:, 0], models, strict=True):
-        own = [row for row in rows if row.cell.split("/")[0] == model]
-        cells = list(dict.fromkeys(row.cell for row in own))
+        own = [row for row in rows if cell(row).split("/")[0] == model]
+        cells = list(dict.fromkeys(cell(row) for row in own))
         arms = list(dict.fromkeys(row.arm for row in own if row.arm != PLAIN))
         for place, arm in enumerate(arms):
             shown = [row for row in own if row.arm == arm]
-            x = [cells.index(row.cell) + 0.8 * (place + 0.5) / len(arms) - 0.4 for row in shown]
+            x = [cells.index(cell(row)) + 0.8 * (place + 0.5) / len(arms) - 0.4 for row in shown]
             ratios = [row.over(PLAIN) for row in shown]
             reach = list(zip(*(ratio.reach for ratio in ratios), strict=True))
             middles = [ratio.value for ratio in ratios]

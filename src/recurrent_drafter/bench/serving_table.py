@@ -1,44 +1,39 @@
 """What turns of vLLM's engines say: equality, predicted acceptance, and a table of both beside the speed."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recurrent_drafter.bench.columns import NONE, figure
+from recurrent_drafter.bench.columns import NONE, Row, Shown, figure, rows_of
 from recurrent_drafter.bench.serving import SYNCHRONOUS, Record, Request, Served, Work, engine_arms
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.metrics import Walk, walk
 from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.measure import ruler
 from recurrent_drafter.measure.divergence import Divergence, first_divergence
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply, accepted_along
-from recurrent_drafter.measure.ruler import (
-    BUG,
-    NOT_COMPARED,
-    TIE,
-    Estimate,
-    Run,
-    Trial,
-    Verdict,
-    judge,
-    ratio,
-    verdict,
-)
+from recurrent_drafter.measure.ruler import Run, Trial, Verdict
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 
 
 def trials_of(records: Sequence[Record]) -> list[Trial]:
-    """What every arm made of each piece of work, in order."""
+    """What every arm made of each piece of work, in order; the verdicts of all stand at the first."""
     runs: dict[int, dict[str, Run]] = {}
+    verdicts: dict[str, list[Verdict]] = {}
     for record in records:
         if record["kind"] == "turn":
             served = Served([Request(**request) for request in record["requests"]], record["seconds"])
             runs.setdefault(record["number"], {})[record["arm"]] = served.as_run()
-    return [Trial(None, runs[number]) for number in sorted(runs)]
+            verdicts.setdefault(record["arm"], [Verdict(ruler.NOT_COMPARED)])
+        elif record["kind"] == "equality":
+            margins = record.get("margins", [None] * record["ties"])  # which older files lack
+            ties = [Verdict(ruler.TIE, margin) for margin in margins]
+            verdicts[record["arm"]] = ties + [Verdict(ruler.BUG)] * len(record["bugs"])
+    return [Trial(None, runs[number], {} if place else verdicts) for place, number in enumerate(sorted(runs))]
 
 
 def judged(
@@ -52,12 +47,10 @@ def judged(
     trials = trials_of(records)
     if works[0].temperature == 0:
         for name in trials[0].runs:
-            verdicts = [
-                one for trial, work in zip(trials, works, strict=True) for one in _judged(trial, work, name, verifier)
-            ]
-            found = [(n, v.divergence) for n, v in enumerate(verdicts) if v.outcome == BUG and v.divergence is not None]
-            ties = [v.margin for v in verdicts if v.outcome == TIE]
-            bugs = [f"prompt {number}, {divergence.verdict}" for number, divergence in found]
+            verdicts = _judged(trials, works, name, verifier)
+            ties = [v.margin for v in verdicts if v.outcome == ruler.TIE]
+            bugs = [f"prompt {n}, {v.divergence.verdict}" for n, v in enumerate(verdicts)
+                    if v.outcome == ruler.BUG and v.divergence is not None]  # fmt: skip
             yield {"kind": "equality", "arm": name, "ties": len(ties), "margins": ties, "bugs": bugs}
     replies = [
         Reply(torch.tensor(prompt), torch.tensor(reply))
@@ -71,11 +64,16 @@ def judged(
             yield {"kind": "predicted", "arm": arm.name, "tokens_per_step": predicted}
 
 
-def _judged(trial: Trial, work: Work, name: str, verifier: Verifier) -> list[Verdict]:
-    def explain(row: int, expected: Sequence[int], found: Sequence[int]) -> Divergence | None:
-        return first_divergence(verifier, torch.tensor(work.prompts[row]), expected, found)
+def _judged(trials: Sequence[Trial], works: Sequence[Work], name: str, verifier: Verifier) -> list[Verdict]:
+    """All of an arm's replies against the base's, in order."""
+    verdicts = []
+    for trial, work in zip(trials, works, strict=True):
 
-    return judge(trial.runs[name], trial.runs[SYNCHRONOUS], explain)
+        def explain(row: int, expected: Sequence[int], found: Sequence[int], work: Work = work) -> Divergence | None:
+            return first_divergence(verifier, torch.tensor(work.prompts[row]), expected, found)
+
+        verdicts += ruler.judge(trial.runs[name], trial.runs[SYNCHRONOUS], explain)
+    return verdicts
 
 
 @torch.inference_mode()
@@ -101,64 +99,35 @@ def best_beam(beams: Beams) -> Beams:
     return Beams(tokens, torch.zeros_like(tokens), torch.zeros(tokens.shape, device=tokens.device))
 
 
-@dataclass(frozen=True)
-class ServingRow:
-    """One arm at one concurrency and temperature. Milliseconds are means over the requests; NaN: does not apply."""
-
-    concurrency: int
-    temperature: float
-    arm: str
-    trials: Sequence[Trial]
-    predicted: float
-    equality: str
-
-    @property
-    def requests(self) -> list[Request]:
-        return [request for trial in self.trials for request in trial.runs[self.arm].more]
-
-    @property
-    def rate(self) -> float:
-        return float(np.median([trial.runs[self.arm].rate for trial in self.trials]))
-
-    @property
-    def over_base(self) -> Estimate:
-        return Estimate(NONE) if self.arm == SYNCHRONOUS else ratio(self.trials, self.arm, SYNCHRONOUS)
-
-    @property
-    def accepted_length(self) -> float:
-        drafts = sum(request.drafts for request in self.requests)
-        return 1 + sum(request.accepted for request in self.requests) / drafts if drafts else NONE
-
-
-def serving_rows(records: Sequence[Record]) -> list[ServingRow]:
+def serving_rows(records: Sequence[Record]) -> list[Row]:
     """A row for each arm of a file."""
-    cell, *_ = records
-    trials = trials_of(records)
-    predicted = {record["arm"]: record["tokens_per_step"] for record in records if record["kind"] == "predicted"}
-    equality = {record["arm"]: _verdicts(record) for record in records if record["kind"] == "equality"}
-    return [
-        ServingRow(
-            cell["concurrency"], cell["temperature"], name, trials, predicted.get(name, NONE),
-            "" if name == SYNCHRONOUS else verdict(equality.get(name, [Verdict(NOT_COMPARED)])),
-        )
-        for name in trials[0].runs
-    ]  # fmt: skip
+    return rows_of(trials_of(records), records)
 
 
-def _verdicts(record: Record) -> list[Verdict]:
-    margins = record.get("margins", [None] * record["ties"])  # which older files lack
-    return [*(Verdict(TIE, margin) for margin in margins), *(Verdict(BUG) for _ in record["bugs"])]
+def requests(row: Row) -> list[Request]:
+    return [request for run in row.runs for request in run.more]
 
 
-SERVING_COLUMNS: dict[str, Callable[[ServingRow], str]] = {
-    "concurrency": lambda row: str(row.concurrency),
-    "temperature": lambda row: f"{row.temperature:g}",
+def milliseconds(row: Row, name: str) -> float:
+    """The mean over the requests."""
+    return 1e3 * float(np.mean([getattr(request, name) for request in requests(row)]))
+
+
+def accepted_length(row: Row) -> float:
+    """Tokens for each draft that was verified; NaN without any."""
+    drafts = sum(request.drafts for request in requests(row))
+    return 1 + sum(request.accepted for request in requests(row)) / drafts if drafts else NONE
+
+
+SERVING_COLUMNS: Shown = {
+    "concurrency": lambda row: str(row.records[0]["concurrency"]),
+    "temperature": lambda row: f"{row.records[0]['temperature']:g}",
     "engine": lambda row: row.arm,
     "tokens/s": lambda row: f"{row.rate:.1f}",
-    "vs no speculation": lambda row: f"{row.over_base:.2f}",
-    "first token, ms": lambda row: f"{1e3 * np.mean([request.first for request in row.requests]):.0f}",
-    "between tokens, ms": lambda row: f"{1e3 * np.mean([request.between for request in row.requests]):.2f}",
-    "accepted length": lambda row: figure(row.accepted_length),
-    "predicted": lambda row: figure(row.predicted),
-    "identical": lambda row: row.equality,
+    "vs no speculation": lambda row: f"{row.over(SYNCHRONOUS):.2f}",
+    "first token, ms": lambda row: f"{milliseconds(row, 'first'):.0f}",
+    "between tokens, ms": lambda row: f"{milliseconds(row, 'between'):.2f}",
+    "accepted length": lambda row: figure(accepted_length(row)),
+    "predicted": lambda row: figure(row.recorded("predicted", "tokens_per_step")),
+    "identical": lambda row: "" if row.arm == SYNCHRONOUS else ruler.verdict(row.verdicts),
 }

@@ -17,7 +17,7 @@ from recurrent_drafter.report.tables import Columns, terminal
 
 def arm_table(trials: Sequence[Trial], decoding: Decoding, dtype: torch.dtype, batch_size: int) -> Table:
     """Ways of decoding side by side: speed, tokens per step, and whether the output is the same."""
-    return terminal(rows_of("", trials), NARROW, title(decoding, dtype, batch_size), gap=0)
+    return terminal(rows_of(trials), NARROW, f"{decoding.protocol}, {named(dtype)}, batch {batch_size}", tight=True)
 
 
 def compared(
@@ -29,15 +29,8 @@ def compared(
     return list(track(trials, said, total=len(batches), console=console, transient=True))
 
 
-def title(decoding: Decoding, dtype: torch.dtype, batch_size: int) -> str:
-    """Protocol, temperature, dtype and batch: what a figure is nothing without."""
-    protocol = (
-        f"reply (up to the end token, at most {decoding.new_tokens})"
-        if decoding.end_ids
-        else f"sustained (exactly {decoding.new_tokens} new tokens)"
-    )
-    how = f"temperature {decoding.sampling['temperature']:g}" if decoding.is_sampled else "greedy"
-    return f"{protocol}, {how}, {str(dtype).removeprefix('torch.')}, batch {batch_size}"
+def named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def profile_table(profile: Profile, name: str = "") -> Table:

@@ -14,13 +14,12 @@ from rich.table import Table
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.cli.checks import tuning_folder
+from recurrent_drafter.cli.figures import named
 from recurrent_drafter.cli.generate import load_speculator
 from recurrent_drafter.cli.options.decoding import SpeculatorOptions
 from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions
-from recurrent_drafter.cli.prompts import load_prompts
+from recurrent_drafter.cli.prompts import decoding_of, load_prompts
 from recurrent_drafter.decoding.costs import Tuning, conditions
-from recurrent_drafter.decoding.generation_state import as_tuple
-from recurrent_drafter.measure.arms import Decoding
 from recurrent_drafter.measure.ruler import BUG, verdict
 from recurrent_drafter.measure.tuning import BatchFindings, Search, label
 from recurrent_drafter.models.loading import load_drafter, load_verifier
@@ -41,21 +40,19 @@ def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *,
     if max(options.widths) > (most := speculator.drafter.config.draft_vocab_size):
         raise ValueError(f"--widths has {max(options.widths)} in it, expected at most {most} (the draft vocabulary)")
     prompts = load_prompts(asked, speculator.verifier, tokenizer, count=20)
-    end_ids = () if asked.sustained else as_tuple(model.generation_config.eos_token_id)  # type: ignore[union-attr]
-    console, decoding = Console(), Decoding(asked.new_tokens, end_ids)
+    console, decoding = Console(), decoding_of(asked, model)
     with Progress(console=console, transient=True) as progress:
         search = Search(
             speculator, prompts, decoding, options.batch_size, options.widths, options.lengths, options.confirm,
             lambda things, said: progress.track(things, description=said),
         )  # fmt: skip
         findings, single = search.run()
-    dtype = str(model.dtype).removeprefix("torch.")
     for found in findings:
-        console.print(table(found, asked, dtype))
-        for differing in found.differing:
-            said = f"batch {found.batch}, {differing.explained(tokenizer)}"
-            console.print(said, markup=False, highlight=False)
-    if any(differing.verdict.outcome == BUG for found in findings for differing in found.differing):
+        console.print(table(found, f"{decoding.protocol}, {named(model.dtype)}: speed over autoregression"))
+    differing = [(found.batch, comparison) for found in findings for comparison in found.differing]
+    for batch, comparison in differing:
+        console.print(f"batch {batch}, {comparison.explained(tokenizer)}", markup=False, highlight=False)
+    if any(comparison.verdict.outcome == BUG for _, comparison in differing):
         console.print("nothing is saved: speculation changed the output")
         return 1
     if options.copy_drafter:
@@ -66,10 +63,8 @@ def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *,
     return 0
 
 
-def table(found: BatchFindings, asked: PromptOptions, dtype: str) -> Table:
+def table(found: BatchFindings, title: str) -> Table:
     """One batch size's figures."""
-    protocol = f"{'exactly' if asked.sustained else 'up to'} {asked.new_tokens} new tokens"
-    title = f"batch {found.batch}, {protocol}, greedy, {dtype}: speed over autoregression"
     predicted = {label(cell.shape): cell for cell in found.cells.values()}
     columns: Columns = {
         "beams x length": lambda arm: f"[bold]{arm}[/]" if predicted.get(arm) is found.best else arm,
@@ -80,7 +75,7 @@ def table(found: BatchFindings, asked: PromptOptions, dtype: str) -> Table:
         "decoding only": lambda arm: f"{found.speedup(arm, decoding_only=True):.2f}",
         "identical": lambda arm: verdict(found.verdicts(arm)),
     }
-    return terminal(found.arms[1:], columns, title)
+    return terminal(found.arms[1:], columns, f"batch {found.batch}, {title}")
 
 
 def save(folder: Path, findings: Sequence[BatchFindings], tuning: Tuning, made: dict[str, Any]) -> list[str]:

@@ -9,12 +9,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from recurrent_drafter.cli.checks import SAMPLED
+from recurrent_drafter.cli.figures import named
 from recurrent_drafter.cli.generate import load_speculator
 from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOptions
 from recurrent_drafter.cli.options.measuring import PromptOptions, VerifyOptions
-from recurrent_drafter.cli.prompts import load_prompts
-from recurrent_drafter.decoding.generation_state import as_tuple
-from recurrent_drafter.measure.arms import Decoding, batches_of
+from recurrent_drafter.cli.prompts import decoding_of, load_prompts
+from recurrent_drafter.measure.arms import batches_of
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
@@ -39,7 +39,9 @@ def run(
     folder = local_folder(which.speculator_path)
     of = None if folder is None else saved_fingerprint(folder)
     prompts = load_prompts(asked, Verifier(model), tokenizer, count=50)
-    greedy, sampled = decodings(model.generation_config, asked, draws, sampling.seed or 0)
+    penalty = {name: value for name, value in draws.items() if name == "repetition_penalty"}
+    greedy = decoding_of(asked, model, {"do_sample": False, **penalty})
+    sampled = decoding_of(asked, model, draws, sampling.seed or 0) if draws["do_sample"] else None
     passes = verifications(speculator, greedy, sampled, auto=options.auto)
     console, batches = Console(), batches_of(prompts, options.batch_size, model.device, whole=False)
     with Progress(console=console, transient=True) as progress:
@@ -47,9 +49,8 @@ def run(
             task = progress.add_task(f"{way.name}: {len(prompts)} prompts, {len(way.arms)} ways", total=len(prompts))
             for batch in way.verify(speculator.verifier, batches):
                 progress.advance(task, len(batch.row_ids))
-    protocol = f"{'exactly' if asked.sustained else 'up to'} {asked.new_tokens} new tokens"
-    dtype = str(model.dtype).removeprefix("torch.")
-    console.print(table(passes, f"{protocol}, {dtype}, batch {options.batch_size}"))
+    protocol = ", then ".join(way.decoding.protocol for way in passes)
+    console.print(table(passes, f"{protocol}, {named(model.dtype)}, batch {options.batch_size}"))
     for name, found in ((way.name, found) for way in passes for found in way.differing):
         console.print(f"{name}, {found.explained(tokenizer)}", markup=False, highlight=False)
     made = {**provenance(argv, model.device.type), "dtype": str(model.dtype), **as_record(passes)}
@@ -61,16 +62,6 @@ def run(
         write_json(Path(options.output_file), {**made, "rows": rows})
         console.print(f"every comparison: {options.output_file}")
     return 1 if made["bugs"] else 0
-
-
-def decodings(
-    settings: Any, asked: PromptOptions, draws: dict[str, Any], seed: int
-) -> tuple[Decoding, Decoding | None]:
-    """Greedy, and sampled if that is asked for."""
-    end_ids = () if asked.sustained else as_tuple(settings.eos_token_id)
-    penalty = {name: value for name, value in draws.items() if name == "repetition_penalty"}
-    greedy = Decoding(asked.new_tokens, end_ids, {"do_sample": False, **penalty})
-    return greedy, Decoding(asked.new_tokens, end_ids, draws, seed) if draws["do_sample"] else None
 
 
 def local_folder(speculator_path: str | None) -> Path | None:

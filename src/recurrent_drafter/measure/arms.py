@@ -31,12 +31,20 @@ class Decoding:
 
     new_tokens: int
     end_ids: tuple[int, ...] = ()
-    sampling: Mapping[str, Any] = field(default_factory=lambda: {"do_sample": False})
+    sampling: Mapping[str, Any] = field(default_factory=lambda: at_temperature(0))
     seed: int = 0
 
     @property
     def is_sampled(self) -> bool:
         return bool(self.sampling["do_sample"])
+
+    @property
+    def protocol(self) -> str:
+        """What a figure is nothing without: how replies end, and how tokens are drawn."""
+        ends = f"sustained (exactly {self.new_tokens} new tokens)"
+        if self.end_ids:
+            ends = f"reply (up to the end token, at most {self.new_tokens})"
+        return f"{ends}, {'temperature {temperature:g}'.format(**self.sampling) if self.is_sampled else 'greedy'}"
 
     def arguments(self, new_tokens: int | None = None) -> dict[str, Any]:
         """Of `generate`, for this many new tokens."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from recurrent_drafter.bench.columns import COLUMNS, NONE, recorded_rows
+from recurrent_drafter.bench.columns import ARMS, NONE, recorded_rows
 from recurrent_drafter.formats.hub_names import is_hub_name
 from recurrent_drafter.measure.ruler import Estimate
 from recurrent_drafter.models.config import RecurrentDraftingConfig
@@ -161,7 +161,7 @@ def _bench(bench: Sequence[Record]) -> Iterator[str]:
     how = "greedy" if options["temperature"] == 0 else f"temperature {options['temperature']:g}"
     yield "### Ways of decoding compared"
     yield f"{protocol}, {how}, batch {options['batch_size']}, {_machine(made)}."
-    yield markdown(recorded_rows("bench", [dict(record) for record in bench]), COLUMNS).rstrip()
+    yield markdown(recorded_rows([dict(record) for record in bench]), ARMS).rstrip()
     yield _command(["recurrent-drafter", "bench", *made["argv"]])
 
 

@@ -27,17 +27,17 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
 
 
 def terminal(
-    rows: Iterable[Any], columns: Columns, title: str = "", *, left: Sequence[str] = (), gap: int = 1
+    rows: Iterable[Any], columns: Columns, title: str = "", *, left: Sequence[str] = (), tight: bool = False
 ) -> Table:
     """Of the terminal: the first column and those named in ``left`` begin at the left, all others are figures.
 
-    ``gap`` is the space between columns beyond one; the last column may be broken where 80 do not suffice.
+    ``tight``: as near as columns can stand, and only the last may be broken: 80 characters hold most then.
     """
     names = list(columns)
-    table = Table(title=title or None, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, gap))
+    table = Table(title=title or None, box=SIMPLE_HEAD, show_edge=False, padding=(0, 0, 0, 0 if tight else 1))
     for name in names:
         at_left = name == names[0] or name in left
-        table.add_column(name, justify="left" if at_left else "right", no_wrap=name != names[-1])
+        table.add_column(name, justify="left" if at_left else "right", no_wrap=tight and name != names[-1])
     for row in rows:
         table.add_row(*(show(row) for show in columns.values()))
     return table
