@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from recurrent_drafter.core.accept import Accepted, follow_tree
 from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights, draft_labels
@@ -79,13 +80,11 @@ def load_replies(path: Path) -> list[Reply]:
 
 def left_padded(prompts: Sequence[Tensor], device: torch.device) -> tuple[Tensor, Tensor]:
     """Prompts as one batch (B, S) with its attention mask; what stands under a pad does not matter."""
-    longest = max(map(len, prompts))
-    input_ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, prompt in enumerate(prompts):
-        input_ids[row, longest - len(prompt) :] = prompt
-        attention_mask[row, longest - len(prompt) :] = 1
-    return input_ids.to(device), attention_mask.to(device)
+    ids, mask = (
+        pad_sequence(rows, batch_first=True, padding_side="left").to(device)
+        for rows in (list(prompts), [torch.ones_like(prompt) for prompt in prompts])
+    )
+    return ids, mask
 
 
 class HeldOutReplies:

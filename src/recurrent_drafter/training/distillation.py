@@ -19,6 +19,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.core.noise import draw_tokens
@@ -135,11 +137,8 @@ class _SharedPass:
         width = max(1, min(most, tokens // batch))
         copies = max(1, min(COPIES, width // SIDE_BY_SIDE)) if device.type == "cpu" else 1
         width -= width % copies
-        most += -most % copies
         # Aligned at their ends, so that the chunks of all rows come to the beginnings of their texts together.
-        grid = torch.zeros(batch, most, dtype=torch.int64)
-        for row, own in zip(grid, roots, strict=True):
-            row[most - len(own) :] = own
+        grid = functional.pad(pad_sequence(list(roots), batch_first=True, padding_side="left"), (-most % copies, 0))
         cache, hiddens = self._read(width // copies * (depths - 1))
         if copies > 1:
             cache.repeat(copies)
@@ -150,14 +149,13 @@ class _SharedPass:
             found = self._continue(cache, root.reshape(parts), logits.view(*parts, -1), depths)
             chunks.append(found.view(*root.shape, depths))
         targets = torch.cat(chunks[::-1], dim=1).cpu()
-        return [row[most - len(own) :] for row, own in zip(targets, roots, strict=True)]
+        return [row[len(row) - len(own) :] for row, own in zip(targets, roots, strict=True)]
 
     def _read(self, columns: int) -> tuple[TreeCache, Tensor]:
         """One pass over the texts (B, S), right-padded: their cache, and their hidden states (B, S, H)."""
-        verifier, batch, length = self.verifier, len(self.texts), max(map(len, self.texts))
-        input_ids = torch.zeros(batch, length, dtype=torch.int64, device=verifier.device)
-        for row, text in zip(input_ids, self.texts, strict=True):
-            row[: len(text)] = text
+        verifier = self.verifier
+        input_ids = pad_sequence(list(self.texts), batch_first=True).to(verifier.device)
+        batch, length = input_ids.shape
         everywhere = torch.arange(length, device=verifier.device)
         distance = (everywhere[:, None] - everywhere).expand(batch, -1, -1)
         cache = TreeCache(verifier.config.num_hidden_layers, length + columns)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.encoding import TrainExample
@@ -41,12 +42,8 @@ def with_text_targets(example: TrainExample, depths: int, end_ids: Sequence[int]
 
 def cut_after_end(targets: Tensor, end_ids: tuple[int, ...]) -> Tensor:  # (P, K) -> (P, K)
     """Targets with `IGNORED` after the first end token, which itself counts."""
-    if not end_ids:
-        return targets
-    ended = torch.isin(targets, targets.new_tensor(end_ids)).int().cumsum(1)
-    after = torch.zeros_like(ended, dtype=torch.bool)
-    after[:, 1:] = ended[:, :-1] > 0
-    return targets.masked_fill(after, IGNORED)
+    ends = torch.isin(targets, targets.new_tensor(end_ids)).int()
+    return targets.masked_fill(ends.cumsum(1) > ends, IGNORED)
 
 
 def text_targets(input_ids: Tensor, span_ids: Tensor, roots: Tensor, depths: int, end_ids: tuple[int, ...]) -> Tensor:
@@ -82,15 +79,10 @@ def example_length(example: RootExample) -> int:
 
 def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:
     """Right-padded texts (B, S) with their numbers, and all roots in one list: rows, positions (P,), targets (P, K)."""
-    longest = max(len(example.input_ids) for example in examples)
-    input_ids = torch.zeros(len(examples), longest, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    for row, example in enumerate(examples):
-        input_ids[row, : len(example.input_ids)] = example.input_ids
-        attention_mask[row, : len(example.input_ids)] = 1
+    texts = [example.input_ids for example in examples]
     return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
+        "input_ids": pad_sequence(texts, batch_first=True),
+        "attention_mask": pad_sequence([torch.ones_like(text) for text in texts], batch_first=True),
         "rows": torch.cat([torch.full_like(example.positions, row) for row, example in enumerate(examples)]),
         "positions": torch.cat([example.positions for example in examples]),
         "targets": torch.cat([example.targets for example in examples]),
