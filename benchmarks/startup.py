@@ -26,11 +26,13 @@ MISSING = {  # what a command or script is told to read and cannot
     "serve": ["demo", "--speculator", NOWHERE, "--dry_run"],
     "convert": [NOWHERE, "./new"],
     "demo": ["--speculator_path", NOWHERE],
-    "train_speculator.py": ["--dataset_path", "nowhere.jsonl"],
-    "generate_speculator.py": ["--speculator_path", NOWHERE, "--prompt", "Hi"],
-    "experiment_paper_reproduction.py": ["--llm_name_or_path", NOWHERE],
-    "huggingface_deployment.py": ["--model_path", NOWHERE, "--repo_name", "user/name"],
-    "test_distilled_dataset.py": ["--dataset_path", "nowhere.jsonl"],
+}
+MISSING |= {
+    "train_speculator.py": MISSING["train"],
+    "generate_speculator.py": MISSING["generate"],
+    "experiment_paper_reproduction.py": MISSING["reproduce"],
+    "huggingface_deployment.py": MISSING["deploy"],
+    "test_distilled_dataset.py": MISSING["reproduce"],
     "demonstrate_training_scope.py": PAIR,
     "test_simple_end_to_end.py": PAIR,
     "test_end_to_end.py": PAIR,

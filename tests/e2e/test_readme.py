@@ -46,7 +46,11 @@ def test_a_command_parses(command, capsys):
         return
     word, *flags = argv
     name = ROOT_SCRIPTS.get(word, word)
-    if name == "train":
+    if "--help" in flags:
+        with pytest.raises(SystemExit) as ended:
+            launch(name, flags)
+        assert ended.value.code == 0
+    elif name == "train":
         assert launch("train", [*flags, "--demo"]) == 0, capsys.readouterr().err
     else:
         command = (COMMANDS | SCRIPTS)[name]

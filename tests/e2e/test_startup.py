@@ -60,6 +60,7 @@ def test_every_command_and_script_is_among_them():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        ("--dataset_name sharegtp", "unknown dataset 'sharegtp'"),
         ("--dataset_path nowhere.jsonl", "nowhere.jsonl does not exist"),
         ("--chat_template nowhere.jinja", "neither a Jinja template nor a file"),
         ("--phase eval --drafter_name_or_path ./nowhere", "no drafter at ./nowhere"),

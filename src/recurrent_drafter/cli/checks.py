@@ -117,8 +117,8 @@ def check_reproduce(options: ReproduceOptions) -> None:
         read_training(parser, training_flags(cell, options, Path(options.output_dir)))
 
 
-def read_training(parser: OptionParser, argv: Sequence[str]) -> tuple[TrainingOptions, list[str]]:
-    """Our options of a training, settled and checked, and the flags that are transformers'.
+def read_training(parser: OptionParser, argv: Sequence[str]) -> tuple[TrainingOptions]:
+    """Our options of a training, settled and checked; of transformers' own flags only the names are.
 
     ``--help-all`` is the help with these, and takes as long as transformers takes to load.
     """
@@ -135,7 +135,7 @@ def read_training(parser: OptionParser, argv: Sequence[str]) -> tuple[TrainingOp
     options.settle()
     options.check()
     options.refuse_idle([word.split("=")[0].removeprefix("--").replace("-", "_") for word in argv if word[:2] == "--"])
-    return options, rest
+    return (options,)
 
 
 @cache
@@ -151,7 +151,7 @@ def inherited_flags() -> frozenset[str]:
     return frozenset(names | {f"no_{name}" for name in names})
 
 
-def check_train(options: TrainingOptions, _: list[str]) -> None:
+def check_train(options: TrainingOptions) -> None:
     if not options.demo:
         check_paths(options)
     if not options.demo and not options.estimate:

@@ -43,25 +43,17 @@ class OptionParser(argparse.ArgumentParser):
 
     def options(self, argv: Sequence[str]) -> tuple[Any, ...]:
         """An instance of each dataclass. Raises ValueError for flags that do not exist or fit."""
-        return self.made_of(self.values(argv))
-
-    def values(self, argv: Sequence[str]) -> dict[str, Any]:
-        """What the flags say, by the names of the fields, defaults left out."""
-        found, unknown = self.parse_known_args(list(argv))
+        options, unknown = self.known_options(argv)
         if unknown:
             raise unknown_argument(unknown[0])
-        return vars(found)
+        return options
 
     def known_options(self, argv: Sequence[str]) -> tuple[tuple[Any, ...], list[str]]:
         """As `options`, and the words that belong to none of these flags, in their order."""
         found, rest = self.parse_known_args(list(argv))
-        return self.made_of(vars(found)), rest
-
-    def made_of(self, values: dict[str, Any]) -> tuple[Any, ...]:
-        """An instance of each dataclass."""
         names = [{field.name for field in dataclasses.fields(kind)} for kind in self.kinds]
-        given = [{name: value for name, value in values.items() if name in own} for own in names]
-        return tuple(kind(**own) for kind, own in zip(self.kinds, given, strict=True))
+        given = [{name: value for name, value in vars(found).items() if name in own} for own in names]
+        return tuple(kind(**values) for kind, values in zip(self.kinds, given, strict=True)), rest
 
 
 def unknown_argument(word: str) -> ValueError:
@@ -77,17 +69,12 @@ def title(owner: Any) -> str:
 
 def by_class(kind: Any) -> Iterator[tuple[Any, list[dataclasses.Field[Any]]]]:
     """The fields of a dataclass that are flags; those of one that declares none itself by the bases that do."""
-
-    def declared(base: Any) -> Any:
-        return base.__dict__.get("__annotations__", ())
-
-    flags = [field for field in dataclasses.fields(kind) if field.init and not field.name.startswith("_")]
-    owners = {
-        field.name: kind if declared(kind) else next(base for base in kind.__mro__ if field.name in declared(base))
-        for field in flags
-    }
+    flags = {field.name: field for field in dataclasses.fields(kind) if field.init and not field.name.startswith("_")}
+    if vars(kind).get("__annotations__"):
+        yield kind, list(flags.values())
+        return
     for base in kind.__mro__:
-        if own := [field for field in flags if owners[field.name] is base]:
+        if own := [flags.pop(name) for name in vars(base).get("__annotations__", ()) if name in flags]:
             yield base, own
 
 

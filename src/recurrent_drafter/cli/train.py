@@ -19,10 +19,10 @@ from recurrent_drafter.training.pipeline import TrainedDrafter, estimate, evalua
 WORTH = ("predicted_speedup", "break_even")  # figures of this machine, beside those of the held-out replies
 
 
-def run(own: TrainingOptions, inherited: Sequence[str], *, argv: Sequence[str]) -> int:
+def run(own: TrainingOptions, *, argv: Sequence[str]) -> int:
     """Train a drafter for a causal language model, or evaluate one."""
     started = time.monotonic()
-    args = with_inherited(own, inherited)
+    args = options(argv)
     if args.demo:
         print(plan(args))
         return 0
@@ -40,13 +40,10 @@ def run(own: TrainingOptions, inherited: Sequence[str], *, argv: Sequence[str]) 
 
 def options(argv: Sequence[str]) -> TrainingArguments:
     """The command line as one checked set of options."""
-    return with_inherited(*read_training(OptionParser(TrainingOptions), argv))
-
-
-def with_inherited(own: TrainingOptions, inherited: Sequence[str]) -> TrainingArguments:
-    """Our options, and transformers' as their flags say."""
-    values = OptionParser(TrainingArguments).values(inherited)
-    return TrainingArguments(**{**vars(own), **values})
+    read_training(OptionParser(TrainingOptions), argv)
+    (args,) = OptionParser(TrainingArguments).options(argv)
+    assert isinstance(args, TrainingArguments)
+    return args
 
 
 def do(args: TrainingArguments, command: Sequence[str], started: float) -> int:

@@ -103,11 +103,16 @@ def _records(
     if dataset_name == "demo":
         sample = sample_path(f"sgd_{'dev' if split == 'eval' else 'train'}.sharegpt.jsonl.gz")
         return read_records(sample), "demo", True
-    if dataset_name in DATASET_NAMES:
-        records = _hub_records(str(dataset_name), split, cache_dir, streaming)
-        return records, str(dataset_name), dataset_name in HAVE_EVALUATION_SET
-    names = ", ".join(DATASET_NAMES)
-    raise DataError(f"unknown dataset {dataset_name!r}: the names are {names}; a local file goes by --dataset_path")
+    name = str(dataset_name)
+    check_name(name)
+    return _hub_records(name, split, cache_dir, streaming), name, name in HAVE_EVALUATION_SET
+
+
+def check_name(name: str) -> None:
+    """Raise DataError for a name that is none of a dataset."""
+    if name not in DATASET_NAMES:
+        names = ", ".join(DATASET_NAMES)
+        raise DataError(f"unknown dataset {name!r}: the names are {names}; a local file goes by --dataset_path")
 
 
 class DialogueStream:

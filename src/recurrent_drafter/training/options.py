@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from recurrent_drafter.data.parsing import check_file
+from recurrent_drafter.data.sources import check_name
 from recurrent_drafter.records.paths import check_checkpoint, check_drafter, check_model
 
 Method = Literal["ground_truth", "distilled", "knowledge_distillation"]
@@ -83,12 +84,16 @@ class DataOptions:
     """What to train and to evaluate on."""
 
     dataset_name: str | None = option(
-        None, "sharegpt (default), alpaca, mtbench, wikitext, or 'demo' (the bundled conversations, default for demo)"
+        None,
+        "sharegpt (default), alpaca, mtbench, wikitext, or 'demo' (the bundled conversations, default for demo)",
+        check=check_name,
     )
     dataset_path: str | None = option(
         None, "a local file instead: .json, .jsonl, either with .gz, .txt or .parquet", check=check_file
     )
-    eval_dataset_name: str | None = option(None, "evaluate on the held-out part of this set; default the training's")
+    eval_dataset_name: str | None = option(
+        None, "evaluate on the held-out part of this set; default the training's", check=check_name
+    )
     eval_dataset_path: str | None = option(None, "evaluate on the held-out part of this file", check=check_file)
     eval_max_examples: int = option(16, "held-out prompts to evaluate on", least=1)
     eval_max_new_tokens: int = option(96, "tokens of the verifier's reply to each of them", least=2)

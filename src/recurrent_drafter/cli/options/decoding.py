@@ -6,6 +6,7 @@ from typing import Literal
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.data.parsing import check_file
+from recurrent_drafter.data.sources import check_name
 from recurrent_drafter.records.paths import check_drafter, check_model, check_writable
 from recurrent_drafter.training.options import check_least, option, refuse_both
 
@@ -67,7 +68,9 @@ def drafter_path(base_model: str, speculator_path: str | None) -> str:
 class SourceOptions:
     """Where prompts come from."""
 
-    dataset_name: str | None = option(None, "evaluation split of demo (default), sharegpt, alpaca, mtbench or wikitext")
+    dataset_name: str | None = option(
+        None, "evaluation split of demo (default), sharegpt, alpaca, mtbench or wikitext", check=check_name
+    )
     dataset_path: str | None = option(
         None, "a local file instead: .json .jsonl .jsonl.gz .txt .parquet", check=check_file
     )

@@ -89,7 +89,7 @@ class DemoOptions:
 
     prompts: int = option(30, "held-out prompts")
     new_tokens: int = option(128, "tokens per prompt (sustained), at most (reply)")
-    dtype: str = option("auto", "auto, float32 or bfloat16")
+    dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "auto: bfloat16 where the hardware computes in it")
     skip_training: bool = option(False, "compare with the bundled drafter only")
     speculator_path: str | None = option(None, "a drafter to compare too, instead of training", check=check_drafter)
 
