@@ -3,7 +3,7 @@
 import itertools
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,43 +22,25 @@ CALIBRATION = "calibration"  # the job that finds out how many steps fit into --
 CURVE = 5  # evaluations of a training whose length was found by calibration
 SWEEPS = ("shapes", "tree", "vocabulary")
 
-# Of `--quick`, and otherwise; an option that was given stays.
-QUICK: dict[str, Any] = {
-    "llm_name_or_path": "demo",
-    "seeds": [0, 1],
-    "cell_seconds": 90.0,
-    "max_examples": 300,
-    "draft_vocab_size": "2048",
-    "train_flags": "--learning_rate 2e-3 --lr_scheduler_type cosine --warmup_steps 10 --adam_beta2 0.98 "
-    "--logging_steps 10 --model_max_length 256",
-    "eval_max_examples": 48,
-    "eval_max_new_tokens": 64,
-    "widths": [1, 2, 3, 4, 8],
-    "lengths": [1, 2, 3, 4, 5],
-    "batch_size": [1, 2, 4],
-    "sweep_prompts": 12,
-}
-WHOLE: dict[str, Any] = {
-    "llm_name_or_path": "gpt2",
-    "seeds": [0, 1, 2],
-    "max_examples": 5000,
-    "draft_vocab_size": "all",
-    "train_flags": "",
-    "eval_max_examples": 80,
-    "eval_max_new_tokens": 128,
-    "widths": [1, 2, 3, 4, 6, 8, 16, 32, 64],
-    "lengths": [1, 2, 3, 4, 5],
-    "batch_size": [1, 2, 4, 8, 16],
-    "sweep_prompts": 40,
-}
+QUICK_FLAGS = (
+    "--learning_rate 2e-3 --lr_scheduler_type cosine --warmup_steps 10 --adam_beta2 0.98 --logging_steps 10 "
+    "--model_max_length 256"
+)
+
+
+def _settled(text: str, whole: Any, quick: Any, said: str | None = None, **more: Any) -> Any:
+    """An option whose default depends on --quick."""
+    words = [" ".join(map(str, value)) if isinstance(value, list) else value for value in (whole, quick)]
+    text = f"{text}; default {said or '{} (--quick: {})'.format(*words)}"
+    return option(None, text, whole=whole, quick=quick, **more)
 
 
 @dataclass
 class ReproduceOptions:
     """Which trainings to compare, on what, and which sweeps to run with the last of them."""
 
-    llm_name_or_path: str | None = option(
-        None, "verifier: a hub name, a directory, or 'demo'; default gpt2 (--quick: demo)", check=check_model
+    llm_name_or_path: str | None = _settled(
+        "verifier: a hub name, a directory, or 'demo'", "gpt2", "demo", check=check_model
     )
     dataset_name: list[str] = option([], "training sets by name; default sharegpt and alpaca (--quick: demo)")
     dataset_path: list[str] = option([], "training sets from local files", check=check_file)
@@ -66,36 +48,34 @@ class ReproduceOptions:
     eval_dataset_path: list[str] = option([], "evaluation sets from local files", check=check_file)
     methods: list[str] = option([*METHODS], f"what to learn from: {', '.join(METHODS)}")
     scopes: list[str] = option([*SCOPES], "learn from whole conversations (full), from replies only (assistant)")
-    seeds: list[int] | None = option(None, "one training each; default 0 1 2 (--quick: 0 1)")
-    cell_seconds: float | None = option(
-        None, "what a training should take: equally many steps for all (--quick: 90); default epochs"
+    seeds: list[int] | None = _settled("one training each", [0, 1, 2], [0, 1])
+    cell_seconds: float | None = _settled(
+        "what a training should take: equally many steps for all", None, 90.0, "epochs (--quick: 90)"
     )
-    max_examples: int | None = option(
-        None, "conversations per training set, the same for every method; default 5000", least=1
+    max_examples: int | None = _settled("conversations per training set, the same for every method", 5000, 300, least=1)
+    draft_vocab_size: str | None = _settled("D of every drafter", "all", "2048")
+    train_flags: str | None = _settled(
+        "flags of train_speculator.py for every training, in one string", "", QUICK_FLAGS, "none (--quick: some)"
     )
-    draft_vocab_size: str | None = option(None, "D of every drafter; default all (--quick: 2048)")
-    train_flags: str | None = option(None, "flags of train_speculator.py for every training, in one string")
     launcher: str = option("", "starts the process that trains, such as 'accelerate launch --num_processes 8'")
-    eval_max_examples: int | None = option(
-        None, "held-out prompts per evaluation set; default 80 (--quick: 48)", least=1
-    )
-    eval_max_new_tokens: int | None = option(
-        None, "tokens of the verifier's reply at most; default 128 (--quick: 64)", least=2
-    )
+    eval_max_examples: int | None = _settled("held-out prompts per evaluation set", 80, 48, least=1)
+    eval_max_new_tokens: int | None = _settled("tokens of the verifier's reply at most", 128, 64, least=2)
     eval_widths: list[int] = option([3, 16], "beam widths at which every drafter is evaluated", least=1)
-    widths: list[int] | None = option(None, "beam widths of the sweeps", least=1)
-    lengths: list[int] | None = option(None, "beam lengths of the sweeps, at most the 5 that are trained", least=1)
-    batch_size: list[int] | None = option(None, "batch sizes of the sweep; 1 is always among them", least=1)
-    sweep_prompts: int | None = option(None, "prompts that the sweeps decode; default 40 (--quick: 12)", least=1)
+    widths: list[int] | None = _settled(
+        "beam widths of the sweeps", [1, 2, 3, 4, 6, 8, 16, 32, 64], [1, 2, 3, 4, 8], least=1
+    )
+    lengths: list[int] = option([1, 2, 3, 4, 5], "beam lengths of the sweeps, at most the 5 that are trained", least=1)
+    batch_size: list[int] | None = _settled("batch sizes of the sweep, 1 always", [1, 2, 4, 8, 16], [1, 2, 4], least=1)
+    sweep_prompts: int | None = _settled("prompts that the sweeps decode", 40, 12, least=1)
     sweeps: bool = option(True, "run the sweeps with the last drafter, and the trainings without recurrence")
     output_dir: str = option("./results/reproduction", "where trainings, results and report go")
     quick: bool = option(False, "a small grid, for two cores and 40 minutes")
     dry_run: bool = option(False, "print the plan and what it costs, run nothing")
 
     def __post_init__(self) -> None:
-        for name, value in (QUICK if self.quick else WHOLE).items():
-            if getattr(self, name) is None:
-                setattr(self, name, value)
+        for member in fields(self):
+            if getattr(self, member.name) is None:
+                setattr(self, member.name, member.metadata["quick" if self.quick else "whole"])
         if not self.dataset_name + self.dataset_path:
             self.dataset_name = ["demo"] if self.quick else ["sharegpt", "alpaca"]
         if not self.eval_dataset_name + self.eval_dataset_path:

@@ -60,15 +60,18 @@ class CallerAnswers(TrainerCallback):
         self.loss: list[str] = []
         self.acceptance: list[str] = []
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Say that steps begin."""
+    def _say_how_far(self, state: Any) -> None:
         done, total = (state.global_step, state.max_steps) if self.budget is None else (self.budget.share, 1.0)
         rising = [f"held-out tokens/step {' > '.join(self.acceptance[-4:])}"] if self.acceptance else []
         self.tell(Progress("training", "  ".join([*self.loss, *rising]), done, total))
 
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say that steps begin."""
+        self._say_how_far(state)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Say how far training is, in steps or in time; save and stop, if asked to."""
-        self.on_train_begin(args, state, control)
+        self._say_how_far(state)
         if self.should_stop():
             self.stopped = control.should_save = control.should_training_stop = True
 
