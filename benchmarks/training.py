@@ -8,7 +8,6 @@ results are JSON lines, the summary a Markdown table.
 """
 
 import argparse
-import json
 import multiprocessing
 import time
 from collections.abc import Callable
@@ -20,10 +19,12 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from recurrent_drafter import RecurrentDrafter, RecurrentDraftingConfig
 from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights
+from recurrent_drafter.measure.replies import left_padded
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hardware import hardware, peak_bytes
+from recurrent_drafter.records.lines import write_records
 from recurrent_drafter.training.distillation import distilled_targets, packed_for_passes
-from recurrent_drafter.training.loss import Objective
+from recurrent_drafter.training.loss import roots_at_a_time
 
 SHARE = 0.5  # of positions under the loss mask
 
@@ -47,13 +48,9 @@ def prefixes(length: int, blocks: int, width: int) -> list[torch.Tensor]:
 @torch.inference_mode()
 def generated(model: GPT2LMHeadModel, text: torch.Tensor, positions: torch.Tensor, depths: int) -> torch.Tensor:
     """Per-position `generate`: each prefix encoded anew, a batch of them, left-padded."""
-    longest = int(positions.max()) + 1
-    ids, mask = torch.zeros(2, len(positions), longest, dtype=torch.int64)
-    for row, position in enumerate(positions.tolist()):
-        ids[row, longest - position - 1 :] = text[: position + 1]
-        mask[row, longest - position - 1 :] = 1
+    ids, mask = left_padded([text[: position + 1] for position in positions.tolist()], text.device)
     output = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=depths, do_sample=False)
-    return output[:, longest:]
+    return output[:, ids.shape[1] :]
 
 
 def distillation(length: int, depths: int, blocks: int, repeats: int) -> dict[str, object]:
@@ -108,13 +105,11 @@ def drafter_part(arm: str, batch: int, length: int, depths: int, folder: Path) -
 
     def ours() -> None:
         targets = labels[rooted]
-        chunk = Objective.chunk(Objective(None, drafter.draft_ids), depths)  # type: ignore[arg-type]
-        drafter(
-            hidden[rooted],
-            embedded[rooted],
-            lambda logits, some: (weights * cross_entropy(logits, targets[some])).sum(),
-            chunk,
-        ).backward()
+
+        def loss(logits: torch.Tensor, some: slice) -> torch.Tensor:
+            return (weights * cross_entropy(logits, targets[some])).sum()
+
+        drafter(hidden[rooted], embedded[rooted], loss, roots_at_a_time(drafter.draft_ids, depths)).backward()
 
     work = {"straightforward": straightforward, "ours": ours}[arm]
     before = peak_bytes()
@@ -192,7 +187,7 @@ def main() -> None:
     }
     facts = {"quick": options.quick, "torch": torch.__version__, **hardware()}
     results = [{**measure[part](), **facts} for part in options.parts]
-    options.output.write_text("".join(json.dumps(result) + "\n" for result in results))
+    write_records(options.output, results)
     rows = [f"| {what} | {figure:.2f} | {goal} |" for result in results for what, figure, goal in gates(result)]
     print("\n".join(["| what | figure | goal |", "|---|---|---|", *rows]))
 
