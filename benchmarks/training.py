@@ -23,6 +23,7 @@ from recurrent_drafter.measure.replies import left_padded
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hardware import hardware, peak_bytes
 from recurrent_drafter.records.lines import write_records
+from recurrent_drafter.report.tables import markdown_table
 from recurrent_drafter.training.distillation import distilled_targets, packed_for_passes
 from recurrent_drafter.training.loss import roots_at_a_time
 
@@ -188,8 +189,8 @@ def main() -> None:
     facts = {"quick": options.quick, "torch": torch.__version__, **hardware()}
     results = [{**measure[part](), **facts} for part in options.parts]
     write_records(options.output, results)
-    rows = [f"| {what} | {figure:.2f} | {goal} |" for result in results for what, figure, goal in gates(result)]
-    print("\n".join(["| what | figure | goal |", "|---|---|---|", *rows]))
+    rows = [(what, f"{figure:.2f}", goal) for result in results for what, figure, goal in gates(result)]
+    print(markdown_table(("what", "figure", "goal"), rows))
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ TEXT = ("Mars", "is", "a")  # verified, in the cache
 AGREES = {0: "planet", 1: "with", 4: "two"}  # node: the verifier's own next word, along the accepted path
 OTHERS = {2: "in", 3: "a", 5: "the"}  # and what it would say after the other nodes
 
-# docs/figures.md, `recurrent-drafter bench --prompts 20 --profile`: per cent of a step of `auto`
-SHARES = {"verify": 63.0, "draft": 27.1, "controller": 3.6, "accept": 2.9, "tree": 1.6, "host": 0.9, "cache": 0.4}
+# docs/figures.md, `recurrent-drafter bench --prompts 20 --profile --dtype float32`: per cent of a step of `auto`
+SHARES = {"verify": 67.3, "draft": 26.7, "accept": 2.1, "controller": 1.6, "tree": 1.0, "host": 0.8, "cache": 0.2}
 
 
 def worked_tree() -> DraftTree:

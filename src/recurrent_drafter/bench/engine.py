@@ -19,21 +19,8 @@ from recurrent_drafter.bench.profile import Profile, profiled
 from recurrent_drafter.bench.workload import demo_prompts, model_of_shape, oracle_for, random_prompts
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import (
-    AUTO,
-    PLAIN,
-    Batch,
-    Decoding,
-    at_temperature,
-    batches_of,
-    explaining,
-    lookup_fits,
-    our_arm,
-    shape_name,
-    standard_arms,
-    variant,
-    without_drafter,
-)
+from recurrent_drafter.measure import arms as ways
+from recurrent_drafter.measure.arms import AUTO, PLAIN, Batch, Decoding, shape_name
 from recurrent_drafter.measure.replies import Reply
 from recurrent_drafter.measure.ruler import Trial, compare
 from recurrent_drafter.models.config import DraftShape
@@ -68,8 +55,8 @@ def verifier_of(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, Ca
 def measure(cell: BenchCell, effort: Effort, device: str) -> Iterator[Record]:
     """Everything about a cell, as records for a file of JSON lines."""
     model, make_prompts = verifier_of(cell.model, cell.dtype, device)
-    batches = batches_of(make_prompts(effort.prompts * cell.batch, cell.context), cell.batch, model.device)
-    decoding = Decoding(effort.new_tokens, sampling=at_temperature(cell.temperature))
+    batches = ways.batches_of(make_prompts(effort.prompts * cell.batch, cell.context), cell.batch, model.device)
+    decoding = Decoding(effort.new_tokens, sampling=ways.at_temperature(cell.temperature))
     if cell.hit_rate is None:
         speculator = RecurrentDraftingSpeculator.from_pretrained(demo_drafter_path(), verifier=model)
     else:
@@ -78,9 +65,9 @@ def measure(cell: BenchCell, effort: Effort, device: str) -> Iterator[Record]:
     assert speculator.drafter is not None
     saved = speculator.drafter.config.draft_shape
     shapes = [FIXED, saved] if cell.hit_rate is None else [FIXED, *CHAINS]
-    lookup = cell.hit_rate is None and lookup_fits(speculator.verifier, batches, effort.new_tokens)
-    arms = standard_arms(speculator, decoding, shapes, lookup=lookup)
-    trials = list(compare(arms, batches, explaining(speculator.verifier, decoding)))
+    lookup = cell.hit_rate is None and ways.lookup_fits(speculator.verifier, batches, effort.new_tokens)
+    arms = ways.standard_arms(speculator, decoding, shapes, lookup=lookup)
+    trials = list(compare(arms, batches, ways.explaining(speculator.verifier, decoding)))
     yield from run_records(trials)
     yield from limits(speculator, batches[0], known_replies(trials, PLAIN), shapes, saved)
     if effort.profile:
@@ -98,7 +85,7 @@ def teach(speculator: RecurrentDraftingSpeculator, batches: Sequence[Batch], new
     """Let an oracle know what the verifier says to the prompts, by plain autoregression."""
     oracle = speculator.drafter
     assert isinstance(oracle, OracleDrafter)
-    alone = our_arm(PLAIN, without_drafter(speculator), Decoding(new_tokens))
+    alone = ways.our_arm(PLAIN, ways.without_drafter(speculator), Decoding(new_tokens))
     for batch in batches:
         for prompt, reply in zip(batch.input_ids, alone.run(batch).ids, strict=True):
             oracle.learn(prompt, reply)
@@ -150,8 +137,8 @@ def inside(
 ) -> Iterator[Inside]:
     """At the fixed shape, and by ``auto``."""
     for name, shape in ((shape_name(fixed), fixed), (AUTO, None)):
-        varied = variant(speculator, shape)
-        arm = our_arm(name, varied, decoding)
+        varied = ways.variant(speculator, shape)
+        arm = ways.our_arm(name, varied, decoding)
         with profiled() as profile:
             for batch in batches:
                 arm.run(batch)

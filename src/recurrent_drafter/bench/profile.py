@@ -1,19 +1,17 @@
 """Where a step's time goes, timed from outside: the loop's callables are wrapped while a profile is open."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
 
-import torch
-
 from recurrent_drafter.decoding import decode as decode_module
 from recurrent_drafter.decoding import speculator as speculator_module
 from recurrent_drafter.decoding.draft_controller import TreeController
 from recurrent_drafter.decoding.generation_state import GenerationState, Step
 from recurrent_drafter.decoding.sampler import Sampler
+from recurrent_drafter.measure.ruler import now
 from recurrent_drafter.models.verifier import VerifierSession
 
 # Every callable of the loop, by what it is for. None of them calls another one.
@@ -58,11 +56,11 @@ class Profile:
         def timed(*args: Any, **kwargs: Any) -> Any:
             if not self._in_step:
                 return function(*args, **kwargs)
-            begun = _now()
+            begun = now()
             try:
                 return function(*args, **kwargs)
             finally:
-                self.seconds[stage] += _now() - begun
+                self.seconds[stage] += now() - begun
 
         return timed
 
@@ -73,13 +71,13 @@ class Profile:
             steps = decode(*args, **kwargs)
             yield next(steps)
             while True:
-                begun, self._in_step = _now(), True
+                begun, self._in_step = now(), True
                 emitted = next(steps, None)
                 self._in_step = False
                 if emitted is None:
                     return
                 self.steps += 1
-                self.total += _now() - begun
+                self.total += now() - begun
                 yield emitted
 
         return timed
@@ -108,9 +106,3 @@ def replaced(owner: Any, name: str, around: Callable[[Callable[..., Any]], Calla
         yield
     finally:
         setattr(owner, name, original)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -9,19 +9,8 @@ from typing import Any
 
 from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Answer, AnsweredBatch, Round, Skipped
 from recurrent_drafter.core.metrics import Acceptance
-from recurrent_drafter.measure.ruler import (
-    DIFFERENT,
-    IDENTICAL,
-    OTHER_PROMPT,
-    Estimate,
-    Trial,
-    Verdict,
-    interval,
-    ratio,
-    ratio_of_rates,
-    ratio_of_sums,
-    verdict,
-)
+from recurrent_drafter.measure import ruler
+from recurrent_drafter.measure.ruler import DIFFERENT, IDENTICAL, OTHER_PROMPT, Estimate, Trial, Verdict
 
 KIND = "evaluation"  # of a file
 
@@ -74,7 +63,7 @@ class ArmScores:
             Trial(None, {"own": own.run, "base": other.run})
             for own, other in zip(self.batches, base.batches, strict=True)
         ]
-        return ratio(trials, "own", "base", decoding_only=decoding_only, statistic=ratio_of_rates)
+        return ruler.ratio(trials, "own", "base", decoding_only=decoding_only, statistic=ruler.ratio_of_rates)
 
     @property
     def times_first(self) -> bool:
@@ -112,7 +101,7 @@ class ArmScores:
             row = rows.setdefault(question, [0, 0])
             row[0] += above
             row[1] += below
-        return interval(list(rows.values()), ratio_of_sums)
+        return ruler.interval(list(rows.values()), ruler.ratio_of_sums)
 
 
 @dataclass
@@ -164,7 +153,7 @@ class Evaluation:
         """The verdict, how many answers are identical, and how many had another prompt by then."""
         counts = Counter(one.outcome for one in self.main.verdicts)
         others = f"; {counts[OTHER_PROMPT]:,} {OTHER_PROMPT}" if counts[OTHER_PROMPT] else ""
-        return f"{verdict(self.main.verdicts)}, {counts[IDENTICAL]:,} of {counts.total():,} prompts{others}"
+        return f"{ruler.verdict(self.main.verdicts)}, {counts[IDENTICAL]:,} of {counts.total():,} prompts{others}"
 
     def figures(self) -> dict[str, float]:
         """For files and trackers: the main arm's figures, the baseline's with that word in front, and their ratio."""

@@ -97,15 +97,9 @@ class Request:
     accepted: int
 
 
-@dataclass(frozen=True)
-class Served:
-    """All requests of a piece of work, and how long they took together, prompts included."""
-
-    requests: list[Request]
-    seconds: float
-
-    def as_run(self) -> Run:
-        return Run([one.tokens for one in self.requests], self.seconds, more=self.requests)
+def as_run(requests: Sequence[Request], seconds: float) -> Run:
+    """Requests of one piece of work, and how long they took together, prompts included, as the ruler takes them."""
+    return Run([request.tokens for request in requests], seconds, more=requests)
 
 
 class Engine:
@@ -115,7 +109,7 @@ class Engine:
         self._engine = LLM(**arm.settings(longest, most)).llm_engine
         self._count = 0
 
-    def run(self, work: Work) -> Served:
+    def run(self, work: Work) -> Run:
         waiting = list(enumerate(work.prompts))[::-1]
         running: dict[str, _Running] = {}
         done: dict[int, Request] = {}
@@ -130,7 +124,7 @@ class Engine:
                 if output.finished:
                     done[one.number] = one.ended(output.outputs[0].spec_decode_metrics)
                     del running[output.request_id]
-        return Served([done[number] for number in sorted(done)], time.perf_counter() - begun)
+        return as_run([done[number] for number in sorted(done)], time.perf_counter() - begun)
 
     def _add(self, prompt: list[int], work: Work) -> str:
         from vllm import SamplingParams
@@ -199,8 +193,8 @@ def engines(arms: Sequence[EngineArm], longest: int, most: int) -> Iterator[list
 
             def run(work: Work, connection: Any = ours) -> Run:
                 connection.send(work)
-                served: Served = connection.recv()
-                return served.as_run()
+                made: Run = connection.recv()
+                return made
 
             ready.append(Arm(arm.name, run))
         yield ready
@@ -218,4 +212,10 @@ def measure_turns(arms: Sequence[Arm], works: Sequence[Work]) -> Iterator[Record
     warm_up = replace(works[0], new_tokens=min(works[0].new_tokens, WARM_UP))
     for number, trial in enumerate(interleave(arms, works, warm_up=lambda _: warm_up)):
         for name, run in trial.runs.items():
-            yield {"kind": "turn", "arm": name, "number": number, **asdict(Served(run.more, run.seconds))}
+            yield {
+                "kind": "turn",
+                "arm": name,
+                "number": number,
+                "requests": list(map(asdict, run.more)),
+                "seconds": run.seconds,
+            }

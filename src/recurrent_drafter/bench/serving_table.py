@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from recurrent_drafter.bench.columns import NONE, Row, Shown, figure, rows_of
-from recurrent_drafter.bench.serving import SYNCHRONOUS, Record, Request, Served, Work, engine_arms
+from recurrent_drafter.bench.serving import SYNCHRONOUS, Record, Request, Work, as_run, engine_arms
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.metrics import Walk, walk
 from recurrent_drafter.core.tree import prefix_tree
@@ -26,8 +26,8 @@ def trials_of(records: Sequence[Record]) -> list[Trial]:
     verdicts: dict[str, list[Verdict]] = {}
     for record in records:
         if record["kind"] == "turn":
-            served = Served([Request(**request) for request in record["requests"]], record["seconds"])
-            runs.setdefault(record["number"], {})[record["arm"]] = served.as_run()
+            run = as_run([Request(**request) for request in record["requests"]], record["seconds"])
+            runs.setdefault(record["number"], {})[record["arm"]] = run
             verdicts.setdefault(record["arm"], [Verdict(ruler.NOT_COMPARED)])
         elif record["kind"] == "equality":
             margins = record.get("margins", [None] * record["ties"])  # which older files lack

@@ -56,9 +56,9 @@ def soak(speculator: RecurrentDraftingSpeculator, prompt: Tensor, tokens: int, d
     (length,) = prompt.shape
     text = prompt[None].to(speculator.verifier.device)
     while result.tokens < tokens:
-        begun = now(text.device)
+        begun = now()
         output = speculator.generate(text, torch.ones_like(text), **decoding.arguments())
-        seconds = now(text.device) - begun
+        seconds = now() - begun
         assert isinstance(output, Tensor)
         result.tokens += output.shape[1] - length
         result.step_seconds.append(seconds / max(speculator.stats.steps, 1))

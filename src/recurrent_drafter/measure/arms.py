@@ -133,13 +133,12 @@ def timed(
     speculator: RecurrentDraftingSpeculator | None = None,
 ) -> Run:
     """Generate one token, then the replies; a clock around each."""
-    device, prompt_length = batch.input_ids.device, batch.input_ids.shape[1]
-    begun = now(device)
+    begun = now()
     generated(batch, decoding.arguments(new_tokens=1))
-    first = now(device)
+    first = now()
     output = generated(batch, decoding.arguments())
-    seconds = now(device) - first
-    ids = [until_end(row, decoding.end_ids) for row in output[:, prompt_length:].tolist()]
+    seconds = now() - first
+    ids = [until_end(row, decoding.end_ids) for row in output[:, batch.input_ids.shape[1] :].tolist()]
     if speculator is None:
         return Run(ids, seconds, first - begun)
     return Run(ids, seconds, first - begun, speculator.stats.steps, speculator.stats.drafts)

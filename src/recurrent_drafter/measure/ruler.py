@@ -271,8 +271,8 @@ def until_end(reply: Sequence[int], end_ids: Iterable[int]) -> list[int]:
     return list(reply[: next((i + 1 for i, token in enumerate(reply) if token in ends), len(reply))])
 
 
-def now(device: torch.device | None = None) -> float:
-    """Seconds, once the device has done what it was asked to."""
-    if device is not None and device.type == "cuda":
-        torch.cuda.synchronize(device)
+def now() -> float:
+    """Seconds, once an accelerator has done what it was asked to."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.perf_counter()

@@ -19,16 +19,8 @@ from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.decoding.costs import MEASURED_ROWS, Costs, Tuning, conditions, measure_costs
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import (
-    AUTO,
-    PLAIN,
-    Decoding,
-    batches_of,
-    explaining,
-    our_arm,
-    variant,
-    without_drafter,
-)
+from recurrent_drafter.measure import arms as ways
+from recurrent_drafter.measure.arms import AUTO, PLAIN, Decoding
 from recurrent_drafter.measure.replies import HeldOutReplies, accepted_along, greedy_replies
 from recurrent_drafter.measure.ruler import Estimate, Trial, Verdict, compare, ratio, tokens_per_step
 from recurrent_drafter.measure.verification import Comparison
@@ -202,12 +194,12 @@ class Search:
         auto = RecurrentDraftingSpeculator(self.drafter)
         auto.tuning = Tuning(top, single.of_width(top.beam_width), conditions(verifier.model))
         auto.attach_verifier(verifier.model)
-        ways = {PLAIN: without_drafter(speculator)}
-        ways |= {label(found.shape): variant(speculator, found.shape) for found in best}
-        arms = [our_arm(name, way, self.decoding) for name, way in {**ways, AUTO: auto}.items()]
-        batches = batches_of(self.prompts, batch, verifier.device, whole=False)
+        decoders = {PLAIN: ways.without_drafter(speculator)}
+        decoders |= {label(found.shape): ways.variant(speculator, found.shape) for found in best}
+        arms = [ways.our_arm(name, decoder, self.decoding) for name, decoder in {**decoders, AUTO: auto}.items()]
+        batches = ways.batches_of(self.prompts, batch, verifier.device, whole=False)
         said = f"decoding at batch {batch}, {len(arms)} ways"
-        return list(compare(arms, self.tracked(batches, said), explaining(verifier, self.decoding)))
+        return list(compare(arms, self.tracked(batches, said), ways.explaining(verifier, self.decoding)))
 
 
 @dataclass(frozen=True)

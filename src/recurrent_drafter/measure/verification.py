@@ -9,18 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import (
-    AUTO,
-    HF,
-    PLAIN,
-    Batch,
-    Decoding,
-    explaining,
-    hf_arm,
-    our_arm,
-    variant,
-    without_drafter,
-)
+from recurrent_drafter.measure import arms as ways
+from recurrent_drafter.measure.arms import AUTO, HF, PLAIN, Batch, Decoding
 from recurrent_drafter.measure.divergence import NOTHING
 from recurrent_drafter.measure.ruler import BUG, Arm, Run, Verdict, interleave, judge, tokens_per_step
 from recurrent_drafter.models.verifier import Verifier
@@ -79,7 +69,7 @@ class Verification:
 
     def verify(self, verifier: Verifier, batches: Sequence[Batch]) -> Iterator[Batch]:
         """Decode batches in every way and compare each arm with the references before it; yields what is done."""
-        explain = explaining(verifier, self.decoding)
+        explain = ways.explaining(verifier, self.decoding)
         for trial in interleave(self.arms, batches):
             explained, judged = explain(trial.batch), {}
             for reference, candidate in itertools.combinations(trial.runs, 2):
@@ -133,14 +123,14 @@ def verifications(
     """Greedy, with transformers' own loop as the first reference, then sampled if that is asked for."""
     model, drafter = speculator.verifier.model, speculator.drafter
     assert drafter is not None
-    ways = {
-        PLAIN: without_drafter(speculator),
-        DRAFTED: variant(speculator, speculator.shape or drafter.config.draft_shape),
-        **({AUTO: variant(speculator, None)} if auto else {}),
+    ours = {
+        PLAIN: ways.without_drafter(speculator),
+        DRAFTED: ways.variant(speculator, speculator.shape or drafter.config.draft_shape),
+        **({AUTO: ways.variant(speculator, None)} if auto else {}),
     }
 
-    def ours(decoding: Decoding) -> list[Arm]:
-        return [our_arm(name, way, decoding) for name, way in ways.items()]
+    def arms_of(decoding: Decoding) -> list[Arm]:
+        return [ways.our_arm(name, way, decoding) for name, way in ours.items()]
 
-    found = [Verification("greedy", greedy, [hf_arm(HF, model, greedy), *ours(greedy)])]
-    return found if sampled is None else [*found, Verification("sampled", sampled, ours(sampled))]
+    found = [Verification("greedy", greedy, [ways.hf_arm(HF, model, greedy), *arms_of(greedy)])]
+    return found if sampled is None else [*found, Verification("sampled", sampled, arms_of(sampled))]

@@ -11,7 +11,7 @@ from recurrent_drafter.bench.columns import ARMS, NONE, recorded_rows
 from recurrent_drafter.formats.hub_names import is_hub_name
 from recurrent_drafter.measure.ruler import Estimate
 from recurrent_drafter.models.config import RecurrentDraftingConfig
-from recurrent_drafter.report.tables import markdown, markdown_table
+from recurrent_drafter.report.tables import Columns, markdown, markdown_table
 
 Record = Mapping[str, Any]
 UNSTATED = "not-stated"
@@ -137,18 +137,15 @@ def _tuning(tuning: Record) -> Iterator[str]:
     asked = tuning["asked"]
     protocol = f"{'sustained, exactly' if asked['sustained'] else 'reply, up to'} {asked['new_tokens']} new tokens"
     yield f"{protocol}, greedy, {tuning['dtype']}, {_machine(tuning)}; over autoregression, with 95 % intervals."
-    rows = [
-        [
-            str(batch["batch_size"]),
-            name,
-            f"{found['tokens_per_step']:.2f}",
-            f"{Estimate(*found['speedup']):.2f}",
-            f"{Estimate(*found.get('decoding_only', [NONE])):.2f}",  # which older files lack
-        ]
-        for batch in tuning["batches"]
-        for name, found in batch["decoded"].items()
-    ]
-    yield markdown_table(["batch", "shape", "tokens/step", "speed-up", "decoding only"], rows)
+    rows = [(batch["batch_size"], *item) for batch in tuning["batches"] for item in batch["decoded"].items()]
+    columns: Columns = {
+        "batch": lambda row: str(row[0]),
+        "shape": lambda row: row[1],
+        "tokens/step": lambda row: f"{row[2]['tokens_per_step']:.2f}",
+        "speed-up": lambda row: f"{Estimate(*row[2]['speedup']):.2f}",
+        "decoding only": lambda row: f"{Estimate(*row[2].get('decoding_only', [NONE])):.2f}",  # older files lack it
+    }
+    yield markdown(rows, columns).rstrip()
     yield _command(["recurrent-drafter", "tune", *tuning["argv"]])
 
 

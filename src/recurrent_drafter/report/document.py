@@ -1,14 +1,14 @@
 """A report as a list of sections, and its two forms: one HTML file that needs nothing else, and Markdown."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jinja2 import Environment, PackageLoader
 
-from recurrent_drafter.report.tables import markdown_table
+from recurrent_drafter.report.tables import Columns, markdown_table
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Table:
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+
+    @classmethod
+    def of(cls, caption: str, rows: Iterable[Any], columns: Columns) -> "Table":
+        """Rows as the columns show them."""
+        return cls(caption, list(columns), [[show(row) for show in columns.values()] for row in rows])
 
     def markdown(self, _: str) -> str:
         return f"{self.caption}\n\n{markdown_table(self.columns, self.rows)}"

@@ -93,23 +93,19 @@ def width_and_length(shapes: Record) -> Iterator[Block]:
         caption = "Predicted speed over beam width and length, at the number of tree nodes that is fastest there."
         yield Picture("speed-by-shape", caption, drawn)
     first = next(iter(predicted.values()))
-    rows = [
-        [
-            f"{width} x {length}",
-            f"{walked[width, length]:.2f}",
-            str(cell["shape"]["max_tree_nodes"]),
-            f"{cell['tokens_per_step']:.2f}",
-            f"{cell['speedup']:.2f}",
-        ]
-        for (width, length), cell in sorted(first.items())
-    ]
-    yield Table(
+    yield Table.of(
         "Every shape. Tokens per step with the whole tree, along the replies that trainings are evaluated on, with a "
         "95 % interval over replies. Then what is fastest at batch 1: the number of tree nodes, its tokens per step "
         "and its speed over autoregression, predicted from measured times of verifying and drafting, with replies as "
         "in the table of speeds.",
-        ["beams x length", "tokens per step", "fastest nodes", "tokens per step then", "predicted speed"],
-        rows,
+        sorted(first.items(), key=lambda item: item[0]),
+        {
+            "beams x length": lambda row: "{} x {}".format(*row[0]),
+            "tokens per step": lambda row: f"{walked[row[0]]:.2f}",
+            "fastest nodes": lambda row: str(row[1]["shape"]["max_tree_nodes"]),
+            "tokens per step then": lambda row: f"{row[1]['tokens_per_step']:.2f}",
+            "predicted speed": lambda row: f"{row[1]['speedup']:.2f}",
+        },
     )
     yield Paragraph(f"In the paper, too, the best width depends on the hardware: {BEST_WIDTH} (S).")
 
@@ -147,45 +143,41 @@ def batches(shapes: Record) -> Iterator[Block]:
 
 def prefix_tree(tree: Record) -> Iterator[Block]:
     """Tokens to verify with and without it."""
-    rows = [
-        [
-            f"{row['beam_width']} x {row['beam_length']}",
-            str(row["candidates"]),
-            f"{row['distinct']:.1f}",
-            f"{1 - row['distinct'] / row['candidates']:.0%}",
-            f"{row['seconds_apart'] / row['seconds_merged']:.2f}",
-        ]
-        for row in tree["rows"]
-    ]
     low, high = TREE_SAVES
-    yield Table(
+    yield Table.of(
         "Draft tokens that the verifier reads in a step when beams are verified one by one, and when prefixes that "
         "they share are read once; and how many times as fast verifying is then. Mean over drafts at every token of "
         "the held-out replies. Tokens per step are the same by construction: the same drafts are verified.",
-        ["beams x length", "one by one", "as a tree", "saved", "verifying, times as fast"],
-        rows,
+        tree["rows"],
+        {
+            "beams x length": lambda row: "{beam_width} x {beam_length}".format(**row),
+            "one by one": lambda row: str(row["candidates"]),
+            "as a tree": lambda row: f"{row['distinct']:.1f}",
+            "saved": lambda row: f"{1 - row['distinct'] / row['candidates']:.0%}",
+            "verifying, times as fast": lambda row: f"{row['seconds_apart'] / row['seconds_merged']:.2f}",
+        },
     )
     yield Paragraph(f"The paper reports {low:.0%} to {high:.0%} fewer tokens to verify (S).")
 
 
 def draft_vocabulary(vocabulary: Record) -> Iterator[Block]:
     """Ever fewer tokens that can be drafted."""
-    rows, points = [], []
-    for row in vocabulary["rows"]:
-        estimate = walked_along(row)
-        share = row["draft_level"] / row["plain_step"]
-        rows.append([f"{row['size']:,}", f"{row['coverage']:.1%}", f"{estimate:.2f}", f"{share:.2f}",
-                     f"{row['predicted_speedup']:.2f}"])  # fmt: skip
-        points.append((row["size"], estimate.value, row["predicted_speedup"]))
     shape = f"{vocabulary['beam_width']} x {vocabulary['beam_length']}, {vocabulary['max_tree_nodes']} nodes"
-    yield Table(
+    yield Table.of(
         f"One drafter ({vocabulary['drafter']}) that may draft only its most frequent tokens, at {shape}: share of "
         "the training targets covered; tokens per step with its 95 % interval over replies; drafting a token, in "
         "plain steps of the verifier; predicted speed over autoregression, batch 1. The head is cut, not trained "
         "again.",
-        ["draft vocabulary", "covers", "tokens per step", "cost of a draft token", "predicted speed"],
-        rows,
+        vocabulary["rows"],
+        {
+            "draft vocabulary": lambda row: f"{row['size']:,}",
+            "covers": lambda row: f"{row['coverage']:.1%}",
+            "tokens per step": lambda row: f"{walked_along(row):.2f}",
+            "cost of a draft token": lambda row: f"{row['draft_level'] / row['plain_step']:.2f}",
+            "predicted speed": lambda row: f"{row['predicted_speedup']:.2f}",
+        },
     )
+    points = [(row["size"], walked_along(row).value, row["predicted_speedup"]) for row in vocabulary["rows"]]
     if charts.can_draw() and len(points) > 1:
         series = {
             "tokens per step": [(size, tokens) for size, tokens, _ in points],

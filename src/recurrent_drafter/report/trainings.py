@@ -138,24 +138,21 @@ def recurrence(findings: Findings) -> Iterator[Block]:
 
 
 def curves(findings: Findings) -> Iterator[Block]:
-    yield Table(
+    trained = [(arm, record) for arm, records in findings.trainings.items() for record in records]
+    yield Table.of(
         "What every training did: steps, seconds, texts and positions learnt from, and the share of the target tokens "
         "that its draft vocabulary holds.",
-        ["training", "seed", "steps", "seconds", "texts", "positions", "draft vocabulary", "covers"],
-        [
-            [
-                training(arm),
-                str(record["seed"]),
-                f"{record['steps']:,}",
-                f"{record['train_seconds']:.0f}",
-                f"{record['texts']:,}",
-                f"{record['roots']:,}",
-                f"{record['draft_vocab_size']:,}",
-                f"{record['coverage']:.1%}",
-            ]
-            for arm, records in findings.trainings.items()
-            for record in records
-        ],
+        trained,
+        {
+            "training": lambda row: training(row[0]),
+            "seed": lambda row: str(row[1]["seed"]),
+            "steps": lambda row: f"{row[1]['steps']:,}",
+            "seconds": lambda row: f"{row[1]['train_seconds']:.0f}",
+            "texts": lambda row: f"{row[1]['texts']:,}",
+            "positions": lambda row: f"{row[1]['roots']:,}",
+            "draft vocabulary": lambda row: f"{row[1]['draft_vocab_size']:,}",
+            "covers": lambda row: f"{row[1]['coverage']:.1%}",
+        },
     )
     if not charts.can_draw():
         return
@@ -163,8 +160,7 @@ def curves(findings: Findings) -> Iterator[Block]:
         f"{method(arm)}, {SCOPES[arm.scope]}#{arm.training_set}{record['seed']}": [
             (point["step"], point["tokens_per_step"]) for point in record["curve"]
         ]
-        for arm, records in findings.trainings.items()
-        for record in records
+        for arm, record in trained
         if record["curve"]
     }
     if series:
