@@ -110,8 +110,7 @@ def measure_costs(
 
     Args:
         verifier: the verifier. draft: what drafts. context: tokens of each row's text.
-        batch: B, the rows that take a step together.
-        rows: nodes that each row verifies, ascending from 1.
+        batch: B, the rows that take a step together. rows: nodes that each of them verifies, ascending from 1.
         widths: W of the drafts; `Costs.draft_level` is the first one's.
         lengths: L of the drafts. Levels are alike, so each width's times are put on a line over its lengths.
         repeats: rounds over everything; the least time of each counts.
