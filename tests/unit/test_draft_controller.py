@@ -22,8 +22,8 @@ DEAR = Costs(rows=(1, 2, 16), verify=(10.0, 20.0, 160.0), draft_level=1.0)
 class Machine:
     """Runs steps of one row: chains of which each token is accepted with ``rate``, and reported as that probable."""
 
-    def __init__(self, costs, slowdown=1.0):
-        self.costs, self.slowdown = costs, slowdown
+    def __init__(self, costs, slowdown=1.0, device="cpu"):
+        self.costs, self.slowdown, self.device = costs, slowdown, device
         self.now, self.coin = 0.0, random.Random(0)
 
     def clock(self):
@@ -56,11 +56,12 @@ class Machine:
         scores[:, :, 0] = torch.arange(1, length + 1) * float(np.log(claimed))
         for drafted in range(1, length + 1):
             self.now += self.slowdown * self.costs.draft_level
-            if drafted < length and not controller.deeper(scores[:, drafted - 1]):
+            if drafted < length and not controller.deeper(scores[:, drafted - 1].to(self.device)):
                 length, scores = drafted, scores[:, :drafted]
                 break
         beams = Beams(torch.ones(batch, length, width).long(), torch.zeros(batch, length, width).long(), scores)
-        return prefix_tree(root, beams, controller.budget(beams))
+        shown = Beams(beams.tokens, beams.parents, beams.log_probs.to(self.device))
+        return prefix_tree(root, beams, controller.budget(shown))
 
     def chain(self, tree, row):
         """The best beam's nodes, root first."""
@@ -148,6 +149,22 @@ def test_close_to_the_best_fixed_length_and_never_slower(rate, costs, slowdown, 
     uneven = 1 + UNEVEN * np.log2(batch)  # these rows never end, but the controller reckons with the last one
     best = max(rates, key=lambda rate: rate if rate == rates[0] else rate / uneven)
     assert tokens / seconds >= 0.93 * best
+
+
+@pytest.mark.parametrize("costs", [CHEAP, DEAR])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 0.6, 0.8, 0.95])
+def test_on_an_accelerator_no_draft_is_looked_at(rate, costs):
+    """Tensors without data stand for those that it would take a wait to read."""
+    machine = Machine(costs, device="meta")
+    controller = TreeController(costs, DraftShape(2, 6), machine.clock)
+    machine.run(controller, rate, 100)
+    tokens, seconds, _ = machine.run(controller, rate, 300)
+    rates = []
+    for length in range(7):
+        seconds_of = float(costs.verifying(length + 1)) + length * costs.draft_level
+        rates.append(sum(rate**depth for depth in range(length + 1)) / seconds_of)
+    assert tokens / seconds >= 0.97 * rates[0]
+    assert tokens / seconds >= 0.85 * max(rates)
 
 
 def test_a_machine_that_slows_down_is_not_speculation_that_stopped_paying():

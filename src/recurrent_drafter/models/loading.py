@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -91,12 +91,8 @@ def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:
         raise OSError(f"the drafter at {path} is damaged (its config.json is no JSON): copy it again") from error
     if found != RecurrentDraftingConfig.model_type:
         raise ValueError(f"{path} holds a model of type {found!r}, expected {RecurrentDraftingConfig.model_type!r}")
-    try:
+    with reading_weights(path):
         both: Any = RecurrentDrafter.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
-    except SafetensorError as error:
-        raise OSError(
-            f"the drafter at {path} is damaged ({error}): copy it again, or train it again with train_speculator.py"
-        ) from error
     drafter, loaded = both
     wrong = sorted(
         str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in loaded[kind]
@@ -105,6 +101,29 @@ def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:
         raise ValueError(f"{path} is damaged: its weights and its config.json do not belong together ({wrong[0]})")
     assert isinstance(drafter, RecurrentDrafter)
     return drafter
+
+
+@contextmanager
+def reading_weights(path: str | Path) -> Iterator[None]:
+    """What is read within it are a drafter's weights. Raises OSError, in one line, where a file is cut short."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(
+            f"the drafter at {path} is damaged ({error}): copy it again, or train it again with train_speculator.py"
+        ) from error
+
+
+def check_weights(path: str) -> None:
+    """Raise OSError for a weights file in a folder that is missing or cut short; the Hub's are whole."""
+    if not (folder := Path(path)).is_dir():
+        return
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise OSError(f"{path} holds no *.safetensors: expected the weights of a trained drafter")
+    for file in files:
+        with reading_weights(path), safe_open(file, framework="pt"):
+            pass
 
 
 def check_pair(config: RecurrentDraftingConfig, hidden_size: int, vocab_size: int) -> None:

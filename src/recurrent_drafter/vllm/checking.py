@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from recurrent_drafter.models.config import RecurrentDraftingConfig
-from recurrent_drafter.models.loading import check_pair, check_tokenizer
+from recurrent_drafter.models.loading import check_pair, check_tokenizer, check_weights
 from recurrent_drafter.vllm.options import ServingOptions
 
 Dict = dict[str, Any]
@@ -44,7 +42,10 @@ def joined(
     check_pair(config, target_model_config.get_hidden_size(), target_model_config.get_vocab_size())
     if not engine_args.skip_tokenizer_init:
         check_tokenizer(path, config, AutoTokenizer.from_pretrained(target_model_config.tokenizer))
-    check_weights(path)
+    try:
+        check_weights(path)
+    except OSError as error:
+        raise ValueError(str(error)) from error
     kept = {name: value for name, value in asked.items() if name not in ("model", "method", "revision")}
     return {**kept, "num_speculative_tokens": length}, options.into(engine_args.additional_config or {})
 
@@ -67,18 +68,3 @@ def check_length(path: str, config: RecurrentDraftingConfig, length: int, name: 
             f"{name} is {length}, and the drafter at {path} drafts at most {config.beam_length}: "
             f"expected 1 to {config.beam_length}"
         )
-
-
-def check_weights(path: str) -> None:
-    """Raise ValueError for a weights file in a folder that is missing or cut short; the Hub's are whole."""
-    if not (folder := Path(path)).is_dir():
-        return
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{path} holds no *.safetensors: expected the weights of a trained drafter")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"the drafter at {path} is damaged ({error}): copy it again, or train it again") from error

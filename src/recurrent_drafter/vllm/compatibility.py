@@ -19,6 +19,18 @@ RELIED_ON = {
     ),
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._get_spec_decode_draft_probs": ("spec_decode_metadata",),
     "vllm.v1.spec_decode.custom_class_proposer:create_custom_proposer": ("vllm_config",),
+    # What `cpu_fixes` replaces.
+    "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens": (
+        *("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),
+    ),
+    "vllm.v1.sample.rejection_sampler:apply_sampling_constraints": (
+        *("logits", "cu_num_draft_tokens", "sampling_metadata"),
+    ),
+    "vllm.v1.sample.rejection_sampler:_rejection_random_sample": (
+        *("output_token_ids", "cu_num_draft_tokens", "draft_token_ids", "draft_probs", "target_probs"),
+        *("bonus_token_ids", "recovered_token_ids", "uniform_probs", "is_greedy", "max_spec_len"),
+        "synthetic_conditional_rates",
+    ),
 }
 
 

@@ -29,7 +29,7 @@ class _Around:
     """Stands in for a function of theirs, whose other attributes stay reachable."""
 
     def __init__(self, theirs: Any) -> None:
-        self._theirs = theirs
+        self._theirs = self.__wrapped__ = theirs  # the latter so that its parameters are seen
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._theirs, name)
