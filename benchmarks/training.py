@@ -25,7 +25,7 @@ from recurrent_drafter.records.hardware import hardware, peak_bytes
 from recurrent_drafter.records.lines import write_records
 from recurrent_drafter.report.tables import markdown_table
 from recurrent_drafter.training.distillation import distilled_targets, packed_for_passes
-from recurrent_drafter.training.loss import Objective
+from recurrent_drafter.training.loss import roots_at_a_time
 
 SHARE = 0.5  # of positions under the loss mask
 
@@ -106,13 +106,11 @@ def drafter_part(arm: str, batch: int, length: int, depths: int, folder: Path) -
 
     def ours() -> None:
         targets = labels[rooted]
-        chunk = Objective.chunk(Objective(None, drafter.draft_ids), depths)  # type: ignore[arg-type]
-        drafter(
-            hidden[rooted],
-            embedded[rooted],
-            lambda logits, some: (weights * cross_entropy(logits, targets[some])).sum(),
-            chunk,
-        ).backward()
+
+        def loss(logits: torch.Tensor, some: slice) -> torch.Tensor:
+            return (weights * cross_entropy(logits, targets[some])).sum()
+
+        drafter(hidden[rooted], embedded[rooted], loss, roots_at_a_time(drafter.draft_ids, depths)).backward()
 
     work = {"straightforward": straightforward, "ours": ours}[arm]
     before = peak_bytes()

@@ -7,24 +7,29 @@ import json
 import pytest
 from rich.console import Console
 
-from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Answer, AnsweredBatch, Round, Skipped
-from recurrent_drafter.bench.scores import ArmScores, Evaluation, join, read_evaluation
+from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Answer, Skipped
+from recurrent_drafter.bench.scores import Evaluation, join, read_evaluation
 from recurrent_drafter.cli.scores import category_table
 from recurrent_drafter.core import metrics
 from recurrent_drafter.core.metrics import Acceptance
 from recurrent_drafter.data import questions
 from recurrent_drafter.data.dialogues import DataError
 from recurrent_drafter.data.questions import Question, load_questions, spread
+from recurrent_drafter.measure.ruler import Run, Trial
 
 
 def answer(question, turn, ids, drafts, category="math", outcome=""):
     return Answer(question, turn, category, 5, ids, "text", len(drafts), Acceptance.of(drafts), outcome)
 
 
+def run(seconds, answers):
+    return Run([answer.ids for answer in answers], seconds, more=answers)
+
+
 def speculative():
     first = [answer("a", 1, [1, 2, 3, 4, 5], [(4, 2), (0, 0)]), answer("b", 1, [7], [], "writing")]
     second = [answer("a", 2, [1, 2, 3], [(2, 1)]), answer("b", 2, [4, 5], [(0, 0)], "writing")]
-    return [AnsweredBatch(2.0, first), AnsweredBatch(1.0, second)]
+    return [run(2.0, first), run(1.0, second)]
 
 
 def alone(**changed):
@@ -35,12 +40,13 @@ def alone(**changed):
             answer(name, turn, ids[name][turn - 1], [(0, 0)] * (len(ids[name][turn - 1]) - 1), category)
             for name, category in (("a", "math"), ("b", "writing"))
         ]
-        batches.append(AnsweredBatch(seconds, answers))
+        batches.append(run(seconds, answers))
     return batches
 
 
 def evaluation(name, batches, settings=None, **more):
-    return Evaluation(settings or {"dtype": "float32"}, 4, {name: ArmScores(name, batches)}, is_complete=True, **more)
+    trials = [Trial(None, {name: batch}) for batch in batches]
+    return Evaluation(settings or {"dtype": "float32"}, 4, [name], trials, is_complete=True, **more)
 
 
 @pytest.mark.parametrize("module", [metrics, questions])
@@ -59,12 +65,13 @@ def test_acceptance_by_hand():
 
 
 def test_an_arm_by_hand():
-    arm = ArmScores(SPECULATIVE, speculative())
+    alone = evaluation(SPECULATIVE, speculative())
+    arm = alone.main
     assert (arm.tokens, arm.seconds, arm.rate) == (11, 3.0, 11 / 3)
     assert arm.tokens_per_step.value == (4 + 0 + 2 + 1) / 4
     assert arm.acceptance_rate.value == (2 + 1) / (4 + 2)
     assert arm.figures()["acceptance_pos2"] == 1 / 2 and arm.figures()["tokens_per_prompt"] == 11 / 4
-    assert arm.of_category("math").tokens == 8
+    assert alone.of_category("math").main.tokens == 8
 
 
 def test_joined_files_give_what_one_run_would(tmp_path):
@@ -73,7 +80,7 @@ def test_joined_files_give_what_one_run_would(tmp_path):
         files[name] = tmp_path / f"{name}.json"
         files[name].write_text(json.dumps(evaluation(name, batches).as_record()))
     joined = join([(str(path), read_evaluation(path)) for path in files.values()])
-    assert joined.main.speedup(joined.base).value == 2.0  # 6 seconds over 3
+    assert joined.speedup().value == 2.0  # 6 seconds over 3
     assert joined.equality == "yes, 4 of 4 prompts" and joined.is_complete
     assert joined.figures()["baseline/tokens_per_second"] == 11 / 6
     assert not joined.times_categories  # batches hold both
@@ -100,24 +107,28 @@ def test_what_no_ratio_can_be_made_of(other, message):
 
 
 def test_categories_have_a_speed_where_batches_do_not_mix_them():
-    arms = {}
-    for name, seconds in ((AUTOREGRESSIVE, 3.0), (SPECULATIVE, 2.0)):
-        batches = [
-            AnsweredBatch(seconds, [answer("a", 1, [1, 2], [(2, 1)])]),
-            AnsweredBatch(1.0, [answer("b", 1, [1, 2], [(0, 0)], "writing")]),
-        ]
-        arms[name] = ArmScores(name, batches)
+    trials = [
+        Trial(None, {
+            name: run(seconds, [answer("a", 1, [1, 2], [(2, 1)])]) for name, seconds in
+            ((AUTOREGRESSIVE, 3.0), (SPECULATIVE, 2.0))
+        }),
+        Trial(None, {
+            name: run(1.0, [answer("b", 1, [1, 2], [(0, 0)], "writing")]) for name in (AUTOREGRESSIVE, SPECULATIVE)
+        }),
+    ]  # fmt: skip
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(category_table(Evaluation({}, 2, arms, is_complete=True)))
+    console.print(category_table(Evaluation({}, 2, [AUTOREGRESSIVE, SPECULATIVE], trials, is_complete=True)))
     rows = {line.split()[0]: line.split() for line in console.export_text().splitlines() if line.strip()}
     assert rows["math"] == ["math", "1", "2", "1.00", "50%", "1.50"]  # one batch: no interval
     assert rows["writing"] == ["writing", "1", "2", "1.00", "1.00"]
 
 
-def test_a_round_is_taken_in_whole():
-    found = Evaluation({}, 4, {SPECULATIVE: ArmScores(SPECULATIVE)})
-    found.add(Round({SPECULATIVE: speculative()[0]}, [Skipped("c", 1, "too long")], ["x"]))
-    assert (found.done, found.bugs, found.is_complete) == (3, ["x"], False)
+def test_what_is_left_out_and_what_differs_is_counted():
+    found = Evaluation({}, 4, [SPECULATIVE], skipped=[Skipped("c", 1, "too long")])
+    wrong = Answer("a", 1, "math", 5, [1], "text", 0, Acceptance.of([]), "bug", 3.0, "token 0, BUG")
+    found.trials.append(Trial(None, {SPECULATIVE: run(2.0, [wrong, answer("b", 1, [7], [])])}))
+    assert (found.done, found.is_complete) == (3, False)
+    assert found.bugs == ["speculative, question a, turn 1: token 0, BUG"]
     assert found.figures()["complete"] == 0 and found.figures()["skipped"] == 1
 
 

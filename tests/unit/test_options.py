@@ -50,7 +50,7 @@ def test_a_command_may_sample_by_default():
         ("--autoregressive --beam_width 3 --beam_length 2", "drop --beam_width and --beam_length"),
         ("--autoregressive --compare", "--compare cannot be had with --autoregressive"),
         ("--interactive", "give one of --prompt TEXT, --interactive and --eval_mt_bench"),
-        ("--batch_size 2 --use_wandb", "--batch_size and --use_wandb only matters with --eval_mt_bench or --compare"),
+        ("--batch_size 2 --use_wandb", "--use_wandb and --batch_size only matters with --eval_mt_bench or --compare"),
         ("--compare --batch_size 0", "--batch_size is 0, expected at least 1"),
         ("--compare --max_num_prompts 3", "choose among questions"),
         ("--compare --run_name a", "--run_name is for trackers"),

@@ -1,7 +1,7 @@
 """Questions of several turns, answered by one or several ways of decoding in one process."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -15,7 +15,7 @@ from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import Batch, Decoding, explaining, our_arm
 from recurrent_drafter.measure.divergence import Divergence
 from recurrent_drafter.measure.replies import left_padded
-from recurrent_drafter.measure.ruler import BUG, OTHER_PROMPT, Arm, Run, Trial, Verdict, interleave, judge
+from recurrent_drafter.measure.ruler import OTHER_PROMPT, Arm, Run, Trial, Verdict, interleave, judge
 
 SPECULATIVE, AUTOREGRESSIVE = "speculative", "autoregressive"  # the arms
 TURNS_AT_MOST = 256
@@ -25,7 +25,7 @@ TURNS_AT_MOST = 256
 class Answer:
     """One reply: its ids, through the end token, and the steps that it took after prefill.
 
-    ``outcome`` compares it with the reference arm's (``margin``: a tie's); the reference has none.
+    ``outcome`` compares it with the reference arm's, which has none itself; ``difference`` says where they part.
     """
 
     question: str
@@ -38,24 +38,12 @@ class Answer:
     acceptance: Acceptance
     outcome: str = ""
     margin: float | None = None
+    difference: str = ""
 
     @property
     def key(self) -> tuple[str, int]:
         """Which prompt it answers, the same in every arm."""
         return self.question, self.turn
-
-
-@dataclass(frozen=True)
-class AnsweredBatch:
-    """Replies that were generated together; the seconds that it took, prefill included, and those of a first token."""
-
-    seconds: float
-    answers: list[Answer]
-    first_seconds: float | None = None  # older files lack it
-
-    @property
-    def run(self) -> Run:
-        return Run([answer.ids for answer in self.answers], self.seconds, self.first_seconds or 0.0)
 
 
 @dataclass(frozen=True)
@@ -65,15 +53,6 @@ class Skipped:
     question: str
     turn: int
     reason: str
-
-
-@dataclass(frozen=True)
-class Round:
-    """One turn of a batch of questions: every arm's answers, what had to be skipped, what differs beyond ties."""
-
-    answered: dict[str, AnsweredBatch]
-    skipped: list[Skipped] = field(default_factory=list)
-    bugs: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -112,18 +91,16 @@ class Interview:
         self.tokenizer, self.decoding, self.batch_size, self.longest = tokenizer, decoding, batch_size, longest
         self.arms = [self._arm(name, speculator) for name, speculator in arms.items()]
         self.verifier = next(iter(arms.values())).verifier
-        self._skipped: list[Skipped] = []  # since the last round
+        self.skipped: list[Skipped] = []
 
     def _arm(self, name: str, speculator: RecurrentDraftingSpeculator) -> Arm:
         inner = our_arm(name, speculator, self.decoding)
         return Arm(name, lambda asked: inner.run(asked.batches[name]))
 
-    def ask(self, questions: Sequence[Question]) -> Iterator[Round]:
-        """Yield a round for every turn of every batch that somebody could be asked."""
+    def ask(self, questions: Sequence[Question]) -> Iterator[Trial]:
+        """A trial for every turn of every batch that can be asked; a run's ``more`` are its answers."""
         for trial in interleave(self.arms, self._turns(questions)):
-            yield self._round(trial)
-        if self._skipped:
-            yield Round({}, self._skipped)
+            yield self._answered(trial)
 
     def _turns(self, questions: Sequence[Question]) -> Iterator[_Asked]:
         for start in range(0, len(questions), self.batch_size):
@@ -135,7 +112,7 @@ class Interview:
                     reason, encoded = self._prompts(conversation, turn)
                     if reason:
                         conversation.is_over = True
-                        self._skipped.append(Skipped(conversation.question.name, turn + 1, reason))
+                        self.skipped.append(Skipped(conversation.question.name, turn + 1, reason))
                     else:
                         asked.append(conversation)
                         prompts.append(encoded)
@@ -166,23 +143,19 @@ class Interview:
             for arm in self.arms
         }
 
-    def _round(self, trial: Trial) -> Round:
+    def _answered(self, trial: Trial) -> Trial:
         """Compare the replies, and carry them into the conversations."""
         asked: _Asked = trial.batch
         reference, *_ = trial.runs
-        answered, bugs = {}, []
+        runs = {}
         for name, run in trial.runs.items():
             verdicts = [Verdict("")] * len(run.ids) if name == reference else self._judge(trial, name, reference)
             answers = [self._answer(asked, name, run, row, verdict) for row, verdict in enumerate(verdicts)]
-            answered[name] = AnsweredBatch(run.seconds, answers, run.first_seconds)
-            for conversation, answer, verdict in zip(asked.conversations, answers, verdicts, strict=True):
-                if verdict.outcome == BUG and (found := verdict.divergence) is not None:
-                    where = f"{name}, question {answer.question}, turn {answer.turn}"
-                    bugs.append(f"{where}: token {found.position}, {found.verdict}")
+            runs[name] = replace(run, more=answers)
+            for conversation, answer in zip(asked.conversations, answers, strict=True):
                 said = Turn("user", conversation.question.turns[asked.turn]), Turn("assistant", answer.text)
                 conversation.histories[name] += said
-        skipped, self._skipped = self._skipped, []
-        return Round(answered, skipped, bugs)
+        return Trial(None, runs)
 
     def _judge(self, trial: Trial, name: str, reference: str) -> list[Verdict]:
         """An arm's replies against the reference's, where both were asked the same."""
@@ -200,7 +173,7 @@ class Interview:
         ]
 
     def _answer(self, asked: _Asked, name: str, run: Run, row: int, verdict: Verdict) -> Answer:
-        question, ids = asked.conversations[row].question, list(run.ids[row])
+        question, ids, found = asked.conversations[row].question, list(run.ids[row]), verdict.divergence
         return Answer(
             question=question.name,
             turn=asked.turn + 1,
@@ -212,4 +185,5 @@ class Interview:
             acceptance=Acceptance.of(run.drafts[row]),
             outcome=verdict.outcome,
             margin=verdict.margin,
+            difference=f"token {found.position}, {found.verdict}" if found is not None else "",
         )

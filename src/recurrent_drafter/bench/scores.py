@@ -7,32 +7,33 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Answer, AnsweredBatch, Round, Skipped
+from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Answer, Skipped
 from recurrent_drafter.core.metrics import Acceptance
 from recurrent_drafter.measure import ruler
-from recurrent_drafter.measure.ruler import DIFFERENT, IDENTICAL, OTHER_PROMPT, Estimate, Trial, Verdict
+from recurrent_drafter.measure.ruler import BUG, DIFFERENT, IDENTICAL, OTHER_PROMPT, Estimate, Run, Trial, Verdict
 
 KIND = "evaluation"  # of a file
 
 
-@dataclass
+@dataclass(frozen=True)
 class ArmScores:
     """What one arm answered. Intervals draw questions whole, all turns of each together."""
 
     name: str
-    batches: list[AnsweredBatch] = field(default_factory=list)
+    trials: Sequence[Trial]
 
     @property
     def answers(self) -> list[Answer]:
-        return [answer for batch in self.batches for answer in batch.answers]
+        return [answer for trial in self.trials for answer in trial.runs[self.name].more]
 
     @property
     def tokens(self) -> int:
-        return sum(len(answer.ids) for answer in self.answers)
+        return sum(trial.runs[self.name].count for trial in self.trials)
 
     @property
     def seconds(self) -> float:
-        return sum(batch.seconds for batch in self.batches)
+        """Of generating, prefill included."""
+        return sum(trial.runs[self.name].seconds for trial in self.trials)
 
     @property
     def rate(self) -> float:
@@ -46,6 +47,7 @@ class ArmScores:
 
     @property
     def acceptance_rate(self) -> Estimate:
+        """Accepted over drafted tokens."""
         return self._by_question({a.key: (sum(a.acceptance.accepted), sum(a.acceptance.drafted)) for a in self.answers})
 
     @property
@@ -56,28 +58,6 @@ class ArmScores:
     def verdicts(self) -> list[Verdict]:
         """How the answers compare with the reference's; none for the reference itself."""
         return [Verdict(answer.outcome, answer.margin) for answer in self.answers if answer.outcome]
-
-    def speedup(self, base: "ArmScores", *, decoding_only: bool = False) -> Estimate:
-        """Ratio of the rates over everything; batches are drawn whole, both arms' runs of one together."""
-        trials = [
-            Trial(None, {"own": own.run, "base": other.run})
-            for own, other in zip(self.batches, base.batches, strict=True)
-        ]
-        return ruler.ratio(trials, "own", "base", decoding_only=decoding_only, statistic=ruler.ratio_of_rates)
-
-    @property
-    def times_first(self) -> bool:
-        """Whether the time of the first token is known, so that decoding alone has a speed."""
-        return all(batch.first_seconds is not None for batch in self.batches)
-
-    def of_category(self, category: str) -> "ArmScores":
-        """The answers of one category; the seconds mean something only if no batch holds another one too."""
-        batches = []
-        for batch in self.batches:
-            answers = [answer for answer in batch.answers if answer.category == category]
-            if answers:
-                batches.append(replace(batch, answers=answers))
-        return ArmScores(self.name, batches)
 
     def figures(self) -> dict[str, float]:
         """All of it, flat, for files and trackers; what is not a number is left out."""
@@ -113,16 +93,14 @@ class Evaluation:
 
     settings: dict[str, Any]
     prompts: int
-    arms: dict[str, ArmScores]
+    names: Sequence[str]
+    trials: list[Trial] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
-    bugs: list[str] = field(default_factory=list)
     is_complete: bool = False
 
-    def add(self, done: Round) -> None:
-        for name, batch in done.answered.items():
-            self.arms[name].batches.append(batch)
-        self.skipped += done.skipped
-        self.bugs += done.bugs
+    @property
+    def arms(self) -> dict[str, ArmScores]:
+        return {name: ArmScores(name, self.trials) for name in self.names}
 
     @property
     def done(self) -> int:
@@ -137,16 +115,43 @@ class Evaluation:
     @property
     def base(self) -> ArmScores | None:
         """The arm that it is compared with."""
-        return self.arms.get(AUTOREGRESSIVE) if len(self.arms) > 1 else None
+        return self.arms.get(AUTOREGRESSIVE) if len(self.names) > 1 else None
+
+    def speedup(self, *, decoding_only: bool = False) -> Estimate:
+        """Ratio of the rates over everything; NaN for decoding alone where older files lack what that takes."""
+        names = self.main.name, AUTOREGRESSIVE
+        return ruler.ratio(self.trials, *names, decoding_only=decoding_only, statistic=ruler.ratio_of_rates)
+
+    @property
+    def bugs(self) -> list[str]:
+        """Where output differs beyond numeric ties."""
+        return [
+            f"{arm.name}, question {answer.question}, turn {answer.turn}: {answer.difference}"
+            for arm in self.arms.values()
+            for answer in arm.answers
+            if answer.outcome == BUG
+        ]
 
     @property
     def categories(self) -> list[str]:
+        """In their order."""
         return list(dict.fromkeys(answer.category for answer in self.main.answers))
 
     @property
     def times_categories(self) -> bool:
         """Whether every batch is of one category, so that categories have a speed."""
-        return all(len({answer.category for answer in batch.answers}) == 1 for batch in self.main.batches)
+        return all(len({answer.category for answer in trial.runs[self.main.name].more}) == 1 for trial in self.trials)
+
+    def of_category(self, category: str) -> "Evaluation":
+        """The answers of one category; the seconds mean something only if no batch holds another one too."""
+        trials = []
+        for trial in self.trials:
+            runs = {}
+            for name, run in trial.runs.items():
+                answers = [answer for answer in run.more if answer.category == category]
+                runs[name] = replace(run, ids=[answer.ids for answer in answers], more=answers)
+            trials += [Trial(None, runs)] if runs[self.main.name].more else []
+        return replace(self, trials=trials)
 
     @property
     def equality(self) -> str:
@@ -159,25 +164,23 @@ class Evaluation:
         """For files and trackers: the main arm's figures, the baseline's with that word in front, and their ratio."""
         found = {**self.main.figures(), "complete": float(self.is_complete), "skipped": float(len(self.skipped))}
         for category in self.categories if len(self.categories) > 1 else ():
-            value = self.main.of_category(category).tokens_per_step.value
+            value = self.of_category(category).main.tokens_per_step.value
             found |= {f"{category}/tokens_per_step": value} if value == value else {}
         if self.base is not None and self.base.answers:
             found |= {f"baseline/{name}": value for name, value in self.base.figures().items()}
-            found |= self.main.speedup(self.base).named("speedup")
-            if (alone := self.decoding_only) is not None:
-                found |= alone.named("speedup_decoding_only")
+            found |= self.speedup().named("speedup")
+            found |= self.speedup(decoding_only=True).named("speedup_decoding_only")
             outcomes = Counter(one.outcome for one in self.main.verdicts)
             found |= {outcome.replace(" ", "_"): float(count) for outcome, count in outcomes.items()}
         return found
 
-    @property
-    def decoding_only(self) -> Estimate | None:
-        """The speed-up without prefill and its token, where files hold what that takes."""
-        if self.base is None or not (self.main.times_first and self.base.times_first):
-            return None
-        return self.main.speedup(self.base, decoding_only=True)
-
     def as_record(self) -> dict[str, Any]:
+        """All of it, for a file."""
+
+        def batch(run: Run) -> dict[str, Any]:
+            answers = [asdict(answer) for answer in run.more]
+            return {"seconds": run.seconds, "first_seconds": run.first_seconds, "answers": answers}
+
         return {
             "kind": KIND,
             "complete": self.is_complete,
@@ -186,7 +189,7 @@ class Evaluation:
             "prompts": self.prompts,
             "skipped": [asdict(skipped) for skipped in self.skipped],
             "bugs": self.bugs,
-            "arms": {name: [asdict(batch) for batch in arm.batches] for name, arm in self.arms.items()},
+            "arms": {name: [batch(trial.runs[name]) for trial in self.trials] for name in self.names},
         }
 
 
@@ -196,11 +199,11 @@ def read_evaluation(path: Path) -> Evaluation:
         record = json.loads(path.read_text())
         if record["kind"] != KIND:
             raise KeyError(KIND)
-        arms = {name: ArmScores(name, list(map(_batch, batches))) for name, batches in record["arms"].items()}
+        batches = [map(_run, own) for own in record["arms"].values()]
+        trials = [Trial(None, dict(zip(record["arms"], runs, strict=True))) for runs in zip(*batches, strict=True)]
         skipped = [Skipped(**entry) for entry in record["skipped"]]
-        return Evaluation(
-            record["settings"], record["prompts"], arms, skipped, list(record["bugs"]), bool(record["complete"])
-        )
+        names = list(record["arms"])
+        return Evaluation(record["settings"], record["prompts"], names, trials, skipped, bool(record["complete"]))
     except OSError as error:
         raise OSError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -225,40 +228,39 @@ def join(files: Sequence[tuple[str, Evaluation]]) -> Evaluation:
                 f"{both} both hold the {twice[0]} arm: expected one file with --autoregressive, one without"
             )
         arms |= other.arms
-    base = arms[AUTOREGRESSIVE]  # arms have two names only, and none is here twice
-    layouts = [[[answer.key for answer in batch.answers] for batch in arm.batches] for arm in arms.values()]
+    layouts = [[[answer.key for answer in trial.runs[name].more] for trial in arm.trials] for name, arm in arms.items()]
     if any(layout != layouts[0] for layout in layouts):
         counts = " and ".join(f"{len(arm.answers)} ({name})" for name, arm in arms.items())
         raise ValueError(f"the files hold answers to other prompts, {counts}: run the one that was interrupted again")
-    return Evaluation(
-        first.settings,
-        first.prompts,
-        {name: arm if arm is base else _judged(arm, base) for name, arm in arms.items()},
-        first.skipped,
-        is_complete=all(evaluation.is_complete for _, evaluation in files),
-    )
+    trials = [
+        Trial(None, {name: run for trial in trials for name, run in trial.runs.items()})
+        for trials in zip(*(evaluation.trials for _, evaluation in files), strict=True)
+    ]
+    complete = all(evaluation.is_complete for _, evaluation in files)
+    # arms have two names only, and none is here twice
+    return Evaluation(first.settings, first.prompts, list(arms), _judged(trials), first.skipped, complete)
 
 
-def _judged(arm: ArmScores, base: ArmScores) -> ArmScores:
-    """The arm with its outcomes, by the ids alone."""
-    expected = {answer.key: answer.ids for answer in base.answers}
+def _judged(trials: Sequence[Trial]) -> list[Trial]:
+    """The speculative answers with their outcomes, by the ids alone."""
     diverged: set[str] = set()
-    batches = []
-    for batch in arm.batches:
-        answers = []
-        for answer in batch.answers:
-            alike = answer.ids == expected[answer.key]
+    judged = []
+    for trial in trials:
+        own, answers = trial.runs[SPECULATIVE], []
+        for answer, expected in zip(own.more, trial.runs[AUTOREGRESSIVE].more, strict=True):
+            alike = answer.ids == expected.ids
             outcome = OTHER_PROMPT if answer.question in diverged else IDENTICAL if alike else DIFFERENT
             if not alike:
                 diverged.add(answer.question)
             answers.append(replace(answer, outcome=outcome))
-        batches.append(replace(batch, answers=answers))
-    return ArmScores(arm.name, batches)
+        judged.append(Trial(None, {**trial.runs, SPECULATIVE: replace(own, more=answers)}))
+    return judged
 
 
-def _batch(record: dict[str, Any]) -> AnsweredBatch:
+def _run(record: dict[str, Any]) -> Run:
     answers = []
     for entry in record["answers"]:
         acceptance = Acceptance(*(tuple(entry["acceptance"][name]) for name in ("drafted", "accepted")))
         answers.append(Answer(**{**entry, "acceptance": acceptance}))
-    return AnsweredBatch(record["seconds"], answers, record.get("first_seconds"))
+    first = record.get("first_seconds", float("nan"))  # which older files lack
+    return Run([answer.ids for answer in answers], record["seconds"], first, more=answers)

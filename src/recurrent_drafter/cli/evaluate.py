@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Interview, Round
-from recurrent_drafter.bench.scores import ArmScores, Evaluation
+from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Interview
+from recurrent_drafter.bench.scores import Evaluation
 from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.options.decoding import (
     EvaluationOptions,
@@ -26,6 +26,7 @@ from recurrent_drafter.data.questions import Question, load_questions, spread
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import Decoding, without_drafter
+from recurrent_drafter.measure.ruler import Trial
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import provenance, write_json
 from recurrent_drafter.records.trackers import check_services, evaluation_services, reporting_to
@@ -71,14 +72,14 @@ def run(
     settings = settings_of(task, decoding, longest, questions, speculator)
     drafting = drafting_of(task, speculator)
     prompts = sum(len(question.turns) for question in questions)
-    evaluation = Evaluation(settings, prompts, {name: ArmScores(name) for name in arms})
-    rounds = Interview(arms, tokenizer, decoding, asked.batch_size, longest).ask(questions)
+    interview = Interview(arms, tokenizer, decoding, asked.batch_size, longest)
+    evaluation = Evaluation(settings, prompts, list(arms), skipped=interview.skipped)
     run_name = asked.run_name or os.environ.get("WANDB_NAME") or task.name
     with reporting_to(
         asked.services, run_name=run_name, project=asked.wandb_project, settings={**settings, **drafting}
     ) as log:
         try:
-            take_in(evaluation, rounds, console, log)
+            take_in(evaluation, interview.ask(questions), console, log)
         finally:  # whatever ended it, what has been answered is kept
             if asked.output_file is not None:
                 made = provenance(task.argv, settings["device"])
@@ -93,18 +94,17 @@ def run(
 
 
 def take_in(
-    evaluation: Evaluation, rounds: Iterator[Round], console: Console, log: Callable[[dict[str, float], int], None]
+    evaluation: Evaluation, trials: Iterator[Trial], console: Console, log: Callable[[dict[str, float], int], None]
 ) -> None:
-    """Add the rounds as they come, until they end or Ctrl-C does: each is taken in for all arms or not at all."""
+    """Add the trials as they come, until they end or Ctrl-C does: each is taken in for all arms or not at all."""
     try:
         with progress_bar(console) as progress:
             bar = progress.add_task("answering", total=evaluation.prompts, note="")
-            for done in rounds:
-                evaluation.add(done)
+            for trial in trials:
+                evaluation.trials.append(trial)
                 progress.update(bar, completed=evaluation.done, note=speeds(evaluation))
                 rates = {f"so_far/{arm.name}_tokens_per_second": arm.rate for arm in evaluation.arms.values()}
-                if done.answered:
-                    log(rates, evaluation.done)
+                log(rates, evaluation.done)
             evaluation.is_complete = True
     except KeyboardInterrupt:
         console.print()

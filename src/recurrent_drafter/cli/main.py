@@ -4,6 +4,7 @@ A command line is parsed and checked before anything heavy loads, so that a wron
 """
 
 import importlib
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -118,11 +119,12 @@ def launch(name: str, argv: Sequence[str] | None = None, prog: str | None = None
 
 
 def quiet() -> None:
-    """Leave the terminal to us: no advice and no bars of transformers."""
-    from transformers.utils import logging
+    """Leave the terminal to us: warnings are plain lines, and transformers gives no advice and shows no bars."""
+    from transformers.utils import logging as hf_logging
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,11 +70,11 @@ def title(owner: Any) -> str:
 def by_class(kind: Any) -> Iterator[tuple[Any, list[dataclasses.Field[Any]]]]:
     """The fields of a dataclass that are flags; those of one that declares none itself by the bases that do."""
     flags = {field.name: field for field in dataclasses.fields(kind) if field.init and not field.name.startswith("_")}
-    if vars(kind).get("__annotations__"):
+    if inspect.get_annotations(kind):
         yield kind, list(flags.values())
         return
     for base in kind.__mro__:
-        if own := [flags.pop(name) for name in vars(base).get("__annotations__", ()) if name in flags]:
+        if own := [flags.pop(name) for name in inspect.get_annotations(base) if name in flags]:
             yield base, own
 
 

@@ -81,24 +81,23 @@ def print_comparison(console: Console, evaluation: Evaluation) -> None:
     console.print("\nPerformance vs Baseline:")
     for arm in (main, base):
         say(console, f"   {arm.name.capitalize()}: {arm.rate:.1f} tok/s")
-    alone = evaluation.decoding_only
-    say(console, f"   Speedup: {main.speedup(base):.2f}" + (f"; decoding only: {alone:.2f}" if alone else ""))
+    alone = f"{evaluation.speedup(decoding_only=True):.2f}"
+    say(console, f"   Speedup: {evaluation.speedup():.2f}" + (f"; decoding only: {alone}" if alone else ""))
     say(console, f"   Identical output: {evaluation.equality} ({evaluation.settings['dtype']})")
 
 
 def category_table(evaluation: Evaluation) -> Table:
     """The main arm by category; speeds where no batch mixes categories."""
-    main, base = evaluation.main, evaluation.base
     columns: Columns = {
-        "category": str,
-        "prompts": lambda category: f"{len(main.of_category(category).answers)}",
-        "tokens": lambda category: f"{main.of_category(category).tokens:,}",
-        "tokens/step": lambda category: figure(main.of_category(category).tokens_per_step.value),
-        "acceptance": lambda category: figure(main.of_category(category).acceptance_rate.value, ".0%"),
+        "category": lambda part: part.categories[0],
+        "prompts": lambda part: f"{len(part.main.answers)}",
+        "tokens": lambda part: f"{part.main.tokens:,}",
+        "tokens/step": lambda part: figure(part.main.tokens_per_step.value),
+        "acceptance": lambda part: figure(part.main.acceptance_rate.value, ".0%"),
     }
-    if evaluation.times_categories and base is not None:
-        speedup = lambda category: f"{main.of_category(category).speedup(base.of_category(category)):.2f}"  # noqa: E731
-        columns = {**columns, "speedup": speedup}
+    if evaluation.times_categories and evaluation.base is not None:
+        columns = {**columns, "speedup": lambda part: f"{part.speedup():.2f}"}
     elif evaluation.times_categories:
-        columns = {**columns, "tok/s": lambda category: f"{main.of_category(category).rate:.1f}"}
-    return terminal(evaluation.categories, columns, f"{main.name.capitalize()}, by category")
+        columns = {**columns, "tok/s": lambda part: f"{part.main.rate:.1f}"}
+    parts = [evaluation.of_category(category) for category in evaluation.categories]
+    return terminal(parts, columns, f"{evaluation.main.name.capitalize()}, by category")

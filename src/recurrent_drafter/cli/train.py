@@ -1,6 +1,5 @@
 """``train_speculator.py`` and ``recurrent-drafter train``: the training library at the terminal."""
 
-import logging
 import os
 import sys
 import time
@@ -26,7 +25,6 @@ def run(own: TrainingOptions, *, argv: Sequence[str]) -> int:
     if args.demo:
         print(plan(args))
         return 0
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     with ExitStack() as stack:
         if args.process_index > 0:  # one of several processes speaks
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))

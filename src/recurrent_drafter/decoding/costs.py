@@ -106,14 +106,11 @@ def measure_costs(
     lengths: Sequence[int] = (USUAL_LENGTH,),
     repeats: int = 5,
 ) -> Costs:
-    """Time real steps after texts of ``context`` tokens, and drafts.
+    """Time real steps after texts of ``context`` tokens, and drafts; layers packed or not, as they are.
 
     Args:
-        verifier: the verifier, its layers packed or not as decoding will have them.
-        draft: what drafts.
-        context: tokens of each row's text.
-        batch: B, the rows that take a step together.
-        rows: nodes that each row verifies, ascending from 1.
+        verifier: the verifier. draft: what drafts. context: tokens of each row's text.
+        batch: B, the rows that take a step together. rows: nodes that each of them verifies, ascending from 1.
         widths: W of the drafts; `Costs.draft_level` is the first one's.
         lengths: L of the drafts. Levels are alike, so each width's times are put on a line over its lengths.
         repeats: rounds over everything; the least time of each counts.
@@ -135,13 +132,18 @@ def measure_costs(
     works = [*(partial(step, count) for count in rows), *(partial(drafting, *shape) for shape in shapes)]
     taken = least_seconds(works, repeats)
     verify = isotonic(np.array(taken[: len(rows)]), np.ones(len(rows)))  # more nodes never take less, noise or not
-    drafts: dict[tuple[int, int], float] = {}
-    for number, width in enumerate(widths):
-        own = taken[len(rows) + number * len(lengths) :][: len(lengths)]
-        line = np.polynomial.Polynomial.fit(lengths, own, deg=min(1, len(lengths) - 1))
-        drafts |= {(width, length): max(float(line(length)), LEAST) for length in lengths}
+    drafts = dict(zip(shapes, on_lines(lengths, taken[len(rows) :]), strict=True))
     costs = Costs(tuple(batch * count for count in rows), tuple(verify.tolist()), LEAST, drafts, batch)
     return dataclasses.replace(costs, draft_level=costs.of_width(widths[0]).draft_level)
+
+
+def on_lines(lengths: Sequence[int], seconds: Sequence[float]) -> list[float]:
+    """Times of drafts of these lengths, for one width after another, smoothed: in each width all levels are alike."""
+    smooth: list[float] = []
+    for start in range(0, len(seconds), len(lengths)):
+        line = np.polynomial.Polynomial.fit(lengths, seconds[start:][: len(lengths)], deg=min(1, len(lengths) - 1))
+        smooth += [max(float(line(length)), LEAST) for length in lengths]
+    return smooth
 
 
 def least_seconds(works: Sequence[Callable[[], None]], repeats: int) -> list[float]:

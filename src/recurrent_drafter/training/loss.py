@@ -84,14 +84,15 @@ class Objective:
 
         return loss
 
-    def chunk(self, depths: int) -> int:
-        """How many roots' logits may exist at a time."""
-        logits = LOGITS_AT_A_TIME.get(self.draft_ids.device.type, LOGITS_ELSEWHERE)
-        return max(1, logits // (depths * len(self.draft_ids)))
-
     @torch.no_grad()
     def _teacher(self, rows: Rows, some: slice) -> Tensor:  # (c, K, D)
         """The verifier's logits over the draft vocabulary. Neighboring roots share positions: each is read once."""
         positions, place = rows.taught[some].unique(return_inverse=True)
         logits = self.verifier.logits(rows.states[positions])[:, self.draft_ids]
         return logits[place]
+
+
+def roots_at_a_time(draft_ids: Tensor, depths: int) -> int:
+    """How many roots' logits may exist together."""
+    logits = LOGITS_AT_A_TIME.get(draft_ids.device.type, LOGITS_ELSEWHERE)
+    return max(1, logits // (depths * len(draft_ids)))

@@ -139,6 +139,21 @@ class MethodOptions:
 
 
 @dataclass
+class TrackerOptions:
+    """Where figures are reported to."""
+
+    report_to: list[str] = option(["none"], "wandb, tensorboard, ... (as many as wanted) or none")
+    use_wandb: bool = option(False, "short for --report_to wandb")
+    run_name: str | None = option(None, "what trackers call this run")
+
+    @property
+    def services(self) -> list[str]:
+        """The trackers, each once."""
+        asked = [*self.report_to, *(["wandb"] if self.use_wandb else [])]
+        return [name for name in dict.fromkeys(asked) if name != "none"]
+
+
+@dataclass
 class RunningOptions:
     """What to do, for how long, and where it goes. Names and defaults are transformers' where it has them."""
 
@@ -165,9 +180,6 @@ class RunningOptions:
     early_stopping_patience: int | None = option(
         None, f"stop after so many evaluations without a higher {BEST}", least=1
     )
-    report_to: list[str] = option(["none"], "wandb, tensorboard, ... (as many as wanted), all or none")
-    use_wandb: bool = option(False, "short for --report_to wandb")
-    run_name: str | None = option(None, "what trackers call this run")
 
 
 NEEDS = {
@@ -188,7 +200,7 @@ EXCLUDE = (
 
 
 @dataclass
-class TrainingOptions(ModelOptions, DataOptions, DrafterOptions, MethodOptions, RunningOptions):
+class TrainingOptions(ModelOptions, DataOptions, DrafterOptions, MethodOptions, RunningOptions, TrackerOptions):
     """All options of ours; `TrainingArguments` are these and transformers' own."""
 
     def settle(self) -> None:
@@ -203,8 +215,8 @@ class TrainingOptions(ModelOptions, DataOptions, DrafterOptions, MethodOptions, 
         if self.output_dir is None:
             name = Path(self.llm_name_or_path).name
             self.output_dir = f"./models/{name}-recurrent-drafter" + ("" if name == "demo" else "-trained")
-        if self.use_wandb and "wandb" not in self.report_to:
-            self.report_to = [*(service for service in self.report_to if service != "none"), "wandb"]
+        if self.use_wandb:
+            self.report_to = self.services
 
     def check(self) -> None:
         """Raise ValueError, naming the flag, for a value that cannot be and for options that contradict each other."""

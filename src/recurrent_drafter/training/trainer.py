@@ -20,7 +20,7 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.training.checkpoints import WholeCheckpoints
 from recurrent_drafter.training.examples import RootExample, collate, example_length
-from recurrent_drafter.training.loss import Distillation, Objective
+from recurrent_drafter.training.loss import Distillation, Objective, roots_at_a_time
 
 
 class DrafterTrainer(WholeCheckpoints):
@@ -127,7 +127,7 @@ class DrafterTrainer(WholeCheckpoints):
         """This batch's share of a step's loss; only roots are gathered, and their logits exist in chunks."""
         counts = self.objective.counts(inputs["targets"]) if num_items_in_batch is None else num_items_in_batch
         rows = self.objective.rows(inputs, self.drafter.dtype)
-        chunk = self.chunk or self.objective.chunk(rows.labels.shape[1])
+        chunk = self.chunk or roots_at_a_time(self.objective.draft_ids, rows.labels.shape[1])
         loss = model(rows.hidden, rows.embedded, self.objective.chunk_loss(rows, counts), chunk)
         if num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, this makes them a sum

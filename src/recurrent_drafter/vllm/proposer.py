@@ -61,15 +61,32 @@ class RecurrentDraftProposer:
         pays = self.controller.plan([drafted[row] for row in rows], [len(sampled[row]) for row in rows], alone=alone)
         return min(length, pays)
 
-    def drafted(
-        self, hidden: Tensor, roots: Tensor, length: int, rows: Sequence[int], runner: Any, metadata: Any
-    ) -> Tensor:  # (R, H), (R,) -> (R, L)
-        """A chain for each of these rows of the batch; the laws of those that were drawn are remembered."""
-        if self.options.drafts != "sampled" or metadata.all_greedy:
-            return self.beams(hidden, roots, length)
-        generators = {rows.index(row): g for row, g in metadata.generators.items() if row in rows}
-        chains, laws = self.chains(hidden, roots, length, metadata.temperature[list(rows)], generators)
-        self.laws.remember([runner.input_batch.req_ids[row] for row in rows], laws)
+    def drafts(
+        self,
+        runner: Any,
+        states: Tensor,
+        metadata: Any,
+        drafted: Sequence[int],
+        sampled: Sequence[Sequence[int]],
+        length: int,
+    ) -> list[list[int]]:  # states (tokens verified, H)
+        """A chain of so many tokens for every row that got a token; none for the others.
+
+        Each row had ``drafted`` tokens verified and got those of ``sampled``. Laws of what was drawn are remembered.
+        """
+        chains: list[list[int]] = [[] for _ in sampled]
+        rows = [row for row, tokens in enumerate(sampled) if tokens]
+        if rows and length:
+            hidden = states[states_of(rows, drafted, sampled)]
+            roots = torch.tensor([sampled[row][-1] for row in rows], device=hidden.device)
+            if self.options.drafts == "sampled" and not metadata.all_greedy:
+                generators = {rows.index(row): g for row, g in metadata.generators.items() if row in rows}
+                tokens, laws = self.chains(hidden, roots, length, metadata.temperature[rows], generators)
+                self.laws.remember([runner.input_batch.req_ids[row] for row in rows], laws)
+            else:
+                tokens = self.beams(hidden, roots, length)
+            for row, chain in zip(rows, tokens.tolist(), strict=True):
+                chains[row] = chain
         return chains
 
     def beams(self, hidden: Tensor, roots: Tensor, length: int) -> Tensor:  # (R, H), (R,) -> (R, L)
@@ -119,18 +136,12 @@ def propose_draft_token_ids(
             slot_mappings,
         )
     drafted = spec_decode_metadata.num_draft_tokens if spec_decode_metadata else [0] * len(sampled_token_ids)
-    rows = [row for row, tokens in enumerate(sampled_token_ids) if tokens]
-    drafts: list[list[int]] = [[] for _ in sampled_token_ids]
     length = proposer.planned_length(scheduler_output, drafted, sampled_token_ids)
     proposer.laws.forget(runner)
-    if rows and length:
-        hidden = sample_hidden_states[states_of(rows, drafted, sampled_token_ids)]
-        roots = torch.tensor([sampled_token_ids[row][-1] for row in rows], device=hidden.device)
-        chains = proposer.drafted(hidden, roots, length, rows, runner, sampling_metadata)
-        for row, chain in zip(rows, chains.tolist(), strict=True):
-            drafts[row] = chain
-    proposer.laws.newest = drafts
-    return drafts
+    proposer.laws.newest = proposer.drafts(
+        runner, sample_hidden_states, sampling_metadata, drafted, sampled_token_ids, length
+    )
+    return proposer.laws.newest
 
 
 def states_of(rows: Sequence[int], drafted: Sequence[int], sampled: Sequence[Sequence[int]]) -> list[int]:

@@ -8,7 +8,7 @@ from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.data.parsing import check_file
 from recurrent_drafter.data.sources import check_name
 from recurrent_drafter.records.paths import check_drafter, check_model, check_writable
-from recurrent_drafter.training.options import check_least, option, refuse_both
+from recurrent_drafter.training.options import TrackerOptions, check_least, option, refuse_both
 
 
 def require(condition: bool, message: str) -> None:
@@ -190,8 +190,8 @@ class GenerateOptions:
         return self.eval_mt_bench or self.compare
 
 
-@dataclass(frozen=True)
-class EvaluationOptions:
+@dataclass
+class EvaluationOptions(TrackerOptions):
     """What ``--eval_mt_bench`` and ``--compare`` ask, and where their results go."""
 
     dataset_path: str | None = option(
@@ -203,9 +203,6 @@ class EvaluationOptions:
     )
     batch_size: int = option(1, "questions answered together", least=1)
     output_file: str | None = option(None, "every reply and all figures, as JSON", check=check_writable)
-    report_to: list[str] = option(["none"], "wandb, tensorboard, ... (as many as wanted) or none")
-    run_name: str | None = option(None, "what trackers call this run")
-    use_wandb: bool = option(False, "short for --report_to wandb")
     wandb_project: str | None = option(None, "default: WANDB_PROJECT, otherwise 'recurrent-drafter'")
 
     def __post_init__(self) -> None:
@@ -214,12 +211,6 @@ class EvaluationOptions:
         require(
             self.wandb_project is None or "wandb" in self.services, "--wandb_project is for W&B: give --use_wandb too"
         )
-
-    @property
-    def services(self) -> list[str]:
-        """The trackers, each once."""
-        asked = [*self.report_to, *(["wandb"] if self.use_wandb else [])]
-        return [name for name in dict.fromkeys(asked) if name != "none"]
 
     @property
     def given(self) -> list[str]:
