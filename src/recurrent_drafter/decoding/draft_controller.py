@@ -100,7 +100,7 @@ class TreeLoad:
         self.nodes += weight * (nodes - self.nodes)
 
     def verified(self, gains: Floats) -> None:
-        """Of some nodes; what more of them would have yielded is taken for ever more, up to the last one's."""
+        """Learn the gains of those verified; what others would have yielded drifts up to the last one's, to be tried."""
         count = len(gains)
         self.gains[:count] += MEMORY * (gains - self.gains[:count])
         self.gains[count:] += MEMORY * (gains[-1] - self.gains[count:])
