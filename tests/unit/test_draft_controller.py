@@ -12,7 +12,7 @@ from recurrent_drafter.core.tree import prefix_tree, root_tree
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import UNEVEN, ChainController, TreeController
 from recurrent_drafter.decoding.generation_state import Step
-from recurrent_drafter.decoding.rates import AcceptanceByClaim, AcceptanceByDepth
+from recurrent_drafter.decoding.rates import AcceptanceByClaim, AcceptanceByDepth, LengthChoice
 from recurrent_drafter.models.config import DraftShape
 
 CHEAP = Costs(rows=(1, 4, 16), verify=(10.0, 11.0, 14.0), draft_level=0.5)
@@ -209,6 +209,17 @@ def test_a_drafter_that_boasts_is_soon_known():
     machine.run(controller, 0.1, 300, claimed=0.95)
     tokens, seconds, _ = machine.run(controller, 0.1, 500, claimed=0.95)
     assert seconds / tokens <= 10.0 * 1.03
+
+
+def test_steps_of_one_length_tell_of_the_machine_and_of_two_compare():
+    choice = LengthChoice((4, 0), slowness=1.0)
+    choice.took(0, 1.0)
+    choice.took(0, 2.0)  # after one of the same length: the machine is slower, for drafts too
+    assert choice.slowness[0] == choice.slowness[4] == pytest.approx(1.05)
+    other = choice.afresh()
+    other.took(4, 2.1)  # after another length: drafts are dear
+    assert other.slowness[0] == pytest.approx(1.05) and other.slowness[4] == pytest.approx(1.3125)
+    assert choice.slowness[4] == pytest.approx(1.05), "another load is another matter"
 
 
 class Engine:

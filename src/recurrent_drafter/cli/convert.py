@@ -18,7 +18,6 @@ from recurrent_drafter.models.verifier import Verifier
 
 
 def run(options: ConvertOptions, *, argv: Sequence[str]) -> int:
-    """Convert a drafter between this package's layout and Apple's; weights stay the same, bit for bit."""
     target = Path(options.target).expanduser()
     drafter = read(located(options.source))
     if options.verifier is not None:
@@ -45,7 +44,6 @@ def located(source: str) -> Path:
 
 
 def read(folder: Path) -> RecurrentDrafter:
-    """A drafter of either layout. Raises OSError or ValueError, in one line."""
     return from_apple(folder) if is_apples(folder) else load_drafter(folder)
 
 

@@ -20,7 +20,6 @@ from recurrent_drafter.report.card import CardFacts, model_card
 
 
 def run(options: DeployOptions, *, argv: Sequence[str]) -> int:
-    """Publish a trained drafter with its model card, its records and the code that decodes with it."""
     drafter = Path(options.model_path).expanduser()
     known = gather(drafter, options)
     fill = partial(
@@ -101,7 +100,6 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def read_bench(path: Path) -> list[dict[str, Any]]:
-    """The lines that ``bench`` wrote."""
     try:
         records = read_records(path)
         if {record["kind"] for record in records} >= {"circumstances", "run"}:

@@ -62,7 +62,6 @@ class Journey:
 
     @property
     def drafter(self) -> Path:
-        """Where it is saved."""
         return self.folder / "drafter"
 
     def steps(self) -> list[tuple[str, Callable[[], str]]]:
@@ -97,7 +96,6 @@ class Journey:
         return "the same weights again"
 
     def decode(self) -> str:
-        """A reply to one prompt."""
         said = self._command("generate", *self._pair(), "--prompt", "Hello!", "--max_generation_length", "24")
         found = re.search(r"Generated \d+ tokens.*", said)
         require(found is not None, f"no reply: {said}")
@@ -121,7 +119,6 @@ class Journey:
         return f"{after:.2f} tokens per step on held-out prompts, as in training"
 
     def dry_run(self) -> str:
-        """The folder that would be uploaded."""
         folder = self.folder / "upload"
         named = ["--model_path", str(self.drafter), "--repo_name", "user/drafter", "--output_dir", str(folder)]
         self._command("deploy", *named, "--dry_run")
@@ -152,18 +149,15 @@ class Journey:
 
 
 def require(holds: bool, message: str) -> None:
-    """Raise StepError unless it holds."""
     if not holds:
         raise StepError(message)
 
 
 def simple(options: VerifierOptions, *, argv: Sequence[str]) -> int:
-    """Check the whole path in under a minute: train, save, load, decode, verify, evaluate."""
     return check(options, one_journey)
 
 
 def full(options: VerifierOptions, *, argv: Sequence[str]) -> int:
-    """Check the whole path with every method of training, several architectures and a dry run of publishing."""
     return check(options, all_journeys)
 
 
@@ -208,14 +202,12 @@ def check(options: VerifierOptions, journeys: Journeys) -> int:
 
 
 def write_conversations(path: Path) -> None:
-    """A few bundled conversations, to train on and to hold out."""
     dialogues = load_dialogues("demo", None, "train", limit=CONVERSATIONS).dialogues
     records = ({"messages": [dataclasses.asdict(turn) for turn in dialogue.turns]} for dialogue in dialogues)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def random_model(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a small untrained model of another architecture."""
     torch.manual_seed(0)
     ends: dict[str, Any] = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 1024, **ARCHITECTURES[name]}

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rank > 0:
             stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         with TrainingTerminal() as terminal:
-            workshop = Workshop(results, train.options, partial(track, transient=True), terminal)
+            workshop = Workshop(results, train.options, partial(track, transient=True), terminal, sys.argv)
         for name in pending:
             if os.getppid() != parent:  # killed; somebody may have started it again
                 return 1

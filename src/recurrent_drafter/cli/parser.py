@@ -31,7 +31,7 @@ class OptionParser(argparse.ArgumentParser):
         for kind in kinds:
             hints = get_type_hints(kind)
             for owner, members in by_class(kind):
-                group = self.add_argument_group(title(owner), (inspect.getdoc(owner) or "").partition("\n")[0])
+                group = self.add_argument_group(title(owner))
                 for member in members:
                     add(group, member, hints[member.name])
         places = [str(action.metavar) for action in self._actions if not action.option_strings]

@@ -28,7 +28,6 @@ ANY_ADDRESS = (None, "0.0.0.0", "::")
 
 
 def run(options: ServeOptions, flags: Sequence[str], *, argv: Sequence[str]) -> int:  # noqa: ARG001
-    """Serve a model with a drafter, by vLLM's own OpenAI server; ``flags`` go to vLLM as they are."""
     path = options.drafter()
     drafter = load_drafter(path)
     model, tokenizer = load_outline(options.base_model)
@@ -96,5 +95,4 @@ def request(url: str, options: ServeOptions, tokenizer: PreTrainedTokenizerBase,
 
 
 def bracketed(host: str | None) -> str:
-    """A host as it stands in an address."""
     return f"[{host}]" if host and ":" in host else str(host)

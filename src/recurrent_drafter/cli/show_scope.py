@@ -19,7 +19,6 @@ SCOPES = {"--train_on_assistant_only": True, "without it": False}
 
 
 def run(options: ConversationOptions, *, argv: Sequence[str]) -> int:
-    """Show what each training scope learns from: the assistant's replies, or the whole conversation."""
     opened = open_conversation(options)
     tokenizer, end_ids = opened.pair.tokenizer, opened.pair.end_ids
     console = Console(highlight=False)

@@ -22,7 +22,6 @@ SHOWN_TOKENS, SHOWN_CHARACTERS = 16, 40  # of the context's end
 
 
 def run(which: ConversationOptions, options: TargetOptions, *, argv: Sequence[str]) -> int:
-    """Make the distilled targets of a conversation for all positions at once, and check each against `generate`."""
     count = options.distill_num_future_tokens
     opened = open_conversation(which, beyond=count)
     pair, example = opened.pair, opened.example(options.train_on_assistant_only)
@@ -76,10 +75,8 @@ def shown(root: int, text: Tensor, tokens: list[int], tokenizer: PreTrainedToken
 
 
 def pieces(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Tokens with bars between them."""
     return "|".join(one_line([token], tokenizer) for token in tokens)
 
 
 def one_line(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    """Their text, with line breaks written as such."""
     return str(tokenizer.decode(tokens)).replace("\n", "\\n")

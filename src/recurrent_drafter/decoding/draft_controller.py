@@ -12,11 +12,10 @@ faster than decoding does on average. In vLLM (`ChainController`) a step verifie
 Decisions change the speed, never a token. Under a fixed clock they are a function of what was observed.
 """
 
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +87,10 @@ class TreeLoad:
     nodes: float = 3.0
     seen: int = 0
 
+    def afresh(self) -> "TreeLoad":
+        """What is known of the machine and of drafts, for another load."""
+        return replace(self, choice=self.choice.afresh(), gains=self.gains.copy(), seen=0)
+
     def drafted(self, tokens: float, levels: int, nodes: int) -> None:
         """What one more of them came to."""
         self.seen += 1
@@ -135,9 +138,7 @@ class TreeController:
             self._tables[batch] = self.costs.verifying(batch * nodes)
         magnitude = batch.bit_length()  # rows leave one by one: what 15 have shown holds for 14
         if magnitude not in self._loads:
-            load = copy.copy(self._load)
-            load.choice, load.gains, load.seen = load.choice.afresh(), load.gains.copy(), 0
-            self._loads[magnitude] = load
+            self._loads[magnitude] = self._load.afresh()
         self._load = self._loads[magnitude]
         self._limit = min(longest, self.shape.beam_length)
         return self.shape.beam_width, self._limit if self._limit > 0 and self._speculates() else 0

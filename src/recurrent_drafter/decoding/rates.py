@@ -1,6 +1,5 @@
 """What decoding learns as it goes: seconds by draft length, acceptance by what was claimed and by depth."""
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,24 +51,26 @@ class LengthChoice:
 
     def choose(self, tokens: Mapping[int, float], seconds: Mapping[int, float]) -> int:
         """The length for the next step, from what a step of each is expected to yield and to take."""
-        rarest = min(tokens, key=self._seen.__getitem__)
-        rates = {length: tokens[length] / seconds[length] for length in tokens}
-        best = max(rates, key=rates.__getitem__)
-        chosen = rarest if self._seen[rarest] < TRIALS else best
-        if chosen == best:
-            share = PROBE_COST / (len(rates) - 1)
-            for length in rates:
-                lost = seconds[length] * (1 - rates[length] / rates[best])
-                due = share * self._since[length] * seconds[best] >= lost
-                if due and self._since[length] >= (1 if length > best else COMPARE):
-                    chosen = length
+        chosen = min(tokens, key=self._seen.__getitem__)
+        if self._seen[chosen] >= TRIALS:
+            chosen = self._fastest_or_due({length: tokens[length] / seconds[length] for length in tokens}, seconds)
         self._since = {length: 0 if length == chosen else since + 1 for length, since in self._since.items()}
+        return chosen
+
+    def _fastest_or_due(self, rates: Mapping[int, float], seconds: Mapping[int, float]) -> int:
+        """The length of the best rate, or a slower one for which enough time has passed to pay for a step."""
+        chosen = best = max(rates, key=rates.__getitem__)
+        for length, since in self._since.items():
+            lost = seconds[length] * (1 - rates[length] / rates[best])
+            pays = PROBE_COST / (len(rates) - 1) * since * seconds[best] >= lost
+            if length != best and pays and since >= (1 if length > best else COMPARE):
+                chosen = length
         return chosen
 
     def afresh(self) -> "LengthChoice":
         """What is known of the machine, for another load."""
-        choice = copy.copy(self)
-        choice._seen, choice._since = (dict.fromkeys(self.slowness, 0) for _ in range(2))
+        choice = LengthChoice(tuple(self.slowness))
+        choice.slowness, choice._newest = dict(self.slowness), self._newest
         return choice
 
 

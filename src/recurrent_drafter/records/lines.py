@@ -13,7 +13,8 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> list[dict[st
     written = []
     with unfinished.open("w") as file:
         for record in records:
-            print(json.dumps(record), file=file, flush=True)
+            file.write(json.dumps(record) + "\n")
+            file.flush()
             written.append(record)
     unfinished.replace(path)
     return written

@@ -1,10 +1,9 @@
 """The jobs of a reproduction: one verifier, one training or sweep after the other."""
 
 import shutil
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -46,11 +45,19 @@ class Workshop:
         flags: reads flags of ``train_speculator.py``, which say what a training is.
         tracked: shows how far a sweep is.
         tell: is told what is prepared now; each job has its own ear.
+        argv: the command line that records name.
     """
 
-    def __init__(self, results: Results, flags: Flags, tracked: Tracked, tell: OnProgress = log_progress) -> None:
+    def __init__(
+        self,
+        results: Results,
+        flags: Flags,
+        tracked: Tracked,
+        tell: OnProgress = log_progress,
+        argv: Sequence[str] = (),
+    ) -> None:
         self.results, self.options, self.flags, self.tracked = results, results.options, flags, tracked
-        self.tell, self.should_stop = tell, never
+        self.tell, self.should_stop, self.argv = tell, never, argv
         arguments = self.arguments(results.plan.showcase, steps=1)
         self.pair = open_pair(str(arguments.llm_name_or_path), None, arguments)
         self.state = PartialState()
@@ -71,7 +78,7 @@ class Workshop:
             outcome = self.calibrate()
         else:
             outcome = self.train(cells[name]) if name in cells else self.sweep(name)
-        made = provenance(sys.argv, self.pair.verifier.device.type)
+        made = provenance(self.argv, self.pair.verifier.device.type)
         return {"status": "finished", **outcome, "seconds": time.monotonic() - begun, "made": made}
 
     def arguments(self, cell: Cell, folder: Path | None = None, steps: int | None = None) -> TrainingArguments:
@@ -142,7 +149,7 @@ class Workshop:
         targets_seconds = time.monotonic() - begun
         account = self.text(cell.training_set).account
         tags = (TAG, "reproduce", cell.method)
-        record = RunRecord(sys.argv, tags, lambda: {"data": asdict(account())}, **facts(arguments))
+        record = RunRecord(self.argv, tags, lambda: {"data": asdict(account())}, **facts(arguments))
         material = Material(self.pair, targets, self.first_held_out)
         with closing_trackers():
             trained = learn(material, arguments, record, on_progress=self.tell, should_stop=self.should_stop)
