@@ -87,8 +87,8 @@ def test_rates_with_and_without_prefill():
     run = Run([range(5), range(3)], seconds=3.0, first_seconds=1.0, steps=4)
     assert (run.count, run.rate) == (8, 8 / 3)
     assert run.speed(decoding_only=True) == (6, 2.0)
-    assert tokens_per_step([run]) == 6 / 4
-    assert math.isnan(tokens_per_step([Run([[1]], 1.0)]))
+    assert tokens_per_step([Trial(None, {"a": run})], "a") == 6 / 4
+    assert math.isnan(tokens_per_step([Trial(None, {"a": Run([[1]], 1.0)})], "a"))
 
 
 def test_a_ratio_is_the_median_over_trials_of_both_arms():

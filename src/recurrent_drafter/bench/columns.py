@@ -70,7 +70,7 @@ class Row:
 
     @property
     def tokens_per_step(self) -> float:
-        return ruler.tokens_per_step(self.runs)
+        return ruler.tokens_per_step(self.trials, self.arm)
 
     def over(self, base: str, *, decoding_only: bool = False) -> Estimate:
         """How many times as fast as another arm, if that is here."""
@@ -107,7 +107,7 @@ class Row:
 
     @property
     def verdicts(self) -> list[Verdict]:
-        return [judged for trial in self.trials for judged in trial.verdicts.get(self.arm, ())]
+        return ruler.verdicts_on(self.trials, self.arm)
 
     @property
     def is_reference(self) -> bool:

@@ -20,7 +20,7 @@ from recurrent_drafter.cli.options.decoding import SpeculatorOptions
 from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions
 from recurrent_drafter.cli.prompts import decoding_of, load_prompts
 from recurrent_drafter.decoding.costs import Tuning, conditions
-from recurrent_drafter.measure.ruler import BUG, verdict
+from recurrent_drafter.measure.ruler import BUG, tokens_per_step, verdict, verdicts_on
 from recurrent_drafter.measure.tuning import BatchFindings, Search, label
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.records.paths import TUNING_FILE
@@ -69,11 +69,11 @@ def table(found: BatchFindings, title: str) -> Table:
     columns: Columns = {
         "beams x length": lambda arm: f"[bold]{arm}[/]" if predicted.get(arm) is found.best else arm,
         "walk": lambda arm: f"{predicted[arm].tokens_per_step:.2f}" if arm in predicted else "",
-        "tok/step": lambda arm: f"{found.tokens_per_step(arm):.2f}",
+        "tok/step": lambda arm: f"{tokens_per_step(found.trials, arm):.2f}",
         "predicted": lambda arm: f"{predicted[arm].speedup:.2f}" if arm in predicted else "",
         "measured": lambda arm: f"{found.speedup(arm):.2f}",
         "decoding only": lambda arm: f"{found.speedup(arm, decoding_only=True):.2f}",
-        "identical": lambda arm: verdict(found.verdicts(arm)),
+        "identical": lambda arm: verdict(verdicts_on(found.trials, arm)),
     }
     return terminal(found.arms[1:], columns, f"batch {found.batch}, {title}")
 

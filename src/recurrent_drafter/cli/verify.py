@@ -15,6 +15,7 @@ from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOp
 from recurrent_drafter.cli.options.measuring import PromptOptions, VerifyOptions
 from recurrent_drafter.cli.prompts import decoding_of, load_prompts
 from recurrent_drafter.measure.arms import batches_of
+from recurrent_drafter.measure.ruler import tokens_per_step
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
@@ -88,7 +89,7 @@ def table(passes: Sequence[Verification], title: str) -> Table:
     columns: Columns = {
         "": lambda row: row[0].name,
         "decoding": lambda row: row[2],
-        "tok/step": lambda row: f"{row[0].tokens_per_step(row[2]):.2f}",
+        "tok/step": lambda row: f"{tokens_per_step(row[0].trials, row[2]):.2f}",
         "against": lambda row: row[1],
         "identical": lambda row: str(row[3]["identical"]),
         "ties": lambda row: str(row[3]["tie"]),

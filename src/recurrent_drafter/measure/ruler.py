@@ -255,10 +255,16 @@ def ratio(
     return interval([(*mine, *theirs) for mine, theirs in speeds if mine[0] and theirs[0]], statistic)
 
 
-def tokens_per_step(runs: Sequence[Run]) -> float:
+def tokens_per_step(trials: Sequence[Trial], arm: str) -> float:
     """Tokens after prefill's own, per verification and row; NaN for an arm that does not count steps."""
+    runs = [trial.runs[arm] for trial in trials]
     steps = sum(run.steps or 0 for run in runs)
     return sum(run.count - len(run.ids) for run in runs) / steps if steps else float("nan")
+
+
+def verdicts_on(trials: Sequence[Trial], arm: str) -> list[Verdict]:
+    """Of all rows, in order."""
+    return [judged for trial in trials for judged in trial.verdicts.get(arm, ())]
 
 
 def until_end(reply: Sequence[int], end_ids: Iterable[int]) -> list[int]:

@@ -22,7 +22,7 @@ from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import AUTO, PLAIN, Decoding
 from recurrent_drafter.measure.replies import HeldOutReplies, accepted_along, greedy_replies
-from recurrent_drafter.measure.ruler import Estimate, Trial, Verdict, compare, ratio, tokens_per_step
+from recurrent_drafter.measure.ruler import Estimate, Trial, compare, ratio, tokens_per_step
 from recurrent_drafter.measure.verification import Comparison
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
@@ -225,12 +225,6 @@ class BatchFindings:
         """Over autoregression, of the whole reply."""
         return ratio(self.trials, arm, PLAIN, decoding_only=decoding_only)
 
-    def tokens_per_step(self, arm: str) -> float:
-        return tokens_per_step([trial.runs[arm] for trial in self.trials])
-
-    def verdicts(self, arm: str) -> list[Verdict]:
-        return [judged for trial in self.trials for judged in trial.verdicts[arm]]
-
     @property
     def differing(self) -> list[Comparison]:
         """Every divergence from autoregression's output."""
@@ -249,7 +243,7 @@ class BatchFindings:
         ]
         decoded = {
             arm: {
-                "tokens_per_step": self.tokens_per_step(arm),
+                "tokens_per_step": tokens_per_step(self.trials, arm),
                 "speedup": dataclasses.astuple(self.speedup(arm)),
                 "decoding_only": dataclasses.astuple(self.speedup(arm, decoding_only=True)),
             }

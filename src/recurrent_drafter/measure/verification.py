@@ -12,7 +12,7 @@ from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import AUTO, HF, PLAIN, Batch, Decoding
 from recurrent_drafter.measure.divergence import NOTHING
-from recurrent_drafter.measure.ruler import BUG, Arm, Run, Verdict, interleave, judge, tokens_per_step
+from recurrent_drafter.measure.ruler import BUG, Arm, Trial, Verdict, interleave, judge, tokens_per_step
 from recurrent_drafter.models.verifier import Verifier
 
 DRAFTED = "speculation"
@@ -64,7 +64,7 @@ class Verification:
     name: str
     decoding: Decoding
     arms: Sequence[Arm]
-    runs: dict[str, list[Run]] = field(default_factory=dict)
+    trials: list[Trial] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
     def verify(self, verifier: Verifier, batches: Sequence[Batch]) -> Iterator[Batch]:
@@ -77,8 +77,7 @@ class Verification:
                     judged[reference, candidate] = judge(trial.runs[candidate], trial.runs[reference], explained)
             for row, number in enumerate(trial.batch.row_ids):
                 self.comparisons += [Comparison(number, *pair, verdicts[row]) for pair, verdicts in judged.items()]
-            for name, run in trial.runs.items():
-                self.runs.setdefault(name, []).append(run)
+            self.trials.append(trial)
             yield trial.batch
 
     @property
@@ -93,17 +92,13 @@ class Verification:
             counts.setdefault((found.reference, found.candidate), Counter())[found.kind] += 1
         return counts
 
-    def tokens_per_step(self, arm: str) -> float:
-        """NaN for an arm that does not count steps."""
-        return tokens_per_step(self.runs[arm])
-
 
 def as_record(passes: Sequence[Verification]) -> dict[str, Any]:
     """What was compared and how it came out, for a file."""
 
     def counts(run: Verification) -> Iterator[dict[str, Any]]:
         for (reference, candidate), kinds in run.pairs.items():
-            per_step = run.tokens_per_step(candidate)
+            per_step = tokens_per_step(run.trials, candidate)
             figure = {"tokens_per_step": per_step if per_step == per_step else None}
             yield {"reference": reference, "candidate": candidate, **figure, **kinds}
 
