@@ -100,7 +100,7 @@ class TreeLoad:
         self.nodes += weight * (nodes - self.nodes)
 
     def verified(self, gains: Floats) -> None:
-        """Of some nodes; what more of them would have yielded is taken for ever more, up to the last one's."""
+        """Learn the gains of those verified; others' drift up to the last one's, so that more are tried again."""
         count = len(gains)
         self.gains[:count] += MEMORY * (gains - self.gains[:count])
         self.gains[count:] += MEMORY * (gains[-1] - self.gains[count:])
