@@ -13,9 +13,10 @@ import recurrent_drafter.decoding.decode as decode_module
 import recurrent_drafter.measure.divergence as verify_module
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
 from recurrent_drafter.cli.main import launch
-from recurrent_drafter.core.noise import gumbel_noise
+from recurrent_drafter.core.noise import draw_tokens, gumbel_noise
 from recurrent_drafter.decoding.sampler import Sampler
-from recurrent_drafter.measure.arms import Batch, Decoding, explaining, hf_arm, our_arm
+from recurrent_drafter.measure import arms
+from recurrent_drafter.measure.arms import Batch, Decoding, at_temperature, explaining, hf_arm, our_arm
 from recurrent_drafter.measure.divergence import TREES, Draw, first_divergence, ways_of_computing
 from recurrent_drafter.measure.ruler import BUG, IDENTICAL, judge
 from recurrent_drafter.models.verifier import Verifier, VerifierSession
@@ -169,6 +170,18 @@ def test_processors_are_the_ones_generate_would_use():
     assert {found.outcome for found in judge(ours, reference, explain)} == {IDENTICAL}
     broken = dataclasses.replace(ours, ids=[[*row[:5], 0] for row in reference.ids])
     assert {found.outcome for found in judge(broken, reference, explain)} == {BUG}
+
+
+def test_the_draw_that_explains_a_sampled_difference_is_the_one_that_was_made(monkeypatch):
+    draws, log_probs = [], torch.randn(50).log_softmax(-1)
+    monkeypatch.setattr(arms, "first_divergence", lambda verifier, prompt, expected, found, draw: draws.append(draw))
+    batch = Batch(torch.ones(2, 3).long(), torch.ones(2, 3).long(), row_ids=[8, 9])
+    decoding = Decoding(8, sampling=at_temperature(0.7), seed=3)
+    explaining(Verifier(tiny_model("gpt2")), decoding)(batch)(1, [1], [2])
+    (draw,) = draws
+    drawn = draw_tokens((log_probs / 0.7)[None], 3, torch.tensor([9]), torch.tensor([6]))
+    scores = draw.noised(6, draw.scores([0] * 6, log_probs), torch.arange(50))
+    assert max(range(50), key=scores.__getitem__) == drawn[0]
 
 
 def test_ways_of_computing_differ_by_rounding_alone_whatever_is_wrong_with_drafts(monkeypatch):

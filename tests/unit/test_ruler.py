@@ -21,6 +21,7 @@ from recurrent_drafter.measure.ruler import (
     interleave,
     interval,
     judge,
+    median_of_ratios,
     ratio,
     ratio_of_rates,
     ratio_of_sums,
@@ -127,6 +128,12 @@ def test_an_interval_is_scipys_over_whole_rows():
     opposed = interval([(1.0, 10.0), (10.0, 1.0)] * 20, ratio_of_sums)
     assert 0.1 < opposed.low < 1 < opposed.high < 10
     assert opposed.value == 1.0
+
+
+def test_an_interval_holds_the_median():
+    found = interval([(value, 1, 1, 1) for value in (1.0, 2.0, 3.0, 4.0, 100.0)], median_of_ratios)
+    assert found.value == 3.0 and 1.0 <= found.low <= 3.0 <= found.high <= 100.0
+    assert interval([(2.0, 1, 1, 1)] * 9, median_of_ratios) == Estimate(2.0, 2.0, 2.0)
 
 
 def test_small_samples_do_not_claim_to_be_sure():
