@@ -9,10 +9,10 @@ from transformers import PreTrainedModel
 
 from recurrent_drafter.bench.columns import bugs, memory_line, run_records
 from recurrent_drafter.bench.engine import inside
-from recurrent_drafter.cli.figures import arm_table, compared, profile_table
+from recurrent_drafter.bench.scores import join, read_evaluation
+from recurrent_drafter.cli.figures import arm_table, compared, profile_table, show
+from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.options.measuring import BenchOptions
-from recurrent_drafter.cli.scores import join_files
-from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
@@ -33,7 +33,8 @@ from recurrent_drafter.records.provenance import provenance
 def run(options: BenchOptions, *, argv: Sequence[str]) -> int:
     """Compare ways of decoding on your model and prompts: speed, and whether the output is the same."""
     if options.join is not None:
-        return join_files(options.join, Console())
+        show(Console(), join([(file, read_evaluation(Path(file))) for file in options.join]))
+        return 0
     fixed = DraftShape(options.beam_width, options.beam_length)
     model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
     speculator = open_speculator(options.drafter(), model, tokenizer)

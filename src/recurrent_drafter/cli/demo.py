@@ -9,9 +9,9 @@ from transformers import PreTrainedModel
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import bugs
 from recurrent_drafter.cli.figures import arm_table, compared
+from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options.measuring import DemoOptions
-from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple

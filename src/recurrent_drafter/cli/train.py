@@ -6,9 +6,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, redirect_stdout
 
-from recurrent_drafter.cli.checks import read_training
 from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.estimating import estimate_lines
+from recurrent_drafter.cli.options.training import read_training
 from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.cli.terminal import TrainingTerminal
 from recurrent_drafter.training.arguments import TrainingArguments
