@@ -13,7 +13,8 @@ from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import Decoding, at_temperature
-from recurrent_drafter.models.loading import check_tokenizer
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.loading import check_pair, check_tokenizer, load_outline
 from recurrent_drafter.models.verifier import Verifier
 
 LONGEST = 512
@@ -33,6 +34,15 @@ def open_speculator(
     if shape:
         speculator.shape = replace(speculator.drafter.config.draft_shape, **{"max_tree_nodes": None, **shape})
     return speculator
+
+
+def open_outline(name: str, drafter: RecurrentDrafter, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A verifier without its weights. Raises ValueError if the drafter, which is at ``path``, is for another."""
+    model, tokenizer = load_outline(name)
+    verifier = Verifier(model)
+    check_pair(drafter.config, verifier.hidden_size, verifier.vocab_size)
+    check_tokenizer(path, drafter.config, tokenizer)
+    return model, tokenizer
 
 
 def load_prompts(

@@ -88,11 +88,11 @@ COMMANDS = {
 SCRIPTS = {
     "show_scope": Command(
         "show which tokens each training scope learns from: the assistant's replies, or the whole conversation",
-        (measuring.ConversationOptions,), "show_scope:run",
+        (measuring.ConversationOptions,), "conversation:show_scope",
     ),
     "show_targets": Command(
         "make the distilled targets of a conversation for all positions at once, and check each against `generate`",
-        (measuring.ConversationOptions, measuring.TargetOptions), "show_targets:run",
+        (measuring.ConversationOptions, measuring.TargetOptions), "conversation:show_targets",
     ),
     "check": Command(
         "check the whole path in under a minute: train, save, load, decode, verify, evaluate",
