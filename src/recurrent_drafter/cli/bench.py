@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from recurrent_drafter.bench.columns import bugs, memory_line, run_records
 from recurrent_drafter.bench.engine import inside
 from recurrent_drafter.bench.scores import join, read_evaluation
-from recurrent_drafter.cli.figures import arm_table, compared, profile_table, show
+from recurrent_drafter.cli.figures import compared, profile_table, show
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.options.measuring import BenchOptions
 from recurrent_drafter.data.prompts import prompts_from_dialogues
@@ -48,7 +48,6 @@ def run(options: BenchOptions, *, argv: Sequence[str]) -> int:
     arms = standard_arms(speculator, decoding, [fixed], lookup=lookup, assistant=assistant_for(options, model))
     console = Console()
     trials = compared(arms, batches, speculator.verifier, decoding, console)
-    console.print(arm_table(trials, decoding, model.dtype, options.batch_size))
     if options.batch_size > 1:
         console.print("HF prompt lookup and assisted generation take one prompt at a time: left out.")
     elif not lookup:

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import bugs
-from recurrent_drafter.cli.figures import arm_table, compared
+from recurrent_drafter.cli.figures import compared
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options.measuring import DemoOptions
@@ -42,7 +42,6 @@ def run(options: DemoOptions, *, argv: Sequence[str]) -> int:
         decoding = Decoding(options.new_tokens, end_ids)
         arms, batches = make_arms(model, drafters, decoding), batches_of(prompts, 1, model.device)
         trials = compared(arms, batches, Verifier(model), decoding, console)
-        console.print(arm_table(trials, decoding, model.dtype, batch_size=1))
         for arm in arms:
             for bug in bugs(trials, arm.name):
                 console.print(f"DIFFERS: {arm.name}, {bug}")

@@ -16,12 +16,7 @@ from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Inte
 from recurrent_drafter.bench.scores import Evaluation
 from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.figures import show
-from recurrent_drafter.cli.options.decoding import (
-    EvaluationOptions,
-    GenerateOptions,
-    SamplingOptions,
-    SpeculatorOptions,
-)
+from recurrent_drafter.cli.options import decoding
 from recurrent_drafter.data.questions import Question, load_questions, spread
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
@@ -35,10 +30,10 @@ from recurrent_drafter.records.trackers import check_services, evaluation_servic
 class Task:
     """All options of an evaluation, the command line that they came from, and what answers which questions."""
 
-    which: SpeculatorOptions
-    sampling: SamplingOptions
-    options: GenerateOptions
-    evaluation: EvaluationOptions
+    which: decoding.SpeculatorOptions
+    sampling: decoding.SamplingOptions
+    options: decoding.GenerateOptions
+    evaluation: decoding.EvaluationOptions
     argv: list[str]
     questions: Sequence[Question]
     speculator: RecurrentDraftingSpeculator
@@ -51,7 +46,7 @@ class Task:
         return f"{way}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def prepare(options: GenerateOptions, asked: EvaluationOptions) -> list[Question]:
+def prepare(options: decoding.GenerateOptions, asked: decoding.EvaluationOptions) -> list[Question]:
     """The questions; what can be wrong with them and with the trackers is found here, before a model is loaded."""
     if not options.is_evaluation:
         return []
@@ -65,10 +60,10 @@ def prepare(options: GenerateOptions, asked: EvaluationOptions) -> list[Question
 def run(task: Task) -> int:
     """Answer the questions in every arm, and report; 1 if an answer differs beyond numeric ties, 130 on Ctrl-C."""
     arms, asked, console = arms_of(task), task.evaluation, Console()
-    decoding, longest = decoding_of(task)
-    settings, drafting = settings_of(task, decoding, longest), drafting_of(task)
+    way, longest = decoding_of(task)
+    settings, drafting = settings_of(task, way, longest), drafting_of(task)
     prompts = sum(len(question.turns) for question in task.questions)
-    interview = Interview(arms, task.tokenizer, decoding, asked.batch_size, longest)
+    interview = Interview(arms, task.tokenizer, way, asked.batch_size, longest)
     evaluation = Evaluation(settings, prompts, list(arms), skipped=interview.skipped)
     run_name = asked.run_name or os.environ.get("WANDB_NAME") or task.name
     with reporting_to(
@@ -133,7 +128,7 @@ def decoding_of(task: Task) -> tuple[Decoding, int | None]:
     return Decoding(new_tokens, end_ids, task.sampling.arguments(), task.sampling.seed or 0), longest
 
 
-def settings_of(task: Task, decoding: Decoding, longest: int | None) -> dict[str, Any]:
+def settings_of(task: Task, way: Decoding, longest: int | None) -> dict[str, Any]:
     """What arms must have in common for their speeds to be one ratio's."""
     verifier = task.speculator.verifier
     asked = repr([(question.name, question.turns) for question in task.questions])
@@ -143,9 +138,9 @@ def settings_of(task: Task, decoding: Decoding, longest: int | None) -> dict[str
         "questions": task.evaluation.dataset_path or ("--prompt" if task.options.prompt else "MT-Bench"),
         "questions_sha256": hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest(),
         "protocol": "reply",
-        **decoding.sampling,
-        "max_new_tokens": decoding.new_tokens,
-        "seed": decoding.seed,
+        **way.sampling,
+        "max_new_tokens": way.new_tokens,
+        "seed": way.seed,
         "batch_size": task.evaluation.batch_size,
         "max_prompt_length": longest,
         "dtype": str(verifier.model.dtype).removeprefix("torch."),

@@ -24,10 +24,12 @@ def arm_table(trials: Sequence[Trial], decoding: Decoding, dtype: torch.dtype, b
 def compared(
     arms: Sequence[Arm], batches: Sequence[Batch], verifier: Verifier, decoding: Decoding, console: Console
 ) -> list[Trial]:
-    """All arms on all batches, judged, with a bar meanwhile."""
-    trials = compare(arms, batches, explaining(verifier, decoding))
+    """All arms on all batches, judged, with a bar meanwhile, and their table at the end."""
+    judged = compare(arms, batches, explaining(verifier, decoding))
     said = f"{len(batches)} batches, {len(arms)} arms"
-    return list(track(trials, said, total=len(batches), console=console, transient=True))
+    trials = list(track(judged, said, total=len(batches), console=console, transient=True))
+    console.print(arm_table(trials, decoding, verifier.model.dtype, len(batches[0].row_ids)))
+    return trials
 
 
 def named(dtype: torch.dtype) -> str:

@@ -10,21 +10,16 @@ from recurrent_drafter.cli import evaluate
 from recurrent_drafter.cli.chat import Chat
 from recurrent_drafter.cli.figures import profile_table
 from recurrent_drafter.cli.inputs import open_speculator
-from recurrent_drafter.cli.options.decoding import (
-    EvaluationOptions,
-    GenerateOptions,
-    SamplingOptions,
-    SpeculatorOptions,
-)
+from recurrent_drafter.cli.options import decoding
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.models.loading import load_verifier
 
 
 def run(
-    which: SpeculatorOptions,
-    sampling: SamplingOptions,
-    options: GenerateOptions,
-    evaluation: EvaluationOptions,
+    which: decoding.SpeculatorOptions,
+    sampling: decoding.SamplingOptions,
+    options: decoding.GenerateOptions,
+    evaluation: decoding.EvaluationOptions,
     *,
     argv: Sequence[str],
 ) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import INTERRUPTED
-from recurrent_drafter.cli.estimating import duration
+from recurrent_drafter.cli.train import duration
 from recurrent_drafter.data.sources import Split, load_dialogues
 from recurrent_drafter.records.paths import make_writable
 from recurrent_drafter.records.provenance import provenance

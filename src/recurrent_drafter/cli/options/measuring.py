@@ -4,14 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from recurrent_drafter.cli.options.decoding import (
-    DeviceOptions,
-    PairOptions,
-    SamplingOptions,
-    SourceOptions,
-    SpeculatorOptions,
-    require,
-)
+from recurrent_drafter.cli.options import decoding
+from recurrent_drafter.cli.options.decoding import SourceOptions, require
 from recurrent_drafter.records.paths import TUNING_FILE, check_drafter, check_model, check_readable, check_writable
 from recurrent_drafter.training.options import check_paths, option
 
@@ -55,7 +49,7 @@ class TuneOptions:
 
 
 @dataclass(frozen=True)
-class BenchOptions(PairOptions, SourceOptions):
+class BenchOptions(decoding.PairOptions, SourceOptions):
     """What to compare, and on what."""
 
     assistant_model: str | None = option(
@@ -101,7 +95,7 @@ class DemoOptions:
 
 
 @dataclass(frozen=True)
-class ConversationOptions(DeviceOptions, SourceOptions):
+class ConversationOptions(decoding.DeviceOptions, SourceOptions):
     """Which conversation, and as the tokens of which model."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -121,20 +115,20 @@ class TargetOptions:
 
 
 def check_verify(
-    which: SpeculatorOptions, sampling: SamplingOptions, prompts: PromptOptions, options: VerifyOptions
+    which: decoding.SpeculatorOptions, sampling: decoding.SamplingOptions, asked: PromptOptions, options: VerifyOptions
 ) -> None:
     sampling.arguments(SAMPLED)
-    check_paths(which, prompts, options)
+    check_paths(which, asked, options)
     which.drafter()
 
 
-def check_tune(which: SpeculatorOptions, prompts: PromptOptions, options: TuneOptions) -> None:
+def check_tune(which: decoding.SpeculatorOptions, prompts: PromptOptions, options: TuneOptions) -> None:
     check_paths(which, prompts, options)
     which.drafter()
     tuning_folder(which, options)
 
 
-def tuning_folder(which: SpeculatorOptions, options: TuneOptions) -> Path:
+def tuning_folder(which: decoding.SpeculatorOptions, options: TuneOptions) -> Path:
     """Where to save, found to be writable before anything is measured."""
     if which.shape:
         raise ValueError(
