@@ -16,7 +16,7 @@ from recurrent_drafter.measure.tuning import packed_costs
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hardware import peak_bytes
+from recurrent_drafter.records.provenance import peak_bytes
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import with_distilled_targets
