@@ -93,32 +93,21 @@ def first_divergence(
     reply, pair = expected[:position], (expected[position], found[position])
     draw = draw or Draw(prompt)
     one_row, *trees = ways_of_computing(verifier, prompt, reply)
-    own = draw.scores(reply, one_row)
-    others = [_Other.of(one_row, tree, own, draw.scores(reply, tree), pair) for tree in trees]
-    tolerance = min(2 * max(other.measured for other in others), TIE_CAPS[verifier.model.dtype])
+    own, others = draw.scores(reply, one_row), [draw.scores(reply, tree) for tree in trees]
+    moved = [_difference(*(way.float().log_softmax(-1)[list(pair)] for way in (one_row, tree))) for tree in trees]
+    measured = max(*(_difference(own, other) for other in others), *moved)
+    tolerance = min(2 * measured, TIE_CAPS[verifier.model.dtype])
     lifted = one_row.clone()
     lifted[[token for token in pair if own[token] == -torch.inf]] += tolerance
-    passes = [(own, 0.0), *((other.scores, other.moved) for other in others), (draw.scores(reply, lifted), tolerance)]
+    passes = [(own, 0.0), *zip(others, moved, strict=True), (draw.scores(reply, lifted), tolerance)]
     margin = _margin(draw, position, passes, torch.tensor(pair, device=one_row.device))
     return Divergence(position, *pair, margin, tolerance)
 
 
-@dataclass(frozen=True)
-class _Other:
-    """Another way of computing the same logits: scores as processors leave them, and how far they are from one row's.
-
-    ``measured`` is the largest difference of all; ``moved`` that of the two tokens' own log-probabilities.
-    """
-
-    scores: Tensor
-    measured: float
-    moved: float
-
-    @classmethod
-    def of(cls, one_row: Tensor, tree: Tensor, own: Tensor, scores: Tensor, pair: Sequence[int]) -> "_Other":
-        both = own.isfinite() & scores.isfinite()
-        moved = (one_row.float().log_softmax(-1) - tree.float().log_softmax(-1))[list(pair)].abs().max()
-        return cls(scores, max(float((own - scores)[both].abs().max()), float(moved)), float(moved))
+def _difference(own: Tensor, other: Tensor) -> float:  # (n,), (n,)
+    """The largest, where both are finite."""
+    both = own.isfinite() & other.isfinite()
+    return float((own - other)[both].abs().max())
 
 
 @torch.inference_mode()
