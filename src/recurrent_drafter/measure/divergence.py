@@ -1,6 +1,6 @@
 """Is it a tie or a bug? Outputs compared, and their first divergence explained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ from recurrent_drafter.models.verifier import Verifier
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
 NOTHING = -1  # in the place of a token where a reply has ended
-# To see how far ways of computing differ: how many tokens are read again, and in trees of how many nodes.
-REPLAYED, TREES = 32, (2, 4, 8, 16)
+TREES = 4, 16  # nodes of the trees that a reply is read again in, to see how far ways of computing differ
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,17 @@ class Draw:
 
 
 def first_divergence(
-    verifier: Verifier, prompt: Tensor, expected: Sequence[int], found: Sequence[int], draw: Draw | None = None
+    verifier: Verifier,
+    prompt: Tensor,
+    expected: Sequence[int],
+    found: Sequence[int],
+    draw: Draw | None = None,
+    ways: Callable[[tuple[int, ...]], list[Tensor]] | None = None,
 ) -> Divergence | None:
-    """The first difference of two replies to ``prompt`` (S,); None when they are equal. Greedy unless ``draw`` says."""
+    """The first difference of two replies to ``prompt`` (S,); None when they are equal. Greedy unless ``draw`` says.
+
+    ``ways`` gives what `ways_of_computing` does of this prompt, for a caller that keeps it.
+    """
     if list(expected) == list(found):
         return None
     position = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
@@ -92,7 +99,7 @@ def first_divergence(
         return Divergence(shorter, beyond[0], beyond[1], float("inf"), 0.0)
     reply, pair = expected[:position], (expected[position], found[position])
     draw = draw or Draw(prompt)
-    one_row, *trees = ways_of_computing(verifier, prompt, reply)
+    one_row, *trees = ways(tuple(reply)) if ways else ways_of_computing(verifier, prompt, reply)
     own, others = draw.scores(reply, one_row), [draw.scores(reply, tree) for tree in trees]
     moved = [_difference(*(way.float().log_softmax(-1)[list(pair)] for way in (one_row, tree))) for tree in trees]
     measured = max(*(_difference(own, other) for other in others), *moved)
@@ -114,11 +121,11 @@ def _difference(own: Tensor, other: Tensor) -> float:  # (n,), (n,)
 def ways_of_computing(verifier: Verifier, prompt: Tensor, reply: Sequence[int]) -> list[Tensor]:  # (S,) -> each (V,)
     """Logits after ``reply``, computed as different arms do: a row at a time, then in trees of `TREES` nodes.
 
-    What the cache holds differs between arms as much as the last pass does, so the reply's newest `REPLAYED` tokens are
-    read again, each as the root of such a tree. Only the root is kept: a tree that is wrong below it changes nothing.
+    What the cache holds differs between arms more than the last pass does, so the whole reply is read again, each token
+    as the root of such a tree. Only the root is kept: a tree that is wrong below it changes nothing.
     """
     text = torch.cat([prompt.cpu(), torch.tensor(reply, dtype=torch.int64)]).to(verifier.device)
-    count = min(max(len(reply), 1), REPLAYED)
+    count = max(len(reply), 1)
     found = [_replayed(verifier, text, count, nodes=1)]
     with PackedLinears(verifier.model).applied():  # as the loop computes
         return found + [_replayed(verifier, text, count, nodes) for nodes in TREES]
