@@ -40,11 +40,15 @@ class Decoding:
 
     @property
     def protocol(self) -> str:
-        """What a figure is nothing without: how replies end, and how tokens are drawn."""
-        ends = f"sustained (exactly {self.new_tokens} new tokens)"
+        """How replies end: what a figure is nothing without."""
         if self.end_ids:
-            ends = f"reply (up to the end token, at most {self.new_tokens})"
-        return f"{ends}, {'temperature {temperature:g}'.format(**self.sampling) if self.is_sampled else 'greedy'}"
+            return f"reply (up to the end token, at most {self.new_tokens})"
+        return f"sustained (exactly {self.new_tokens} new tokens)"
+
+    @property
+    def drawing(self) -> str:
+        """How tokens are drawn."""
+        return f"temperature {self.sampling['temperature']:g}" if self.is_sampled else "greedy"
 
     def arguments(self, new_tokens: int | None = None) -> dict[str, Any]:
         """Of `generate`, for this many new tokens."""
