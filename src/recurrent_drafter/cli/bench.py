@@ -30,7 +30,6 @@ from recurrent_drafter.records.provenance import provenance, write_records
 
 
 def run(options: BenchOptions, *, argv: Sequence[str]) -> int:
-    """Compare ways of decoding on your model and prompts: speed, and whether the output is the same."""
     if options.join is not None:
         show(Console(), join([(file, read_evaluation(Path(file))) for file in options.join]))
         return 0

@@ -50,7 +50,6 @@ class Chat:
         self.console = Console(soft_wrap=True, highlight=False)
 
     def answer_once(self, prompt: str) -> int:
-        """Reply to one prompt; the exit code."""
         _, interrupted = self.reply([Turn("user", prompt)])
         return INTERRUPTED if interrupted else 0
 

@@ -24,7 +24,6 @@ from recurrent_drafter.records.provenance import peak_bytes
 
 
 def run(options: DemoOptions, *, argv: Sequence[str]) -> int:
-    """Train a drafter for the bundled model in four minutes, then compare it with plain generation."""
     trained = options.speculator_path
     if trained is None and not options.skip_training:
         code = launch("train", ["--quick"])

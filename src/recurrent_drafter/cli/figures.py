@@ -42,7 +42,6 @@ def named(dtype: torch.dtype) -> str:
 
 
 def profile_table(profile: Profile, name: str = "") -> Table:
-    """Where a step's time goes."""
     total = 1e3 * profile.total / max(profile.steps, 1)
     rows = [*profile.rows, ("outside verify and draft", total * profile.overhead, profile.overhead)]
     columns: Columns = {
@@ -82,7 +81,6 @@ def say(console: Console, line: str) -> None:
 
 
 def summary_rows(arm: ArmScores) -> dict[str, str]:
-    """What is shown of an arm, by label."""
     count = len(arm.answers)
     return {
         "Method": arm.name.capitalize(),
@@ -98,7 +96,6 @@ def summary_rows(arm: ArmScores) -> dict[str, str]:
 
 
 def summary_table(arms: Sequence[ArmScores]) -> Table:
-    """Arms side by side."""
     shown = [summary_rows(arm) for arm in arms]
     columns: Columns = {"Method": str, **{own["Method"]: own.__getitem__ for own in shown}}
     return terminal(list(shown[0])[1:], columns, "Evaluation Summary")

@@ -23,7 +23,6 @@ def run(
     *,
     argv: Sequence[str],
 ) -> int:
-    """Generate with a drafter, or by the verifier alone: one reply, a chat, or MT-Bench with all figures."""
     questions = evaluate.prepare(options, evaluation)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     if options.autoregressive:

@@ -34,7 +34,6 @@ class Command:
     more: str = ""
 
     def parser(self, prog: str | None = None) -> OptionParser:
-        """Of its options alone."""
         what = f"{self.what[0].upper()}{self.what[1:]}."
         return OptionParser(*self.options, prog=prog, description=what, more=self.more)
 

@@ -122,7 +122,6 @@ def typed(hint: Any) -> dict[str, Any]:
 
 
 def is_enum(hint: Any) -> bool:
-    """Whether it is a class of named values."""
     return isinstance(hint, type) and issubclass(hint, Enum)
 
 

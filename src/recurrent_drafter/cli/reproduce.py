@@ -20,7 +20,6 @@ REFUSED = 2
 
 
 def run(options: ReproduceOptions, *, argv: Sequence[str]) -> int:
-    """Train drafters by several methods, scopes, sets and seeds, compare them, run the paper's sweeps, and report."""
     results = Results.of(options)
     check(results)
     print("\n".join(outline(results)), flush=True)  # before other processes write
@@ -58,7 +57,6 @@ def check(results: Results) -> None:
 
 
 def outline(results: Results) -> list[str]:
-    """The plan and what it costs, in lines."""
     options, plan = results.options, results.plan
     trained, evaluated = (
         ", ".join(source.label for source in sets) for sets in (options.training_sets, options.evaluation_sets)

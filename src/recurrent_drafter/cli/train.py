@@ -23,7 +23,6 @@ WORTH = ("predicted_speedup", "break_even")  # figures of this machine, beside t
 
 
 def run(own: TrainingOptions, *, argv: Sequence[str]) -> int:
-    """Train a drafter for a causal language model, or evaluate one."""
     started = time.monotonic()
     args = options(argv)
     if args.demo:
@@ -128,14 +127,12 @@ def estimate_lines(found: TrainingEstimate) -> Iterator[str]:
 
 
 def duration(seconds: float) -> str:
-    """For people."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
 
 
 def plan(args: TrainingArguments) -> str:
-    """What would run, for ``--demo``."""
     source = args.dataset_path or args.dataset_name
     if args.phase == "eval":
         on = args.eval_dataset_path or args.eval_dataset_name or source

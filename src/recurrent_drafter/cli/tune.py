@@ -28,7 +28,6 @@ from recurrent_drafter.report.tables import Columns, terminal
 
 
 def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *, argv: Sequence[str]) -> int:
-    """Find the shape of draft that pays on this machine, for this model and these prompts; save it with the drafter."""
     folder = tuning_folder(which, options)
     if not can_draw():
         print(MISSING, file=sys.stderr)
@@ -62,7 +61,6 @@ def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *,
 
 
 def table(found: BatchFindings, title: str) -> Table:
-    """One batch size's figures."""
     predicted = {label(cell.shape): cell for cell in found.cells.values()}
     columns: Columns = {
         "beams x length": lambda arm: f"[bold]{arm}[/]" if predicted.get(arm) is found.best else arm,

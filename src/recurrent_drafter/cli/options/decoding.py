@@ -12,7 +12,6 @@ from recurrent_drafter.training.options import TrackerOptions, check_paths, opti
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError unless it holds."""
     if not condition:
         raise ValueError(message)
 
@@ -24,8 +23,6 @@ def is_text(line: str) -> bool:
 
 @dataclass(frozen=True)
 class VerifierOptions:
-    """Which model."""
-
     base_model: str = option(
         "demo", "verifier: a hub name, a directory, or 'demo' (the bundled model, default)", check=check_model
     )
@@ -43,14 +40,11 @@ class DeviceOptions(VerifierOptions):
 
 @dataclass(frozen=True)
 class PairOptions(DeviceOptions):
-    """A verifier and its drafter."""
-
     speculator_path: str | None = option(
         None, "a trained drafter; for 'demo' the bundled one is used without it", check=check_drafter
     )
 
     def drafter(self) -> str:
-        """Where the drafter is, as `drafter_path` says."""
         return drafter_path(self.base_model, self.speculator_path)
 
 
@@ -66,8 +60,6 @@ def drafter_path(base_model: str, speculator_path: str | None) -> str:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Where prompts come from."""
-
     dataset_name: str | None = option(
         None, "evaluation split of demo (default), sharegpt, alpaca, mtbench or wikitext", check=check_name
     )
@@ -81,8 +73,6 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class SpeculatorOptions(PairOptions):
-    """Which verifier and drafter decode, how much they draft, and where they compute."""
-
     beam_width: int | None = option(
         None, "W, beams; giving any of these three fixes the shape, which else follows cost", least=1
     )
@@ -149,8 +139,6 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What to generate."""
-
     prompt: str | None = option(None, "reply to this and stop")
     interactive: bool = option(False, "chat")
     eval_mt_bench: bool = option(False, "answer the questions of MT-Bench, both turns of each, and measure")
@@ -208,7 +196,6 @@ class EvaluationOptions(TrackerOptions):
 
     @property
     def given(self) -> list[str]:
-        """Flags that are not at their defaults."""
         plain = type(self)()
         return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]
 

@@ -14,8 +14,6 @@ SAMPLED = 0.8  # the temperature of a verification's sampled pass
 
 @dataclass(frozen=True)
 class PromptOptions(SourceOptions):
-    """Which prompts to decode, and how far."""
-
     prompts: int | None = option(None, "how many: default 50 (tune: 20)", least=1)
     new_tokens: int = option(128, "tokens per reply; at most, with --no_sustained", least=2)
     sustained: bool = option(True, "go on after end tokens; otherwise replies stop there")
@@ -23,8 +21,6 @@ class PromptOptions(SourceOptions):
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """How to verify that speculation changes no token."""
-
     batch_size: int = option(1, "prompts decoded together, of different lengths", least=1)
     auto: bool = option(False, "also with the tree that follows cost and acceptance")
     output_file: str | None = option(None, "every comparison, as JSON", check=check_writable)
@@ -50,8 +46,6 @@ class TuneOptions:
 
 @dataclass(frozen=True)
 class BenchOptions(decoding.PairOptions, SourceOptions):
-    """What to compare, and on what."""
-
     assistant_model: str | None = option(
         None, "a smaller model of the same vocabulary, for HF assisted generation", check=check_model
     )
@@ -85,8 +79,6 @@ class BenchOptions(decoding.PairOptions, SourceOptions):
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to show."""
-
     prompts: int = option(30, "held-out prompts", least=1)
     new_tokens: int = option(128, "tokens per prompt (sustained), at most (reply)", least=2)
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "auto: bfloat16 where the hardware computes in it")
@@ -107,8 +99,6 @@ class ConversationOptions(decoding.DeviceOptions, SourceOptions):
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """Which targets to make of it."""
-
     distill_num_future_tokens: int = option(5, "K, tokens per position", least=1)
     train_on_assistant_only: bool = option(True, "positions of the assistant's replies, as in the paper; otherwise all")
     positions: int | None = option(None, "only so many, from the first one on", least=1)

@@ -11,8 +11,6 @@ from recurrent_drafter.training.options import check_paths, option
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What to publish, and where."""
-
     model_path: str = option(..., "the folder that a drafter was saved to")
     repo_name: str = option(..., "user/name on the Hub; made if it is not there yet")
     private: bool = option(False, "a private repository")
@@ -46,8 +44,6 @@ class DeployOptions:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What to convert, and into what."""
-
     source: str = option(..., "a drafter of either layout: a folder or a hub name", positional="SOURCE")
     target: str = option(..., "a new folder, or an empty one", positional="TARGET")
     to: Literal["ours", "apple"] = option(
