@@ -1,6 +1,5 @@
 """``recurrent-drafter bench``: what speculation is worth on one's own model, drafter and prompts."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -29,7 +28,7 @@ from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.records.provenance import provenance, write_records
 
 
-def run(options: BenchOptions, *, argv: Sequence[str]) -> int:
+def run(options: BenchOptions, *, argv: list[str]) -> int:
     if options.join is not None:
         show(Console(), join([(file, read_evaluation(Path(file))) for file in options.join]))
         return 0

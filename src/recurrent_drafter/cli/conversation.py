@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +64,7 @@ def open_conversation(options: ConversationOptions, beyond: int = 0) -> Opened:
     return Opened(pair, dialogues[-1], length)
 
 
-def show_scope(options: ConversationOptions, *, argv: Sequence[str]) -> int:
+def show_scope(options: ConversationOptions, *, argv: list[str]) -> int:
     opened = open_conversation(options)
     console = Console(highlight=False)
     key = ("context", "trained") if console.is_terminal else ("context", "[[trained]]")
@@ -114,7 +114,7 @@ def runs(example: TrainExample, tokenizer: PreTrainedTokenizerBase) -> Iterator[
         written = whole
 
 
-def show_targets(which: ConversationOptions, options: TargetOptions, *, argv: Sequence[str]) -> int:
+def show_targets(which: ConversationOptions, options: TargetOptions, *, argv: list[str]) -> int:
     count = options.distill_num_future_tokens
     opened = open_conversation(which, beyond=count)
     pair, example = opened.pair, opened.example(options.train_on_assistant_only)

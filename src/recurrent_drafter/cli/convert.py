@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
@@ -17,7 +16,7 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import load_drafter, tokenizer_hash
 
 
-def run(options: ConvertOptions, *, argv: Sequence[str]) -> int:
+def run(options: ConvertOptions, *, argv: list[str]) -> int:
     target = Path(options.target).expanduser()
     drafter = read(located(options.source))
     if options.verifier is not None:

@@ -1,7 +1,5 @@
 """``recurrent-drafter demo`` (``make demo``): train a drafter for the bundled model, then see what it is worth."""
 
-from collections.abc import Sequence
-
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
@@ -23,7 +21,7 @@ from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import peak_bytes
 
 
-def run(options: DemoOptions, *, argv: Sequence[str]) -> int:
+def run(options: DemoOptions, *, argv: list[str]) -> int:
     trained = options.speculator_path
     if trained is None and not options.skip_training:
         code = launch("train", ["--quick"])

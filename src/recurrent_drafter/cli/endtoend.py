@@ -151,11 +151,11 @@ def require(holds: bool, message: str) -> None:
         raise StepError(message)
 
 
-def simple(options: VerifierOptions, *, argv: Sequence[str]) -> int:
+def simple(options: VerifierOptions, *, argv: list[str]) -> int:
     return check(options, lambda folder, model, _: [Journey(model, model, folder / "one")])
 
 
-def full(options: VerifierOptions, *, argv: Sequence[str]) -> int:
+def full(options: VerifierOptions, *, argv: list[str]) -> int:
     return check(options, all_journeys)
 
 

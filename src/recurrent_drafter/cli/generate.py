@@ -1,6 +1,5 @@
 """``generate_speculator.py`` and ``recurrent-drafter generate``: a reply, a chat, or an evaluation."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 
 from rich.console import Console
@@ -21,7 +20,7 @@ def run(
     options: decoding.GenerateOptions,
     evaluation: decoding.EvaluationOptions,
     *,
-    argv: Sequence[str],
+    argv: list[str],
 ) -> int:
     questions = evaluate.prepare(options, evaluation)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)

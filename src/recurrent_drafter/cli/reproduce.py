@@ -4,7 +4,6 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 
 from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import INTERRUPTED
@@ -19,7 +18,7 @@ from recurrent_drafter.reproduce.results import Results, failure
 REFUSED = 2
 
 
-def run(options: ReproduceOptions, *, argv: Sequence[str]) -> int:
+def run(options: ReproduceOptions, *, argv: list[str]) -> int:
     results = Results.of(options)
     check(results)
     print("\n".join(outline(results)), flush=True)  # before other processes write

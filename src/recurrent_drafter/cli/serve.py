@@ -21,7 +21,7 @@ from recurrent_drafter.vllm.checking import check_length
 ANY_ADDRESS = (None, "0.0.0.0", "::")
 
 
-def run(options: ServeOptions, flags: Sequence[str], *, argv: Sequence[str]) -> int:  # noqa: ARG001
+def run(options: ServeOptions, flags: Sequence[str], *, argv: list[str]) -> int:
     path = options.drafter()
     drafter = load_drafter(path)
     model, tokenizer = open_outline(options.base_model, drafter, path)

@@ -22,7 +22,7 @@ GIB = 2**30
 WORTH = ("predicted_speedup", "break_even")  # figures of this machine, beside those of the held-out replies
 
 
-def run(own: TrainingOptions, *, argv: Sequence[str]) -> int:
+def run(own: TrainingOptions, *, argv: list[str]) -> int:
     started = time.monotonic()
     args = options(argv)
     if args.demo:

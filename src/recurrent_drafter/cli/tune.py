@@ -27,7 +27,7 @@ from recurrent_drafter.report.charts import MISSING, can_draw, draw_speed_maps
 from recurrent_drafter.report.tables import Columns, terminal
 
 
-def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *, argv: Sequence[str]) -> int:
+def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *, argv: list[str]) -> int:
     folder = tuning_folder(which, options)
     if not can_draw():
         print(MISSING, file=sys.stderr)

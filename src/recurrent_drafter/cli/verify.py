@@ -28,7 +28,7 @@ def run(
     asked: PromptOptions,
     options: VerifyOptions,
     *,
-    argv: Sequence[str],
+    argv: list[str],
 ) -> int:
     """Decode prompts with and without speculation and explain every difference: 0 if none is a bug, else 1."""
     draws = sampling.arguments(SAMPLED)

@@ -150,10 +150,7 @@ class GenerateOptions:
 
     def __post_init__(self) -> None:
         require(self.prompt is None or bool(self.prompt.strip()), "--prompt is empty: expected some text")
-        require(
-            self.prompt is None or is_text(self.prompt),
-            "--prompt holds bytes that are no text: expected UTF-8",
-        )
+        require(self.prompt is None or is_text(self.prompt), "--prompt holds bytes that are no text: expected UTF-8")
         require(
             [self.prompt is not None, self.interactive, self.eval_mt_bench].count(True) == 1,
             "give one of --prompt TEXT, --interactive and --eval_mt_bench",
