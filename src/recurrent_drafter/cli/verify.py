@@ -20,8 +20,7 @@ from recurrent_drafter.measure.verification import Verification, as_record, veri
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import saved_fingerprint
-from recurrent_drafter.records.provenance import provenance, write_json
-from recurrent_drafter.records.verified import VERIFICATION_FILE
+from recurrent_drafter.records.provenance import VERIFICATION_FILE, provenance, write_json
 from recurrent_drafter.report.tables import Columns, terminal
 
 
