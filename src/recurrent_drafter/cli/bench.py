@@ -26,8 +26,7 @@ from recurrent_drafter.measure.arms import (
 )
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_verifier
-from recurrent_drafter.records.lines import write_records
-from recurrent_drafter.records.provenance import provenance
+from recurrent_drafter.records.provenance import provenance, write_records
 
 
 def run(options: BenchOptions, *, argv: Sequence[str]) -> int:

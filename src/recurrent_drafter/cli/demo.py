@@ -20,7 +20,7 @@ from recurrent_drafter.measure.arms import HF, PLAIN, Decoding, batches_of, hf_a
 from recurrent_drafter.measure.ruler import Arm
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hardware import peak_bytes
+from recurrent_drafter.records.provenance import peak_bytes
 
 
 def run(options: DemoOptions, *, argv: Sequence[str]) -> int:

@@ -25,8 +25,7 @@ from recurrent_drafter.cli.options.decoding import VerifierOptions
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.records.provenance import EVALUATION as EVALUATION_RECORD
-from recurrent_drafter.records.provenance import RUN_RECORD
-from recurrent_drafter.records.verified import read_verification
+from recurrent_drafter.records.provenance import RUN_RECORD, read_verification
 
 CONVERSATIONS = 60
 TRAINING = ["--model_max_length", "128", "--draft_vocab_size", "512", "--max_steps", "12", "--learning_rate", "2e-3"]

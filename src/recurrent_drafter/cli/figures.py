@@ -17,7 +17,12 @@ from recurrent_drafter.report.tables import Columns, terminal
 
 def arm_table(trials: Sequence[Trial], decoding: Decoding, dtype: torch.dtype, batch_size: int) -> Table:
     """Ways of decoding side by side: speed, tokens per step, and whether the output is the same."""
-    return terminal(rows_of(trials), NARROW, f"{decoding.protocol}, {named(dtype)}, batch {batch_size}", tight=True)
+    return terminal(
+        rows_of(trials),
+        NARROW,
+        f"{decoding.protocol}, {decoding.drawing}, {named(dtype)}, batch {batch_size}",
+        tight=True,
+    )
 
 
 def compared(

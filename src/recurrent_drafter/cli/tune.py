@@ -48,7 +48,7 @@ def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *,
         )  # fmt: skip
         findings, single = search.run()
     for found in findings:
-        console.print(table(found, f"{decoding.protocol}, {named(model.dtype)}: speed over autoregression"))
+        console.print(table(found, f"{decoding.protocol}, greedy, {named(model.dtype)}: speed over autoregression"))
     differing = [(found.batch, comparison) for found in findings for comparison in found.differing]
     for batch, comparison in differing:
         console.print(f"batch {batch}, {comparison.explained(tokenizer)}", markup=False, highlight=False)

@@ -20,8 +20,7 @@ from recurrent_drafter.measure.verification import Verification, as_record, veri
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import saved_fingerprint
-from recurrent_drafter.records.provenance import provenance, write_json
-from recurrent_drafter.records.verified import VERIFICATION_FILE
+from recurrent_drafter.records.provenance import VERIFICATION_FILE, provenance, write_json
 from recurrent_drafter.report.tables import Columns, terminal
 
 
@@ -50,8 +49,7 @@ def run(
             task = progress.add_task(f"{way.name}: {len(prompts)} prompts, {len(way.arms)} ways", total=len(prompts))
             for batch in way.verify(speculator.verifier, batches):
                 progress.advance(task, len(batch.row_ids))
-    protocol = ", then ".join(way.decoding.protocol for way in passes)
-    console.print(table(passes, f"{protocol}, {named(model.dtype)}, batch {options.batch_size}"))
+    console.print(table(passes, f"{greedy.protocol}, {named(model.dtype)}, batch {options.batch_size}"))
     for name, found in ((way.name, found) for way in passes for found in way.differing):
         console.print(f"{name}, {found.explained(tokenizer)}", markup=False, highlight=False)
     made = {**provenance(argv, model.device.type), "dtype": str(model.dtype), **as_record(passes)}
