@@ -15,14 +15,8 @@ from recurrent_drafter.cli.options.measuring import BenchOptions
 from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
-from recurrent_drafter.measure.arms import (
-    LOOKUP_TOKENS,
-    Decoding,
-    at_temperature,
-    batches_of,
-    lookup_fits,
-    standard_arms,
-)
+from recurrent_drafter.measure import arms as ways
+from recurrent_drafter.measure.arms import LOOKUP_TOKENS, Decoding
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.records.provenance import provenance, write_records
@@ -38,11 +32,11 @@ def run(options: BenchOptions, *, argv: list[str]) -> int:
     dataset = options.dataset_name or (None if options.dataset_path else "demo")
     dialogues = load_dialogues(dataset, options.dataset_path, "eval").dialogues
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=options.prompts, max_length=options.max_prompt_length)
-    batches = batches_of(prompts, options.batch_size, model.device)
+    batches = ways.batches_of(prompts, options.batch_size, model.device)
     end_ids = as_tuple(model.generation_config.eos_token_id) if options.reply else ()
-    decoding = Decoding(options.new_tokens, end_ids, at_temperature(options.temperature), options.seed)
-    lookup = lookup_fits(speculator.verifier, batches, options.new_tokens)
-    arms = standard_arms(speculator, decoding, [fixed], lookup=lookup, assistant=assistant_for(options, model))
+    decoding = Decoding(options.new_tokens, end_ids, ways.at_temperature(options.temperature), options.seed)
+    lookup = ways.lookup_fits(speculator.verifier, batches, options.new_tokens)
+    arms = ways.standard_arms(speculator, decoding, [fixed], lookup=lookup, assistant=assistant_for(options, model))
     console = Console()
     trials = compared(arms, batches, speculator.verifier, decoding, console)
     if options.batch_size > 1:
