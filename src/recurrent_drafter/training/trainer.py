@@ -19,7 +19,7 @@ from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.training.checkpoints import WholeCheckpoints
-from recurrent_drafter.training.examples import RootExample, collate, example_length
+from recurrent_drafter.training.examples import RootExample, collate
 from recurrent_drafter.training.loss import Distillation, Objective, roots_at_a_time
 
 
@@ -93,7 +93,7 @@ class DrafterTrainer(WholeCheckpoints):
         """Batches of like length where they are asked for; the order depends on a step's batch and the seed alone."""
         if self.args.train_sampling_strategy != "group_by_length" or isinstance(self.train_dataset, ShuffledStream):
             return super()._get_train_sampler(train_dataset)
-        lengths = [example_length(example) for example in self.train_dataset]  # type: ignore[union-attr]
+        lengths = [len(example) for example in self.train_dataset]  # type: ignore[union-attr]
         return LengthGrouped(lengths, global_batch(self.args), self.args.seed)
 
     def _check_sharding(self) -> None:
