@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from recurrent_drafter.records.provenance import VERIFICATION_FILE, read_records
 from recurrent_drafter.report.card import CardFacts, model_card
 
 
-def run(options: DeployOptions, *, argv: Sequence[str]) -> int:
+def run(options: DeployOptions, *, argv: list[str]) -> int:
     drafter = Path(options.model_path).expanduser()
     known = gather(drafter, options)
     fill = partial(

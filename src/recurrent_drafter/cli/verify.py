@@ -8,12 +8,10 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from recurrent_drafter.cli.checks import SAMPLED
 from recurrent_drafter.cli.figures import named
-from recurrent_drafter.cli.generate import load_speculator
+from recurrent_drafter.cli.inputs import decoding_of, load_prompts, open_speculator
 from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOptions
-from recurrent_drafter.cli.options.measuring import PromptOptions, VerifyOptions
-from recurrent_drafter.cli.prompts import decoding_of, load_prompts
+from recurrent_drafter.cli.options.measuring import SAMPLED, PromptOptions, VerifyOptions
 from recurrent_drafter.measure.arms import batches_of
 from recurrent_drafter.measure.ruler import tokens_per_step
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
@@ -30,12 +28,12 @@ def run(
     asked: PromptOptions,
     options: VerifyOptions,
     *,
-    argv: Sequence[str],
+    argv: list[str],
 ) -> int:
     """Decode prompts with and without speculation and explain every difference: 0 if none is a bug, else 1."""
     draws = sampling.arguments(SAMPLED)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
-    speculator = load_speculator(which, model, tokenizer)
+    speculator = open_speculator(which.drafter(), model, tokenizer, which.shape)
     folder = local_folder(which.speculator_path)
     of = None if folder is None else saved_fingerprint(folder)
     prompts = load_prompts(asked, Verifier(model), tokenizer, count=50)
