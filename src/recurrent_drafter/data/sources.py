@@ -52,6 +52,9 @@ class LoadedDialogues:
     dialogues: tuple[Dialogue, ...]
     report: LoadReport
 
+    def __iter__(self) -> Iterator[Dialogue]:
+        return iter(self.dialogues)
+
 
 def load_dialogues(
     dataset_name: str | None,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from recurrent_drafter.data.encoding import TrainExample
+from recurrent_drafter.data.sources import LoadedDialogues
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.measure.estimate import break_even, ceiling, training_bytes
 from recurrent_drafter.measure.tuning import packed_costs
@@ -67,8 +68,7 @@ class TrainingEstimate:
 def estimated(text: TrainingText, material: Material, args: TrainingArguments, tell: OnProgress) -> TrainingEstimate:
     """Measure with a drafter of the asked architecture and random weights, on a sample of the text."""
     pair, verifier = material.pair, material.pair.verifier
-    dialogues = list(text.dialogues) if not args.streaming else None
-    few = list(itertools.islice(text.dialogues if dialogues is None else dialogues, SAMPLE))
+    few = list(itertools.islice(text, SAMPLE))
     examples = tuple(encoded(few, pair, args))
     material = replace(material, train=with_text(pair, examples, args))
     draft_ids = draft_vocabulary(material, args, tell)
@@ -76,7 +76,7 @@ def estimated(text: TrainingText, material: Material, args: TrainingArguments, t
     kept = training_bytes(drafter, verifier)
     costs = measured_costs(drafter, verifier)
     seconds = step_seconds(material, draft_ids, args)
-    texts = len(examples) * (len(dialogues) / len(few) if dialogues is not None else 1)
+    texts = len(examples) * (len(text.dialogues) / len(few) if isinstance(text, LoadedDialogues) else 1)
     steps = float(args.max_steps)
     if steps <= 0:
         steps = args.num_train_epochs * max(texts / global_batch(args), 1)

@@ -99,7 +99,7 @@ def train(
             examples = make_examples(pair, text, args, on_progress)
         material = Material(pair, examples, held_out_replies(data, pair, args, on_progress))
         until = quick_schedule(args, begun) if args.quick else None
-        record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.account())}, **facts(args))
+        record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.report)}, **facts(args))
         trained = learn(material, args, record, on_progress=on_progress, should_stop=should_stop, until=until)
         return _with_speedup(trained, pair.verifier, args)
 

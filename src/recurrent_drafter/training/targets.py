@@ -45,7 +45,7 @@ def make_examples(pair: Pair, text: TrainingText, args: TrainingArguments, tell:
         stream = streamed(pair, text, args, tell)
         check_depths(stream.beginning, args.depths)
         return stream
-    read = encoded(text.dialogues, pair, args)
+    read = encoded(text, pair, args)
     examples = tuple(read)
     tell(Progress("targets", read.report.summary()))
     rows = distilled(pair, examples, args, tell) if args.use_distilled_dataset else with_text(pair, examples, args)
@@ -67,12 +67,12 @@ def with_text(pair: Pair, examples: Iterable[TrainExample], args: TrainingArgume
 
 def streamed(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> ShuffledStream[RootExample]:
     """Text targets, made as the data is read."""
-    read = encoded(text.dialogues, pair, args)
+    read = encoded(text, pair, args)
 
     def examples() -> Iterator[RootExample]:
         for number, example in enumerate(read):
             yield replace(with_text_targets(example, args.depths, pair.end_ids), number=number)
-        tell(Progress("data", f"read to its end: {text.account().summary()}; {read.report.summary()}"))
+        tell(Progress("data", f"read to its end: {text.report.summary()}; {read.report.summary()}"))
 
     buffer, batch = args.shuffle_buffer, global_batch(args)
     return ShuffledStream(examples, len, buffer=buffer, batch=batch, seed=args.seed)
