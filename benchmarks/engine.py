@@ -24,8 +24,7 @@ from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import AUTO, Decoding
 from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.loading import computes_in_bfloat16
-from recurrent_drafter.records.lines import read_records, write_records
-from recurrent_drafter.records.provenance import provenance
+from recurrent_drafter.records.provenance import provenance, read_records, write_records
 from recurrent_drafter.report.tables import markdown, markdown_table
 
 LEFT_OUT = """HF prompt lookup takes one prompt at a time, needs text, and room for its drafts in the context: left

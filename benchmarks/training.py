@@ -21,8 +21,7 @@ from recurrent_drafter import RecurrentDrafter, RecurrentDraftingConfig
 from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights
 from recurrent_drafter.measure.replies import left_padded
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hardware import hardware, peak_bytes
-from recurrent_drafter.records.lines import write_records
+from recurrent_drafter.records.provenance import hardware, peak_bytes, write_records
 from recurrent_drafter.report.tables import markdown_table
 from recurrent_drafter.training.distillation import distilled_targets, packed_for_passes
 from recurrent_drafter.training.loss import roots_at_a_time

@@ -18,12 +18,11 @@ from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies, load_replies, save_replies
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.training import TrainingArguments
+from recurrent_drafter.training.callbacks import RunRecord, facts
 from recurrent_drafter.training.corpus import Pair, pair_of
 from recurrent_drafter.training.examples import with_text_targets
 from recurrent_drafter.training.pipeline import learn, prepared
-from recurrent_drafter.training.recipe import facts
-from recurrent_drafter.training.run_record import RunRecord
-from recurrent_drafter.training.targets import Material, Targets
+from recurrent_drafter.training.targets import Material
 
 
 def write_text(pair: Pair, options: argparse.Namespace, text: Path, held_out: Path) -> None:
@@ -69,7 +68,7 @@ def main() -> None:
     if not held_out.exists():
         write_text(pair, options, text, held_out)
     rows = [with_text_targets(reply.as_example(), options.depths, ()) for reply in load_replies(text)]
-    material = Material(pair, Targets(rows, rows), HeldOutReplies(pair.verifier, load_replies(held_out)))
+    material = Material(pair, rows, HeldOutReplies(pair.verifier, load_replies(held_out)))
     trained = learn(material, args, RunRecord(["dev/train_demo_drafter.py"], (), **facts(args)), on_progress=print)
     trained.drafter.save_pretrained(options.output)
     (options.output / "history.json").write_text(json.dumps(trained.history, indent=1))

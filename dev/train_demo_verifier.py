@@ -97,7 +97,7 @@ def train_tokenizer(sets: Sequence[Sequence[Dialogue]]) -> PreTrainedTokenizerFa
 
 def token_ids(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """A conversation in the chat layout."""
-    text = render(dialogue.turns, tokenizer, CHAT_TEMPLATE)
+    text = render(dialogue.turns, tokenizer)
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 

@@ -10,8 +10,8 @@ import pytest
 import transformers
 from running import ROOT
 
-from recurrent_drafter.cli.checks import inherited_flags
 from recurrent_drafter.cli.main import COMMANDS, launch
+from recurrent_drafter.cli.options.training import inherited_flags
 from recurrent_drafter.training.options import TrainingOptions
 
 spec = importlib.util.spec_from_file_location("startup", ROOT / "benchmarks/startup.py")

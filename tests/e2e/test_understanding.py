@@ -7,7 +7,7 @@ import sys
 import pytest
 from running import Command
 
-from recurrent_drafter.cli import endtoend, show_targets
+from recurrent_drafter.cli import conversation, endtoend
 from recurrent_drafter.cli.main import launch
 
 SHORT = ["--positions", "6", "--distill_num_future_tokens", "3"]
@@ -23,8 +23,8 @@ def test_targets_are_what_generate_gives(capsys):
 
 
 def test_other_targets_are_a_bug(monkeypatch, capsys):
-    honest = show_targets.distil
-    monkeypatch.setattr(show_targets, "distil", lambda *a, **k: [rows.roll(1, 0) for rows in honest(*a, **k)])
+    honest = conversation.distil
+    monkeypatch.setattr(conversation, "distil", lambda *a, **k: [rows.roll(1, 0) for rows in honest(*a, **k)])
     assert launch("show_targets", SHORT) == 1
     assert "BUG (margin" in capsys.readouterr().out
 

@@ -174,7 +174,9 @@ def test_processors_are_the_ones_generate_would_use():
 
 def test_the_draw_that_explains_a_sampled_difference_is_the_one_that_was_made(monkeypatch):
     draws, log_probs = [], torch.randn(50).log_softmax(-1)
-    monkeypatch.setattr(arms, "first_divergence", lambda verifier, prompt, expected, found, draw: draws.append(draw))
+    monkeypatch.setattr(
+        arms, "first_divergence", lambda verifier, prompt, expected, found, draw, ways: draws.append(draw)
+    )
     batch = Batch(torch.ones(2, 3).long(), torch.ones(2, 3).long(), row_ids=[8, 9])
     decoding = Decoding(8, sampling=at_temperature(0.7), seed=3)
     explaining(Verifier(tiny_model("gpt2")), decoding)(batch)(1, [1], [2])

@@ -24,7 +24,7 @@ from recurrent_drafter.measure.arms import AUTO, HF, PLAIN, batches_of
 from recurrent_drafter.measure.replies import Reply
 from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.config import RecurrentDraftingConfig
-from recurrent_drafter.records.lines import read_records, write_records
+from recurrent_drafter.records.provenance import read_records, write_records
 from recurrent_drafter.report.tables import markdown
 
 

@@ -1,5 +1,6 @@
 """Span masks, token by token: with generation marks, without them, with Vicuna's layout, cut, and refused."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +33,13 @@ def bare_tokenizer() -> PreTrainedTokenizerBase:
     return loaded  # type: ignore[no-any-return]
 
 
-def encoded(*dialogues_and_tokenizer: Any, **settings: Any) -> tuple[tuple[TrainExample, ...], EncodeReport]:
-    found = EncodedDialogues(*dialogues_and_tokenizer, **settings)
+def encoded(
+    dialogues: Sequence[Dialogue], tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None, **settings: Any
+) -> tuple[tuple[TrainExample, ...], EncodeReport]:
+    if chat_template is not None:
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = chat_template
+    found = EncodedDialogues(dialogues, tokenizer, **settings)
     return tuple(found), found.report
 
 

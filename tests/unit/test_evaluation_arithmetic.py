@@ -9,7 +9,7 @@ from rich.console import Console
 
 from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Answer, Skipped
 from recurrent_drafter.bench.scores import Evaluation, join, read_evaluation
-from recurrent_drafter.cli.scores import category_table
+from recurrent_drafter.cli.figures import category_table
 from recurrent_drafter.core import metrics
 from recurrent_drafter.core.metrics import Acceptance
 from recurrent_drafter.data import questions

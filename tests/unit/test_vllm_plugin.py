@@ -9,7 +9,7 @@ from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
 from recurrent_drafter.core.beam import sampled_chain
 from recurrent_drafter.vllm import compatibility, plugin
 from recurrent_drafter.vllm.options import ServingOptions
-from recurrent_drafter.vllm.proposer import DraftLaws
+from recurrent_drafter.vllm.proposer import DraftLaws, room_before_end
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,15 @@ def test_a_chain_is_drawn_from_the_law_that_is_told():
     torch.testing.assert_close(laws[1:, 1], warmed[tokens[1:, 0] - 7])
     share = torch.stack([(tokens[1:, 1][tokens[1:, 0] == 7] == token).float().mean() for token in (7, 8, 9)])
     torch.testing.assert_close(share, warmed[0], atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize(("min_tokens", "written", "room"), [(0, 3, 4), (6, 6, 4), (6, 5, 0), (6, 4, 1), (60, 5, 4)])
+def test_drafts_end_where_a_reply_may(min_tokens, written, room):
+    """The bonus token after a whole draft is the last one that may not end the reply."""
+    request = SimpleNamespace(
+        sampling_params=SimpleNamespace(min_tokens=min_tokens), output_token_ids=list(range(written))
+    )
+    assert room_before_end(request, 4) == room
 
 
 def test_laws_of_drafts_that_are_not_known_reject_them():

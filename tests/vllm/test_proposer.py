@@ -72,6 +72,25 @@ def test_up_to_the_end_of_the_context():
     assert all(len(o.token_ids) == 38 for o in found)
 
 
+def test_replies_that_may_end_once_they_are_long_enough():
+    """A stop token at the very place from which on it may end the reply, wherever drafts begin and end."""
+    texts = prompts(4, 60)
+    with engine(speculation=False) as llm:
+        free = complete(llm, [(ids, SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)) for ids in texts])
+        requests = [
+            (
+                ids,
+                SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, min_tokens=count, stop_token_ids=[stop]),
+            )
+            for ids, reply in zip(texts, free, strict=True)
+            for count, stop in enumerate(list(reply.token_ids)[1:9], start=1)
+        ]
+        expected = complete(llm, requests)
+    with engine() as llm:
+        found = complete(llm, requests)
+    assert [list(o.token_ids) for o in found] == [list(o.token_ids) for o in expected]
+
+
 def test_a_checkpoint_serves_by_its_own_name():
     requests = [(ids, SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)) for ids in prompts(4, 60)]
     with engine() as llm:

@@ -1,6 +1,5 @@
 """``recurrent-drafter bench``: what speculation is worth on one's own model, drafter and prompts."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,45 +8,37 @@ from transformers import PreTrainedModel
 
 from recurrent_drafter.bench.columns import bugs, memory_line, run_records
 from recurrent_drafter.bench.engine import inside
-from recurrent_drafter.cli.figures import arm_table, compared, profile_table
+from recurrent_drafter.bench.scores import join, read_evaluation
+from recurrent_drafter.cli.figures import compared, profile_table, show
+from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.options.measuring import BenchOptions
-from recurrent_drafter.cli.scores import join_files
-from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
-from recurrent_drafter.measure.arms import (
-    LOOKUP_TOKENS,
-    Decoding,
-    at_temperature,
-    batches_of,
-    lookup_fits,
-    standard_arms,
-)
+from recurrent_drafter.measure import arms as ways
+from recurrent_drafter.measure.arms import LOOKUP_TOKENS, Decoding
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_verifier
-from recurrent_drafter.records.lines import write_records
-from recurrent_drafter.records.provenance import provenance
+from recurrent_drafter.records.provenance import provenance, write_records
 
 
-def run(options: BenchOptions, *, argv: Sequence[str]) -> int:
-    """Compare ways of decoding on your model and prompts: speed, and whether the output is the same."""
+def run(options: BenchOptions, *, argv: list[str]) -> int:
     if options.join is not None:
-        return join_files(options.join, Console())
+        show(Console(), join([(file, read_evaluation(Path(file))) for file in options.join]))
+        return 0
     fixed = DraftShape(options.beam_width, options.beam_length)
     model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
     speculator = open_speculator(options.drafter(), model, tokenizer)
     dataset = options.dataset_name or (None if options.dataset_path else "demo")
     dialogues = load_dialogues(dataset, options.dataset_path, "eval").dialogues
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=options.prompts, max_length=options.max_prompt_length)
-    batches = batches_of(prompts, options.batch_size, model.device)
+    batches = ways.batches_of(prompts, options.batch_size, model.device)
     end_ids = as_tuple(model.generation_config.eos_token_id) if options.reply else ()
-    decoding = Decoding(options.new_tokens, end_ids, at_temperature(options.temperature), options.seed)
-    lookup = lookup_fits(speculator.verifier, batches, options.new_tokens)
-    arms = standard_arms(speculator, decoding, [fixed], lookup=lookup, assistant=assistant_for(options, model))
+    decoding = Decoding(options.new_tokens, end_ids, ways.at_temperature(options.temperature), options.seed)
+    lookup = ways.lookup_fits(speculator.verifier, batches, options.new_tokens)
+    arms = ways.standard_arms(speculator, decoding, [fixed], lookup=lookup, assistant=assistant_for(options, model))
     console = Console()
     trials = compared(arms, batches, speculator.verifier, decoding, console)
-    console.print(arm_table(trials, decoding, model.dtype, options.batch_size))
     if options.batch_size > 1:
         console.print("HF prompt lookup and assisted generation take one prompt at a time: left out.")
     elif not lookup:

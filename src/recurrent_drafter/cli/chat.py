@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
@@ -18,32 +18,19 @@ from recurrent_drafter.data.dialogues import Turn
 from recurrent_drafter.data.prompts import encode_prompt
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import without_drafter
+from recurrent_drafter.measure.ruler import Run
 
 COMMANDS = "/reset /stats /seed N /temp X /speculate on|off /quit"
 DRAFTED = "bold green"
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # half a character: its other bytes are still to come
 
 
-@dataclass
-class Tally:
+def told(runs: Sequence[Run]) -> str:
     """What replies took, one or all of a session's."""
-
-    replies: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    drafts: list[tuple[int, int]] = field(default_factory=list)  # of every step: tokens drafted, and accepted
-
-    def add(self, other: "Tally") -> None:
-        self.replies += other.replies
-        self.tokens += other.tokens
-        self.seconds += other.seconds
-        self.drafts += other.drafts
-
-    def __str__(self) -> str:
-        rate = self.tokens / self.seconds if self.seconds else 0.0
-        after_prefill = self.tokens - self.replies
-        per_step = f", {after_prefill / len(self.drafts):.2f} tokens/step" if self.drafts else ""
-        return f"{self.tokens:,} tokens in {self.seconds:.1f}s ({rate:.1f} tok/s{per_step})"
+    tokens, seconds = sum(run.count for run in runs), sum(run.seconds for run in runs)
+    steps, replies = sum(len(run.drafts[0]) for run in runs), sum(run.count > 0 for run in runs)
+    per_step = f", {(tokens - replies) / steps:.2f} tokens/step" if steps else ""  # prefill's own token left out
+    return f"{tokens:,} tokens in {seconds:.1f}s ({tokens / seconds:.1f} tok/s{per_step})"
 
 
 class Chat:
@@ -59,11 +46,10 @@ class Chat:
         self.with_drafter, self.speculator = speculator, speculator
         self.tokenizer, self.sampling, self.options = tokenizer, sampling, options
         self.turns: list[Turn] = []
-        self.totals: dict[str, Tally] = {}
+        self.runs: dict[str, list[Run]] = {}  # all replies, with drafts and without
         self.console = Console(soft_wrap=True, highlight=False)
 
     def answer_once(self, prompt: str) -> int:
-        """Reply to one prompt; the exit code."""
         _, interrupted = self.reply([Turn("user", prompt)])
         return INTERRUPTED if interrupted else 0
 
@@ -120,9 +106,9 @@ class Chat:
         except KeyboardInterrupt:
             interrupted = True
             print(" [interrupted]", end="")
-        tally = Tally(int(bool(shown.tokens)), len(shown.tokens), time.perf_counter() - begun, list(drafts))
-        self.totals.setdefault(self._way, Tally()).add(tally)
-        print(f"\n\nGenerated {tally}")
+        run = Run([shown.tokens], time.perf_counter() - begun, drafts=[drafts])
+        self.runs.setdefault(self._way, []).append(run)
+        print(f"\n\nGenerated {told([run])}")
         return shown.text, interrupted
 
     def _show(self, piece: str, is_draft: bool) -> None:
@@ -166,11 +152,12 @@ class Chat:
         print(self._way)
 
     def _show_totals(self) -> None:
-        for way, tally in self.totals.items():
-            acceptance = Acceptance.of(tally.drafts)
+        for way, runs in self.runs.items():
+            replies = sum(run.count > 0 for run in runs)
+            acceptance = Acceptance.of(draft for run in runs for draft in run.drafts[0])
             accepted = f", {acceptance.rate:.0%} of drafted tokens accepted" if acceptance.drafted else ""
-            print(f"{way}: {tally.replies} {'reply' if tally.replies == 1 else 'replies'}, {tally}{accepted}")
-        if not self.totals:
+            print(f"{way}: {replies} {'reply' if replies == 1 else 'replies'}, {told(runs)}{accepted}")
+        if not self.runs:
             print("nothing has been said yet")
 
 

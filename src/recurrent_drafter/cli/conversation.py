@@ -1,13 +1,34 @@
-"""The one conversation that the commands for understanding look at."""
+"""The commands for understanding: which tokens of one conversation are learned from, and which targets they get."""
 
+import itertools
+import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-from recurrent_drafter.cli.options.measuring import ConversationOptions
+import torch
+from rich.console import Console
+from rich.text import Text
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from recurrent_drafter.cli.options.measuring import ConversationOptions, TargetOptions
+from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.dialogues import Dialogue
 from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.measure.divergence import first_divergence
+from recurrent_drafter.measure.ruler import until_end
 from recurrent_drafter.models.loading import load_verifier
+from recurrent_drafter.report.tables import Columns, terminal
 from recurrent_drafter.training.corpus import Pair, pair_of
+from recurrent_drafter.training.distillation import distil
+from recurrent_drafter.training.examples import loss_mask
+
+CONTEXT, TRAINED = "dim", "bold green"
+SCOPES = {"--train_on_assistant_only": True, "without it": False}
+SHOWN_TOKENS, SHOWN_CHARACTERS = 16, 40  # of the context's end
 
 
 @dataclass(frozen=True)
@@ -41,3 +62,114 @@ def open_conversation(options: ConversationOptions, beyond: int = 0) -> Opened:
     if length < 2:
         raise ValueError(f"{beyond} tokens more do not fit the context of {context} tokens: ask for fewer")
     return Opened(pair, dialogues[-1], length)
+
+
+def show_scope(options: ConversationOptions, *, argv: list[str]) -> int:
+    opened = open_conversation(options)
+    console = Console(highlight=False)
+    key = ("context", "trained") if console.is_terminal else ("context", "[[trained]]")
+    examples = {name: opened.example(assistant_only) for name, assistant_only in SCOPES.items()}
+    for name, example in examples.items():
+        console.print(Text.assemble(f"{name}: ", (key[0], CONTEXT), " ", (key[1], TRAINED)))
+        console.print(marked(example, opened.pair.tokenizer, color=console.is_terminal), soft_wrap=True, end="\n\n")
+    trained = {name: int((example.span_ids >= 0).sum()) for name, example in examples.items()}
+    columns: Columns = {
+        "scope": str,
+        "tokens": lambda name: f"{len(examples[name].input_ids):,}",
+        "context only": lambda name: f"{len(examples[name].input_ids) - trained[name]:,}",
+        "trained on": lambda name: f"{trained[name]:,}",
+        "positions": lambda name: f"{int(loss_mask(examples[name], opened.pair.end_ids).sum()):,}",
+    }
+    console.print(terminal(list(examples), columns))
+    console.print(
+        "Every token is read as context in both scopes. Positions are the tokens after which the next ones are\n"
+        "learned: those that are trained on, except end tokens and the first token of all.",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def marked(example: TrainExample, tokenizer: PreTrainedTokenizerBase, *, color: bool) -> Text:
+    """The conversation with its two kinds of tokens told apart, by color or by brackets."""
+    shown = Text()
+    for text, trained in runs(example, tokenizer):
+        if color:
+            shown.append(text, TRAINED if trained else CONTEXT)
+        else:
+            shown.append(f"[[{text}]]" if trained else text)
+    return shown
+
+
+def runs(example: TrainExample, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:
+    """Stretches of text, each with whether it is trained on.
+
+    Each is the difference of two decodings from the beginning: some tokenizers write a word otherwise where it is
+    decoded alone.
+    """
+    tokens, end, written = example.input_ids.tolist(), 0, ""
+    for span, stretch in itertools.groupby(example.span_ids.tolist()):
+        end += len(list(stretch))
+        whole = str(tokenizer.decode(tokens[:end]))
+        yield whole[len(written) :], span >= 0
+        written = whole
+
+
+def show_targets(which: ConversationOptions, options: TargetOptions, *, argv: list[str]) -> int:
+    count = options.distill_num_future_tokens
+    opened = open_conversation(which, beyond=count)
+    pair, example = opened.pair, opened.example(options.train_on_assistant_only)
+    roots = loss_mask(example, pair.end_ids).nonzero()[: options.positions, 0]
+    begun = time.perf_counter()
+    (targets,) = distil(pair.verifier, [example.input_ids], [roots], count, pair.end_ids)
+    at_once = time.perf_counter() - begun
+    scope = "in the assistant's replies" if options.train_on_assistant_only else "of the conversation"
+    print(f"{len(example.input_ids)} tokens; at each of {len(roots)} positions {scope} the model's next {count} tokens")
+    print(f"\n{'position':>8}  {'the context ends in':>{SHOWN_CHARACTERS}} > tokens generated")
+    kinds: Counter[str] = Counter()
+    begun = time.perf_counter()
+    for root, row in zip(roots.tolist(), targets, strict=True):
+        found = row[row != IGNORED].tolist()
+        verdict = compared(pair, example.input_ids[: root + 1], found, count)
+        kinds[verdict.split()[0]] += 1
+        print(shown(root, example.input_ids, found, pair.tokenizer) + f"  {verdict}", flush=True)
+    one_by_one = time.perf_counter() - begun
+    print(
+        f"\nagainst generate, position by position: {kinds['same']} the same, {kinds['numeric']} numeric ties, "
+        f"{kinds['BUG']} bugs\nall positions at once {at_once:.2f} s, position by position {one_by_one:.2f} s"
+    )
+    return 1 if kinds["BUG"] else 0
+
+
+def compared(pair: Pair, prefix: Tensor, found: list[int], count: int) -> str:
+    """``same``, or what the first difference from transformers' own continuation of a prefix (S,) is."""
+    expected = generated(pair, prefix, count)
+    difference = first_divergence(pair.verifier, prefix, expected, found)
+    return "same" if difference is None else f"{difference.verdict}; generate: {pieces(expected, pair.tokenizer)}"
+
+
+def generated(pair: Pair, prefix: Tensor, count: int) -> list[int]:
+    generate: Any = pair.verifier.model.generate
+    prompt = prefix[None].to(pair.verifier.device)
+    sequences = generate(
+        input_ids=prompt,
+        attention_mask=torch.ones_like(prompt),
+        max_new_tokens=count,
+        do_sample=False,
+        repetition_penalty=1.0,  # whatever the model's own settings say: the targets are its plain choice
+        eos_token_id=list(pair.end_ids) or None,
+        pad_token_id=pair.end_ids[0] if pair.end_ids else 0,
+    )
+    return until_end(sequences[0, len(prefix) :].tolist(), pair.end_ids)
+
+
+def shown(root: int, text: Tensor, tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    context = one_line(text[max(root + 1 - SHOWN_TOKENS, 0) : root + 1].tolist(), tokenizer)[-SHOWN_CHARACTERS:]
+    return f"{root:>8}  {context:>{SHOWN_CHARACTERS}} > {pieces(tokens, tokenizer)}"
+
+
+def pieces(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return "|".join(one_line([token], tokenizer) for token in tokens)
+
+
+def one_line(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(tokens)).replace("\n", "\\n")

@@ -2,22 +2,21 @@
 
 import os
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 
+from recurrent_drafter.cli.inputs import open_outline
 from recurrent_drafter.cli.options.publishing import ConvertOptions
 from recurrent_drafter.formats.apple import from_apple, is_apples, to_apple
 from recurrent_drafter.formats.hub_names import is_hub_name
 from recurrent_drafter.hub.publishing import WEIGHTS
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.loading import check_pair, check_tokenizer, load_drafter, load_outline, tokenizer_hash
-from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.models.loading import load_drafter, tokenizer_hash
 
 
-def run(options: ConvertOptions, *, argv: Sequence[str]) -> int:
+def run(options: ConvertOptions, *, argv: list[str]) -> int:
     target = Path(options.target).expanduser()
     drafter = read(located(options.source))
     if options.verifier is not None:
@@ -49,17 +48,9 @@ def read(folder: Path) -> RecurrentDrafter:
 
 def name_verifier(drafter: RecurrentDrafter, source: str, name: str) -> None:
     """Put a verifier's name, architecture and tokenizer into the config. Raises ValueError if it is for another."""
-    model, tokenizer = load_outline(name)
-    verifier = Verifier(model)
-    check_pair(drafter.config, verifier.hidden_size, verifier.vocab_size)
-    check_tokenizer(source, drafter.config, tokenizer)
-    drafter.config.update(
-        {
-            "verifier_name_or_path": name,
-            "verifier_architectures": model.config.architectures,
-            "tokenizer_hash": tokenizer_hash(tokenizer),
-        }
-    )
+    model, tokenizer = open_outline(name, drafter, source)
+    named = {"verifier_name_or_path": name, "verifier_architectures": model.config.architectures}
+    drafter.config.update({**named, "tokenizer_hash": tokenizer_hash(tokenizer)})
 
 
 def write(drafter: RecurrentDrafter, target: Path, layout: str) -> None:

@@ -1,17 +1,15 @@
 """``recurrent-drafter demo`` (``make demo``): train a drafter for the bundled model, then see what it is worth."""
 
-from collections.abc import Sequence
-
 import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import bugs
-from recurrent_drafter.cli.figures import arm_table, compared
+from recurrent_drafter.cli.figures import compared
+from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options.measuring import DemoOptions
-from recurrent_drafter.cli.speculator import open_speculator
 from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
@@ -20,11 +18,10 @@ from recurrent_drafter.measure.arms import HF, PLAIN, Decoding, batches_of, hf_a
 from recurrent_drafter.measure.ruler import Arm
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hardware import peak_bytes
+from recurrent_drafter.records.provenance import peak_bytes
 
 
-def run(options: DemoOptions, *, argv: Sequence[str]) -> int:
-    """Train a drafter for the bundled model in four minutes, then compare it with plain generation."""
+def run(options: DemoOptions, *, argv: list[str]) -> int:
     trained = options.speculator_path
     if trained is None and not options.skip_training:
         code = launch("train", ["--quick"])
@@ -42,7 +39,6 @@ def run(options: DemoOptions, *, argv: Sequence[str]) -> int:
         decoding = Decoding(options.new_tokens, end_ids)
         arms, batches = make_arms(model, drafters, decoding), batches_of(prompts, 1, model.device)
         trials = compared(arms, batches, Verifier(model), decoding, console)
-        console.print(arm_table(trials, decoding, model.dtype, batch_size=1))
         for arm in arms:
             for bug in bugs(trials, arm.name):
                 console.print(f"DIFFERS: {arm.name}, {bug}")

@@ -2,7 +2,6 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,12 @@ from recurrent_drafter.cli.options.publishing import DeployOptions
 from recurrent_drafter.formats.hub_names import is_hub_name
 from recurrent_drafter.hub.publishing import assemble, publish
 from recurrent_drafter.models.loading import load_drafter
-from recurrent_drafter.records.lines import read_records
 from recurrent_drafter.records.paths import TUNING_FILE
-from recurrent_drafter.records.verified import VERIFICATION_FILE, read_verification
+from recurrent_drafter.records.provenance import VERIFICATION_FILE, read_records, read_verification
 from recurrent_drafter.report.card import CardFacts, model_card
 
 
-def run(options: DeployOptions, *, argv: Sequence[str]) -> int:
+def run(options: DeployOptions, *, argv: list[str]) -> int:
     drafter = Path(options.model_path).expanduser()
     known = gather(drafter, options)
     fill = partial(

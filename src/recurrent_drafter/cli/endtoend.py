@@ -10,7 +10,7 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,7 @@ from recurrent_drafter.cli.options.decoding import VerifierOptions
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.records.provenance import EVALUATION as EVALUATION_RECORD
-from recurrent_drafter.records.provenance import RUN_RECORD
-from recurrent_drafter.records.verified import read_verification
+from recurrent_drafter.records.provenance import RUN_RECORD, read_verification
 
 CONVERSATIONS = 60
 TRAINING = ["--model_max_length", "128", "--draft_vocab_size", "512", "--max_steps", "12", "--learning_rate", "2e-3"]
@@ -73,7 +72,7 @@ class Journey:
     def train(self) -> str:
         """A few steps on a few conversations: the loss falls."""
         self._command("train", *self._data(), *TRAINING, *self.flags, "--output_dir", str(self.drafter))
-        losses = [entry["loss"] for entry in self._run(self.drafter)["history"] if "loss" in entry]
+        losses = [entry["loss"] for entry in record(self.drafter / RUN_RECORD)["history"] if "loss" in entry]
         require(all(map(math.isfinite, losses)), f"the losses are not numbers: {losses}")
         first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
         require(last < first, f"the loss does not fall: {losses}")
@@ -113,8 +112,8 @@ class Journey:
         folder = self.folder / "evaluation"
         named = ["--phase", "eval", "--drafter_name_or_path", str(self.drafter), "--output_dir", str(folder)]
         self._command("train", *self._data(), *named)
-        records = self._run(self.drafter), self._run(folder, EVALUATION_RECORD)
-        before, after = (record["metrics"]["eval_tokens_per_step"] for record in records)
+        files = self.drafter / RUN_RECORD, folder / EVALUATION_RECORD
+        before, after = (record(file)["metrics"]["eval_tokens_per_step"] for file in files)
         require(math.isclose(before, after, rel_tol=1e-3), f"{after:.3f} tokens per step, in training {before:.3f}")
         return f"{after:.2f} tokens per step on held-out prompts, as in training"
 
@@ -134,11 +133,6 @@ class Journey:
         return ["--base_model", self.model, "--speculator_path", str(self.drafter)]
 
     @staticmethod
-    def _run(folder: Path, name: str = RUN_RECORD) -> dict[str, Any]:
-        record: dict[str, Any] = json.loads((folder / name).read_text())
-        return record
-
-    @staticmethod
     def _command(name: str, *argv: str) -> str:
         """Run a command, whose output is shown only where it fails; returns the output."""
         output = io.StringIO()
@@ -148,22 +142,21 @@ class Journey:
         return output.getvalue()
 
 
+def record(file: Path) -> Any:
+    return json.loads(file.read_text())
+
+
 def require(holds: bool, message: str) -> None:
     if not holds:
         raise StepError(message)
 
 
-def simple(options: VerifierOptions, *, argv: Sequence[str]) -> int:
-    return check(options, one_journey)
+def simple(options: VerifierOptions, *, argv: list[str]) -> int:
+    return check(options, lambda folder, model, _: [Journey(model, model, folder / "one")])
 
 
-def full(options: VerifierOptions, *, argv: Sequence[str]) -> int:
+def full(options: VerifierOptions, *, argv: list[str]) -> int:
     return check(options, all_journeys)
-
-
-def one_journey(folder: Path, model: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Journey]:  # noqa: ARG001
-    """The model, trained on the text itself."""
-    yield Journey(model, model, folder / "one")
 
 
 def all_journeys(folder: Path, model: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[Journey]:
@@ -176,10 +169,7 @@ def all_journeys(folder: Path, model: str, tokenizer: PreTrainedTokenizerBase) -
         yield Journey(f"random {name}", str(folder / f"model-{name}"), folder / name)
 
 
-Journeys = Callable[[Path, str, PreTrainedTokenizerBase], Iterator[Journey]]
-
-
-def check(options: VerifierOptions, journeys: Journeys) -> int:
+def check(options: VerifierOptions, journeys: Callable[[Path, str, PreTrainedTokenizerBase], Iterable[Journey]]) -> int:
     """Go through the steps, a line for each: 0 if all pass, else 1."""
     _, tokenizer = load_verifier(options.base_model)  # one that cannot be loaded is no failed check
     begun, passed, failed = time.monotonic(), 0, 0

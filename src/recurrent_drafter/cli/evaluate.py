@@ -15,32 +15,29 @@ from transformers import PreTrainedTokenizerBase
 from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Interview
 from recurrent_drafter.bench.scores import Evaluation
 from recurrent_drafter.cli.errors import INTERRUPTED
-from recurrent_drafter.cli.options.decoding import (
-    EvaluationOptions,
-    GenerateOptions,
-    SamplingOptions,
-    SpeculatorOptions,
-)
-from recurrent_drafter.cli.scores import show
+from recurrent_drafter.cli.figures import show
+from recurrent_drafter.cli.options import decoding
 from recurrent_drafter.data.questions import Question, load_questions, spread
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import Decoding, without_drafter
 from recurrent_drafter.measure.ruler import Trial
-from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import provenance, write_json
 from recurrent_drafter.records.trackers import check_services, evaluation_services, reporting_to
 
 
 @dataclass(frozen=True)
 class Task:
-    """All options of an evaluation, and the command line that they came from."""
+    """All options of an evaluation, the command line that they came from, and what answers which questions."""
 
-    which: SpeculatorOptions
-    sampling: SamplingOptions
-    options: GenerateOptions
-    evaluation: EvaluationOptions
+    which: decoding.SpeculatorOptions
+    sampling: decoding.SamplingOptions
+    options: decoding.GenerateOptions
+    evaluation: decoding.EvaluationOptions
     argv: list[str]
+    questions: Sequence[Question]
+    speculator: RecurrentDraftingSpeculator
+    tokenizer: PreTrainedTokenizerBase
 
     @property
     def name(self) -> str:
@@ -49,7 +46,7 @@ class Task:
         return f"{way}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def prepare(options: GenerateOptions, asked: EvaluationOptions) -> list[Question]:
+def prepare(options: decoding.GenerateOptions, asked: decoding.EvaluationOptions) -> list[Question]:
     """The questions; what can be wrong with them and with the trackers is found here, before a model is loaded."""
     if not options.is_evaluation:
         return []
@@ -60,26 +57,20 @@ def prepare(options: GenerateOptions, asked: EvaluationOptions) -> list[Question
     return spread(questions, asked.max_num_prompts or len(questions))
 
 
-def run(
-    task: Task,
-    questions: Sequence[Question],
-    speculator: RecurrentDraftingSpeculator,
-    tokenizer: PreTrainedTokenizerBase,
-) -> int:
+def run(task: Task) -> int:
     """Answer the questions in every arm, and report; 1 if an answer differs beyond numeric ties, 130 on Ctrl-C."""
-    arms, asked, console = arms_of(task, speculator), task.evaluation, Console()
-    decoding, longest = decoding_of(task, speculator)
-    settings = settings_of(task, decoding, longest, questions, speculator)
-    drafting = drafting_of(task, speculator)
-    prompts = sum(len(question.turns) for question in questions)
-    interview = Interview(arms, tokenizer, decoding, asked.batch_size, longest)
+    arms, asked, console = arms_of(task), task.evaluation, Console()
+    way, longest = decoding_of(task)
+    settings, drafting = settings_of(task, way, longest), drafting_of(task)
+    prompts = sum(len(question.turns) for question in task.questions)
+    interview = Interview(arms, task.tokenizer, way, asked.batch_size, longest)
     evaluation = Evaluation(settings, prompts, list(arms), skipped=interview.skipped)
     run_name = asked.run_name or os.environ.get("WANDB_NAME") or task.name
     with reporting_to(
         asked.services, run_name=run_name, project=asked.wandb_project, settings={**settings, **drafting}
     ) as log:
         try:
-            take_in(evaluation, interview.ask(questions), console, log)
+            take_in(evaluation, interview.ask(task.questions), console, log)
         finally:  # whatever ended it, what has been answered is kept
             if asked.output_file is not None:
                 made = provenance(task.argv, settings["device"])
@@ -97,33 +88,37 @@ def take_in(
     evaluation: Evaluation, trials: Iterator[Trial], console: Console, log: Callable[[dict[str, float], int], None]
 ) -> None:
     """Add the trials as they come, until they end or Ctrl-C does: each is taken in for all arms or not at all."""
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(), console=console, transient=True,
+    )  # fmt: skip
     try:
-        with progress_bar(console) as progress:
-            bar = progress.add_task("answering", total=evaluation.prompts, note="")
+        with bar:
+            answering = bar.add_task("answering", total=evaluation.prompts, note="")
             for trial in trials:
                 evaluation.trials.append(trial)
-                progress.update(bar, completed=evaluation.done, note=speeds(evaluation))
-                rates = {f"so_far/{arm.name}_tokens_per_second": arm.rate for arm in evaluation.arms.values()}
-                log(rates, evaluation.done)
+                rates = {arm.name: arm.rate for arm in evaluation.arms.values()}
+                note = " / ".join(f"{rate:.0f}" for rate in rates.values()) + " tok/s"
+                bar.update(answering, completed=evaluation.done, note=note)
+                log({f"so_far/{name}_tokens_per_second": rate for name, rate in rates.items()}, evaluation.done)
             evaluation.is_complete = True
     except KeyboardInterrupt:
         console.print()
 
 
-def arms_of(task: Task, speculator: RecurrentDraftingSpeculator) -> dict[str, RecurrentDraftingSpeculator]:
+def arms_of(task: Task) -> dict[str, RecurrentDraftingSpeculator]:
     """One way of decoding, or both; the autoregressive one is the reference."""
     if task.options.compare:
-        return {AUTOREGRESSIVE: without_drafter(speculator), SPECULATIVE: speculator}
-    return {AUTOREGRESSIVE if task.options.autoregressive else SPECULATIVE: speculator}
+        return {AUTOREGRESSIVE: without_drafter(task.speculator), SPECULATIVE: task.speculator}
+    return {AUTOREGRESSIVE if task.options.autoregressive else SPECULATIVE: task.speculator}
 
 
-def decoding_of(task: Task, speculator: RecurrentDraftingSpeculator) -> tuple[Decoding, int | None]:
+def decoding_of(task: Task) -> tuple[Decoding, int | None]:
     """How every arm decodes, and how long a prompt may be: as long as the context leaves, or less if asked."""
-    verifier, new_tokens = speculator.verifier, task.options.max_generation_length
+    verifier, shape, new_tokens = task.speculator.verifier, task.speculator.shape, task.options.max_generation_length
     longest = task.evaluation.max_prompt_length
     if verifier.context_length is not None:
-        beyond = max(new_tokens, 1 + speculator.shape.beam_length if speculator.shape is not None else 0)
-        room = verifier.context_length - beyond
+        room = verifier.context_length - max(new_tokens, 1 + shape.beam_length if shape is not None else 0)
         if room < 1:
             raise ValueError(f"--max_generation_length is {new_tokens}, expected less than the context of "
                              f"{verifier.context_length}")  # fmt: skip
@@ -133,25 +128,19 @@ def decoding_of(task: Task, speculator: RecurrentDraftingSpeculator) -> tuple[De
     return Decoding(new_tokens, end_ids, task.sampling.arguments(), task.sampling.seed or 0), longest
 
 
-def settings_of(
-    task: Task,
-    decoding: Decoding,
-    longest: int | None,
-    questions: Sequence[Question],
-    speculator: RecurrentDraftingSpeculator,
-) -> dict[str, Any]:
+def settings_of(task: Task, way: Decoding, longest: int | None) -> dict[str, Any]:
     """What arms must have in common for their speeds to be one ratio's."""
-    verifier: Verifier = speculator.verifier
-    asked = repr([(question.name, question.turns) for question in questions])
+    verifier = task.speculator.verifier
+    asked = repr([(question.name, question.turns) for question in task.questions])
     hardware = provenance([], str(verifier.device))["hardware"]
     return {
         "base_model": task.which.base_model,
         "questions": task.evaluation.dataset_path or ("--prompt" if task.options.prompt else "MT-Bench"),
         "questions_sha256": hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest(),
         "protocol": "reply",
-        **decoding.sampling,
-        "max_new_tokens": decoding.new_tokens,
-        "seed": decoding.seed,
+        **way.sampling,
+        "max_new_tokens": way.new_tokens,
+        "seed": way.seed,
         "batch_size": task.evaluation.batch_size,
         "max_prompt_length": longest,
         "dtype": str(verifier.model.dtype).removeprefix("torch."),
@@ -161,22 +150,9 @@ def settings_of(
     }
 
 
-def drafting_of(task: Task, speculator: RecurrentDraftingSpeculator) -> dict[str, Any]:
+def drafting_of(task: Task) -> dict[str, Any]:
     """Which drafter, and how much it drafts: what an arm may have to itself."""
-    if speculator.drafter is None:
+    if task.speculator.drafter is None:
         return {"drafter": None}
-    shape = "auto" if speculator.shape is None else asdict(speculator.shape)
+    shape = "auto" if task.speculator.shape is None else asdict(task.speculator.shape)
     return {"drafter": task.which.speculator_path or "demo", "draft_shape": shape}
-
-
-def progress_bar(console: Console) -> Progress:
-    """One line: prompts done, tokens per second so far, time left."""
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(), console=console, transient=True,
-    )  # fmt: skip
-
-
-def speeds(evaluation: Evaluation) -> str:
-    """``98 tok/s`` for every arm."""
-    return " / ".join(f"{arm.rate:.0f}" for arm in evaluation.arms.values()) + " tok/s"

@@ -1,4 +1,4 @@
-"""Tables for the terminal that several commands show."""
+"""What trials, profiles and evaluations look like at the terminal."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from recurrent_drafter.bench.columns import NARROW, rows_of
+from recurrent_drafter.bench.columns import NARROW, figure, rows_of
 from recurrent_drafter.bench.profile import Profile
+from recurrent_drafter.bench.scores import ArmScores, Evaluation
 from recurrent_drafter.measure.arms import Batch, Decoding, explaining
 from recurrent_drafter.measure.ruler import Arm, Trial, compare
 from recurrent_drafter.models.verifier import Verifier
@@ -17,16 +18,23 @@ from recurrent_drafter.report.tables import Columns, terminal
 
 def arm_table(trials: Sequence[Trial], decoding: Decoding, dtype: torch.dtype, batch_size: int) -> Table:
     """Ways of decoding side by side: speed, tokens per step, and whether the output is the same."""
-    return terminal(rows_of(trials), NARROW, f"{decoding.protocol}, {named(dtype)}, batch {batch_size}", tight=True)
+    return terminal(
+        rows_of(trials),
+        NARROW,
+        f"{decoding.protocol}, {decoding.drawing}, {named(dtype)}, batch {batch_size}",
+        tight=True,
+    )
 
 
 def compared(
     arms: Sequence[Arm], batches: Sequence[Batch], verifier: Verifier, decoding: Decoding, console: Console
 ) -> list[Trial]:
-    """All arms on all batches, judged, with a bar meanwhile."""
-    trials = compare(arms, batches, explaining(verifier, decoding))
+    """All arms on all batches, judged, with a bar meanwhile, and their table at the end."""
+    judged = compare(arms, batches, explaining(verifier, decoding))
     said = f"{len(batches)} batches, {len(arms)} arms"
-    return list(track(trials, said, total=len(batches), console=console, transient=True))
+    trials = list(track(judged, said, total=len(batches), console=console, transient=True))
+    console.print(arm_table(trials, decoding, verifier.model.dtype, len(batches[0].row_ids)))
+    return trials
 
 
 def named(dtype: torch.dtype) -> str:
@@ -34,7 +42,6 @@ def named(dtype: torch.dtype) -> str:
 
 
 def profile_table(profile: Profile, name: str = "") -> Table:
-    """Where a step's time goes."""
     total = 1e3 * profile.total / max(profile.steps, 1)
     rows = [*profile.rows, ("outside verify and draft", total * profile.overhead, profile.overhead)]
     columns: Columns = {
@@ -43,3 +50,81 @@ def profile_table(profile: Profile, name: str = "") -> Table:
         "share": lambda row: f"{row[2]:.1%}",
     }
     return terminal(rows, columns, f"{name}: {profile.steps} steps".removeprefix(": "))
+
+
+def show(console: Console, evaluation: Evaluation) -> None:
+    """The summary, the comparison if there are two arms, the categories, and whatever was left out or differs."""
+    arms = [arm for arm in evaluation.arms.values() if arm.answers]
+    if not evaluation.is_complete:
+        console.print(f"INTERRUPTED after {evaluation.done} of {evaluation.prompts} prompts: figures are of these.")
+    if len(arms) == 1:
+        console.print("Evaluation Summary:")
+        for label, value in summary_rows(arms[0]).items():
+            if value:
+                say(console, f"   {label}: {value}")
+    elif arms:
+        console.print(summary_table(arms))
+        print_comparison(console, evaluation)
+    if arms and len(evaluation.categories) > 1:
+        console.print(category_table(evaluation))
+    if evaluation.skipped:
+        console.print(f"{len(evaluation.skipped)} of {evaluation.prompts} prompts were not answered:")
+    for skipped in evaluation.skipped:
+        say(console, f"   question {skipped.question}, turn {skipped.turn}: {skipped.reason}")
+    for bug in evaluation.bugs:
+        say(console, f"DIFFERS: {bug}")
+
+
+def say(console: Console, line: str) -> None:
+    """A line as it is: names from files may hold brackets."""
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def summary_rows(arm: ArmScores) -> dict[str, str]:
+    count = len(arm.answers)
+    return {
+        "Method": arm.name.capitalize(),
+        "Total prompts": f"{count:,}",
+        "Total tokens": f"{arm.tokens:,}",
+        "Total time": f"{arm.seconds:.1f}s",
+        "Average tokens/prompt": f"{arm.tokens / count:.1f}",
+        "Overall tokens/sec": f"{arm.rate:.1f}",
+        "Tokens/step": f"{arm.tokens_per_step:.2f}",
+        "Acceptance rate": f"{arm.acceptance_rate:.1%}",
+        "Acceptance by position": " ".join(f"{share:.0%}" for share in arm.acceptance.by_position),
+    }
+
+
+def summary_table(arms: Sequence[ArmScores]) -> Table:
+    shown = [summary_rows(arm) for arm in arms]
+    columns: Columns = {"Method": str, **{own["Method"]: own.__getitem__ for own in shown}}
+    return terminal(list(shown[0])[1:], columns, "Evaluation Summary")
+
+
+def print_comparison(console: Console, evaluation: Evaluation) -> None:
+    """What the drafter gains, and whether the output is the same."""
+    main, base = evaluation.main, evaluation.base
+    assert base is not None
+    console.print("\nPerformance vs Baseline:")
+    for arm in (main, base):
+        say(console, f"   {arm.name.capitalize()}: {arm.rate:.1f} tok/s")
+    alone = f"{evaluation.speedup(decoding_only=True):.2f}"
+    say(console, f"   Speedup: {evaluation.speedup():.2f}" + (f"; decoding only: {alone}" if alone else ""))
+    say(console, f"   Identical output: {evaluation.equality} ({evaluation.settings['dtype']})")
+
+
+def category_table(evaluation: Evaluation) -> Table:
+    """The main arm by category; speeds where no batch mixes categories."""
+    columns: Columns = {
+        "category": lambda part: part.categories[0],
+        "prompts": lambda part: f"{len(part.main.answers)}",
+        "tokens": lambda part: f"{part.main.tokens:,}",
+        "tokens/step": lambda part: figure(part.main.tokens_per_step.value),
+        "acceptance": lambda part: figure(part.main.acceptance_rate.value, ".0%"),
+    }
+    if evaluation.times_categories and evaluation.base is not None:
+        columns = {**columns, "speedup": lambda part: f"{part.speedup():.2f}"}
+    elif evaluation.times_categories:
+        columns = {**columns, "tok/s": lambda part: f"{part.main.rate:.1f}"}
+    parts = [evaluation.of_category(category) for category in evaluation.categories]
+    return terminal(parts, columns, f"{evaluation.main.name.capitalize()}, by category")

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import recurrent_drafter
-from recurrent_drafter.cli import checks
 from recurrent_drafter.cli.errors import reporting
-from recurrent_drafter.cli.options import decoding, measuring, publishing, serving
+from recurrent_drafter.cli.options import decoding, measuring, publishing, serving, training
 from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.reproduce.plan import ReproduceOptions
 from recurrent_drafter.training.options import TrainingOptions, check_paths
@@ -35,14 +34,14 @@ class Command:
     more: str = ""
 
     def parser(self, prog: str | None = None) -> OptionParser:
-        """Of its options alone."""
         what = f"{self.what[0].upper()}{self.what[1:]}."
         return OptionParser(*self.options, prog=prog, description=what, more=self.more)
 
 
 COMMANDS = {
     "train": Command(
-        "train a drafter, or evaluate one", (TrainingOptions,), "train:run", checks.check_train, checks.read_training,
+        "train a drafter, or evaluate one", (TrainingOptions,), "train:run", training.check_train,
+        training.read_training,
         "Every flag of transformers' TrainingArguments works too: --help-all adds them, which takes some seconds.",
     ),
     "generate": Command(
@@ -50,28 +49,28 @@ COMMANDS = {
         (
             decoding.SpeculatorOptions, decoding.SamplingOptions, decoding.GenerateOptions,
             decoding.EvaluationOptions,
-        ), "generate:run", checks.check_generate,
+        ), "generate:run", decoding.check_generate,
     ),
     "bench": Command(
         "compare ways of decoding on your model: speed, and whether the output is the same",
-        (measuring.BenchOptions,), "bench:run", checks.check_bench,
+        (measuring.BenchOptions,), "bench:run", measuring.check_bench,
     ),
     "verify": Command(
         "prove that speculation changes no token, on your own model and prompts",
         (decoding.SpeculatorOptions, decoding.SamplingOptions, measuring.PromptOptions, measuring.VerifyOptions),
-        "verify:run", checks.check_verify,
+        "verify:run", measuring.check_verify,
     ),
     "tune": Command(
         "find the shape of draft that pays on this machine, and save it beside the drafter",
-        (decoding.SpeculatorOptions, measuring.PromptOptions, measuring.TuneOptions), "tune:run", checks.check_tune,
+        (decoding.SpeculatorOptions, measuring.PromptOptions, measuring.TuneOptions), "tune:run", measuring.check_tune,
     ),
     "reproduce": Command(
         "the paper's comparisons: a grid of trainings and sweeps, and a report",
-        (ReproduceOptions,), "reproduce:run", checks.check_reproduce,
+        (ReproduceOptions,), "reproduce:run", training.check_reproduce,
     ),
     "deploy": Command(
         "publish a drafter on the Hugging Face Hub, with its card and its figures",
-        (publishing.DeployOptions,), "deploy:run", checks.check_deploy,
+        (publishing.DeployOptions,), "deploy:run", publishing.check_deploy,
     ),
     "serve": Command(
         "an OpenAI server: vLLM with a drafter", (serving.ServeOptions,), "serve:run", serving.check_serve,
@@ -79,7 +78,7 @@ COMMANDS = {
     ),
     "convert": Command(
         "rewrite a drafter in another layout: Apple's, or ours with what vLLM and speculators look for",
-        (publishing.ConvertOptions,), "convert:run", checks.check_convert,
+        (publishing.ConvertOptions,), "convert:run", publishing.check_convert,
     ),
     "demo": Command(
         "train a drafter for the bundled model, then compare speed and output", (measuring.DemoOptions,), "demo:run"
@@ -88,11 +87,11 @@ COMMANDS = {
 SCRIPTS = {
     "show_scope": Command(
         "show which tokens each training scope learns from: the assistant's replies, or the whole conversation",
-        (measuring.ConversationOptions,), "show_scope:run",
+        (measuring.ConversationOptions,), "conversation:show_scope",
     ),
     "show_targets": Command(
         "make the distilled targets of a conversation for all positions at once, and check each against `generate`",
-        (measuring.ConversationOptions, measuring.TargetOptions), "show_targets:run",
+        (measuring.ConversationOptions, measuring.TargetOptions), "conversation:show_targets",
     ),
     "check": Command(
         "check the whole path in under a minute: train, save, load, decode, verify, evaluate",

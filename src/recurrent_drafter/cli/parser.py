@@ -9,6 +9,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 import recurrent_drafter
+from recurrent_drafter.training.options import check_least
 
 METAVARS = {int: "N", float: "X"}
 TRUTH = dict.fromkeys(("true", "t", "yes", "y", "1"), True) | dict.fromkeys(("false", "f", "no", "n", "0"), False)
@@ -17,7 +18,8 @@ TRUTH = dict.fromkeys(("true", "t", "yes", "y", "1"), True) | dict.fromkeys(("fa
 class OptionParser(argparse.ArgumentParser):
     """Flags for every field of some dataclasses, by its name, which may also be spelled with hyphens.
 
-    A field's metadata may hold ``help``, ``aliases`` and ``positional`` (a place, shown by this name, and no flag).
+    A field's metadata may hold ``help``, ``aliases``, ``least``, which a number is held to, and ``positional`` (a
+    place, shown by this name, and no flag).
     """
 
     def __init__(self, *kinds: Any, prog: str | None = None, description: str = "", more: str = "") -> None:
@@ -53,7 +55,10 @@ class OptionParser(argparse.ArgumentParser):
         found, rest = self.parse_known_args(list(argv))
         names = [{field.name for field in dataclasses.fields(kind)} for kind in self.kinds]
         given = [{name: value for name, value in vars(found).items() if name in own} for own in names]
-        return tuple(kind(**values) for kind, values in zip(self.kinds, given, strict=True)), rest
+        options = tuple(kind(**values) for kind, values in zip(self.kinds, given, strict=True))
+        for one in options:
+            check_least(one)
+        return options, rest
 
 
 def unknown_argument(word: str) -> ValueError:
@@ -117,7 +122,6 @@ def typed(hint: Any) -> dict[str, Any]:
 
 
 def is_enum(hint: Any) -> bool:
-    """Whether it is a class of named values."""
     return isinstance(hint, type) and issubclass(hint, Enum)
 
 

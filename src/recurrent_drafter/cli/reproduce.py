@@ -4,11 +4,10 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 
 from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import INTERRUPTED
-from recurrent_drafter.cli.estimating import duration
+from recurrent_drafter.cli.train import duration
 from recurrent_drafter.data.sources import Split, load_dialogues
 from recurrent_drafter.records.paths import make_writable
 from recurrent_drafter.records.provenance import provenance
@@ -19,8 +18,7 @@ from recurrent_drafter.reproduce.results import Results, failure
 REFUSED = 2
 
 
-def run(options: ReproduceOptions, *, argv: Sequence[str]) -> int:
-    """Train drafters by several methods, scopes, sets and seeds, compare them, run the paper's sweeps, and report."""
+def run(options: ReproduceOptions, *, argv: list[str]) -> int:
     results = Results.of(options)
     check(results)
     print("\n".join(outline(results)), flush=True)  # before other processes write
@@ -58,7 +56,6 @@ def check(results: Results) -> None:
 
 
 def outline(results: Results) -> list[str]:
-    """The plan and what it costs, in lines."""
     options, plan = results.options, results.plan
     trained, evaluated = (
         ", ".join(source.label for source in sets) for sets in (options.training_sets, options.evaluation_sets)

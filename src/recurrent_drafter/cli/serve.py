@@ -11,29 +11,20 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_verifier_path
+from recurrent_drafter.cli.inputs import open_outline
 from recurrent_drafter.cli.options.serving import ServeOptions, flag_names
 from recurrent_drafter.cli.server import Server
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.loading import (
-    check_pair,
-    check_tokenizer,
-    computes_in_bfloat16,
-    load_drafter,
-    load_outline,
-)
-from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.models.loading import computes_in_bfloat16, load_drafter
 from recurrent_drafter.vllm.checking import check_length
 
 ANY_ADDRESS = (None, "0.0.0.0", "::")
 
 
-def run(options: ServeOptions, flags: Sequence[str], *, argv: Sequence[str]) -> int:  # noqa: ARG001
+def run(options: ServeOptions, flags: Sequence[str], *, argv: list[str]) -> int:
     path = options.drafter()
     drafter = load_drafter(path)
-    model, tokenizer = load_outline(options.base_model)
-    verifier = Verifier(model)
-    check_pair(drafter.config, verifier.hidden_size, verifier.vocab_size)
-    check_tokenizer(path, drafter.config, tokenizer)
+    model, tokenizer = open_outline(options.base_model, drafter, path)
     check_shape(options, drafter, path)
     dtype = chosen_dtype(options.dtype, model)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments(options, path, dtype), *flags]
@@ -42,9 +33,9 @@ def run(options: ServeOptions, flags: Sequence[str], *, argv: Sequence[str]) -> 
         return 0
     given = flag_names(flags)
     scheme = "https" if "--ssl-certfile" in given else "http"
-    url = f"{scheme}://{'localhost' if options.host in ANY_ADDRESS else bracketed(options.host)}:{options.port}"
+    host = "localhost" if options.host in ANY_ADDRESS else str(options.host)
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{options.port}"
     print(f"starting vLLM with {options.base_model} ({dtype}) and the drafter {path}; its log follows", flush=True)
-
     example = request(url, options, tokenizer, given)
 
     def announce() -> None:
@@ -92,7 +83,3 @@ def request(url: str, options: ServeOptions, tokenizer: PreTrainedTokenizerBase,
     return shlex.join(
         ["curl", f"{url}/v1/{kind}", *key, "-H", "Content-Type: application/json", "-d", json.dumps(body)]
     )
-
-
-def bracketed(host: str | None) -> str:
-    return f"[{host}]" if host and ":" in host else str(host)

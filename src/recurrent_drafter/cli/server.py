@@ -10,7 +10,6 @@ import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.client import HTTPException
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -21,42 +20,22 @@ READ_EVERY = 10.0  # seconds between two looks at its metrics, for a report even
 SAMPLE = re.compile(r"([\w:]+)(?:\{.*\})? (\S+)")
 
 
-@dataclass(frozen=True)
-class Served:
-    """What a server has done so far, summed over its engines.
+def served(page: str) -> str:
+    """What a server has done so far, by vLLM's page of metrics.
 
-    ``finished_tokens`` were generated in requests that have ended, which took ``seconds`` from arrival to end, all
-    together. ``drafts`` are verifications of drafts, in which ``accepted`` draft tokens were accepted.
+    Tokens/s are of requests that have ended, over their seconds from arrival to end, all together. A draft is one
+    verification.
     """
-
-    requests: int = 0
-    tokens: int = 0
-    finished_tokens: int = 0
-    seconds: float = 0.0
-    drafts: int = 0
-    accepted: int = 0
-
-    @classmethod
-    def of(cls, page: str) -> "Served":
-        """From vLLM's page of metrics."""
-        found = totals(page)
-        return cls(
-            requests=int(found["vllm:request_success_total"]),
-            tokens=int(found["vllm:generation_tokens_total"]),
-            finished_tokens=int(found["vllm:request_generation_tokens_sum"]),
-            seconds=found["vllm:e2e_request_latency_seconds_sum"],
-            drafts=int(found["vllm:spec_decode_num_drafts_total"]),
-            accepted=int(found["vllm:spec_decode_num_accepted_tokens_total"]),
-        )
-
-    def __str__(self) -> str:
-        speed = f", {self.finished_tokens / self.seconds:.1f} tokens/s within a request" if self.seconds else ""
-        drafted = (
-            f"mean accepted length {1 + self.accepted / self.drafts:.2f} in {self.drafts:,} drafts"
-            if self.drafts
-            else "nothing was drafted"
-        )
-        return f"served {self.requests:,} requests, {self.tokens:,} tokens{speed}; {drafted}"
+    found = totals(page)
+    requests, tokens = found["vllm:request_success_total"], found["vllm:generation_tokens_total"]
+    finished, seconds = found["vllm:request_generation_tokens_sum"], found["vllm:e2e_request_latency_seconds_sum"]
+    drafts = found["vllm:spec_decode_num_drafts_total"]
+    speed = f", {finished / seconds:.1f} tokens/s within a request" if seconds else ""
+    drafted = "nothing was drafted"
+    if drafts:
+        length = 1 + found["vllm:spec_decode_num_accepted_tokens_total"] / drafts
+        drafted = f"mean accepted length {length:.2f} in {drafts:,.0f} drafts"
+    return f"served {requests:,.0f} requests, {tokens:,.0f} tokens{speed}; {drafted}"
 
 
 def totals(page: str) -> Counter[str]:
@@ -84,7 +63,7 @@ class Server:
 
     def __init__(self, command: Sequence[str], url: str, announce: Callable[[], None]) -> None:
         self.command, self.url, self.announce = command, url, announce
-        self.served: Served | None = None  # as last read; None until it answers
+        self.metrics: str | None = None  # the page as last read; None until it answers
         self._asked_to_end = False
         self._heard: SimpleQueue[int] = SimpleQueue()
         unchecked = ssl.create_default_context()  # the server is our own child, whose certificate may be for any name
@@ -104,12 +83,12 @@ class Server:
                 process.terminate()
                 process.wait()
         code = process.returncode if process.returncode >= 0 else 128 - process.returncode
-        if self.served is not None:
-            print(self.served, flush=True)
-        if self._asked_to_end and self.served is None:
+        if self.metrics is not None:
+            print(served(self.metrics), flush=True)
+        if self._asked_to_end and self.metrics is None:
             print("ended before it answered", file=sys.stderr)
         if not self._asked_to_end:
-            when = "before it answered" if self.served is None else "by itself"
+            when = "before it answered" if self.metrics is None else "by itself"
             print(f"error: vLLM ended {when}, with exit code {code}: its last lines are above", file=sys.stderr)
             return code or 1
         return code
@@ -118,10 +97,10 @@ class Server:
         next_read = 0.0
         while process.poll() is None:
             self._pass_on(process)
-            if self.served is None and self._get("/health") is not None:
-                self.served = Served()
+            if self.metrics is None and self._get("/health") is not None:
+                self.metrics = ""
                 self.announce()
-            elif self.served is not None and time.monotonic() >= next_read:
+            elif self.metrics is not None and time.monotonic() >= next_read:
                 self._read()
                 next_read = time.monotonic() + READ_EVERY
 
@@ -143,15 +122,14 @@ class Server:
             number = self._heard.get(timeout=PAUSE)
         except Empty:
             return
-        if self.served is not None and not self._asked_to_end:
+        if self.metrics is not None and not self._asked_to_end:
             self._read()
         self._asked_to_end = True
         process.send_signal(number)
 
     def _read(self) -> None:
         page = self._get("/metrics")
-        if page is not None:
-            self.served = Served.of(page)
+        self.metrics = self.metrics if page is None else page
 
     def _get(self, path: str) -> str | None:
         """A page of the server; None where it does not answer, or not with one."""

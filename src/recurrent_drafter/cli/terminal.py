@@ -31,7 +31,6 @@ class TrainingTerminal:
             signal.signal(signal.SIGINT, self._before)
 
     def __call__(self, progress: Progress) -> None:
-        """Show it."""
         if progress.done is not None:
             if self.bar is None or progress.phase != self.phase:
                 self._open(progress.phase)
@@ -41,7 +40,6 @@ class TrainingTerminal:
             print(progress.text)  # of training, a terminal shows the same beside the bar
 
     def should_stop(self) -> bool:
-        """Whether there was a Ctrl-C."""
         return self.interrupted
 
     def _open(self, phase: str) -> None:

@@ -13,12 +13,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.cli.checks import tuning_folder
 from recurrent_drafter.cli.figures import named
-from recurrent_drafter.cli.generate import load_speculator
+from recurrent_drafter.cli.inputs import decoding_of, load_prompts, open_speculator
 from recurrent_drafter.cli.options.decoding import SpeculatorOptions
-from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions
-from recurrent_drafter.cli.prompts import decoding_of, load_prompts
+from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions, tuning_folder
 from recurrent_drafter.decoding.costs import Tuning, conditions
 from recurrent_drafter.measure.ruler import BUG, tokens_per_step, verdict, verdicts_on
 from recurrent_drafter.measure.tuning import BatchFindings, Search, label
@@ -29,13 +27,12 @@ from recurrent_drafter.report.charts import MISSING, can_draw, draw_speed_maps
 from recurrent_drafter.report.tables import Columns, terminal
 
 
-def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *, argv: Sequence[str]) -> int:
-    """Find the shape of draft that pays on this machine, for this model and these prompts; save it with the drafter."""
+def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *, argv: list[str]) -> int:
     folder = tuning_folder(which, options)
     if not can_draw():
         print(MISSING, file=sys.stderr)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
-    speculator = load_speculator(which, model, tokenizer)
+    speculator = open_speculator(which.drafter(), model, tokenizer, which.shape)
     assert speculator.drafter is not None
     if max(options.widths) > (most := speculator.drafter.config.draft_vocab_size):
         raise ValueError(f"--widths has {max(options.widths)} in it, expected at most {most} (the draft vocabulary)")
@@ -48,7 +45,7 @@ def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *,
         )  # fmt: skip
         findings, single = search.run()
     for found in findings:
-        console.print(table(found, f"{decoding.protocol}, {named(model.dtype)}: speed over autoregression"))
+        console.print(table(found, f"{decoding.protocol}, greedy, {named(model.dtype)}: speed over autoregression"))
     differing = [(found.batch, comparison) for found in findings for comparison in found.differing]
     for batch, comparison in differing:
         console.print(f"batch {batch}, {comparison.explained(tokenizer)}", markup=False, highlight=False)
@@ -64,7 +61,6 @@ def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *,
 
 
 def table(found: BatchFindings, title: str) -> Table:
-    """One batch size's figures."""
     predicted = {label(cell.shape): cell for cell in found.cells.values()}
     columns: Columns = {
         "beams x length": lambda arm: f"[bold]{arm}[/]" if predicted.get(arm) is found.best else arm,

@@ -8,20 +8,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from recurrent_drafter.cli.checks import SAMPLED
 from recurrent_drafter.cli.figures import named
-from recurrent_drafter.cli.generate import load_speculator
+from recurrent_drafter.cli.inputs import decoding_of, load_prompts, open_speculator
 from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOptions
-from recurrent_drafter.cli.options.measuring import PromptOptions, VerifyOptions
-from recurrent_drafter.cli.prompts import decoding_of, load_prompts
+from recurrent_drafter.cli.options.measuring import SAMPLED, PromptOptions, VerifyOptions
 from recurrent_drafter.measure.arms import batches_of
 from recurrent_drafter.measure.ruler import tokens_per_step
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import saved_fingerprint
-from recurrent_drafter.records.provenance import provenance, write_json
-from recurrent_drafter.records.verified import VERIFICATION_FILE
+from recurrent_drafter.records.provenance import VERIFICATION_FILE, provenance, write_json
 from recurrent_drafter.report.tables import Columns, terminal
 
 
@@ -31,12 +28,12 @@ def run(
     asked: PromptOptions,
     options: VerifyOptions,
     *,
-    argv: Sequence[str],
+    argv: list[str],
 ) -> int:
     """Decode prompts with and without speculation and explain every difference: 0 if none is a bug, else 1."""
     draws = sampling.arguments(SAMPLED)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
-    speculator = load_speculator(which, model, tokenizer)
+    speculator = open_speculator(which.drafter(), model, tokenizer, which.shape)
     folder = local_folder(which.speculator_path)
     of = None if folder is None else saved_fingerprint(folder)
     prompts = load_prompts(asked, Verifier(model), tokenizer, count=50)
@@ -50,8 +47,7 @@ def run(
             task = progress.add_task(f"{way.name}: {len(prompts)} prompts, {len(way.arms)} ways", total=len(prompts))
             for batch in way.verify(speculator.verifier, batches):
                 progress.advance(task, len(batch.row_ids))
-    protocol = ", then ".join(way.decoding.protocol for way in passes)
-    console.print(table(passes, f"{protocol}, {named(model.dtype)}, batch {options.batch_size}"))
+    console.print(table(passes, f"{greedy.protocol}, {named(model.dtype)}, batch {options.batch_size}"))
     for name, found in ((way.name, found) for way in passes for found in way.differing):
         console.print(f"{name}, {found.explained(tokenizer)}", markup=False, highlight=False)
     made = {**provenance(argv, model.device.type), "dtype": str(model.dtype), **as_record(passes)}

@@ -3,7 +3,9 @@
 The order is a function of seed and epoch alone: a resumed training goes on with the order that it was begun with.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -77,6 +79,11 @@ class ShuffledStream(IterableDataset[T]):
     ) -> None:
         self.examples, self.length = examples, length
         self.buffer, self.batch, self.seed, self.epoch = buffer, batch, seed, 0
+
+    @cached_property
+    def beginning(self) -> Sequence[T]:
+        """What the first buffer holds, in the order of the source."""
+        return list(itertools.islice(self.examples(), self.buffer))
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

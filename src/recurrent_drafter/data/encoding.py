@@ -1,15 +1,18 @@
-"""Dialogues to training examples, with an account of what became of them."""
+"""Dialogues to training examples, with the spans that a verifier would have to generate marked exactly.
+
+A conversation is rendered and tokenized once, as a whole, and the characters of its replies (``templates.py``) become
+tokens by their offsets. Nothing is encoded a second time, so a token that differs at a seam cannot shift a mask.
+"""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.data.dialogues import DataError, Dialogue
-from recurrent_drafter.data.masks import Masker
-from recurrent_drafter.data.templates import RefusedError, chat_template_of
+from recurrent_drafter.data.dialogues import DataError, Dialogue, Turn
+from recurrent_drafter.data.templates import RefusedError, render, render_with_replies
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,6 @@ class EncodedDialogues:
         *,
         max_length: int,
         assistant_only: bool,
-        chat_template: str | None = None,
     ) -> None:
         if max_length < 2:
             raise DataError(f"a maximal length of {max_length} tokens, expected at least 2")
@@ -81,9 +83,9 @@ class EncodedDialogues:
                 "one (a tokenizer.json beside the model)"
             )
         special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
-        special |= set(tokenizer.all_special_ids)
-        self._masker = Masker(tokenizer, frozenset(special), max_length, assistant_only)
-        self._dialogues, self._chat_template = dialogues, chat_template
+        self._special = frozenset({*special, *tokenizer.all_special_ids})
+        self._dialogues, self._tokenizer = dialogues, tokenizer
+        self._max_length, self._assistant_only = max_length, assistant_only
         self._counts: Counter[str] = Counter()
 
     @property
@@ -92,13 +94,11 @@ class EncodedDialogues:
 
     def __iter__(self) -> Iterator[TrainExample]:
         counts = self._counts = Counter()
-        template, refusal = None, ""
+        refusal = ""
         for dialogue in self._dialogues:
             counts["dialogues"] += 1
-            if dialogue.turns and template is None:  # texts need none
-                template = chat_template_of(self._masker.tokenizer, self._chat_template)
             try:
-                for ids, spans in self._pieces(dialogue, template or ""):
+                for ids, spans in self._pieces(dialogue):
                     if len(ids) < 2 or max(spans) < 0:
                         counts["too_short"] += 1
                         continue
@@ -111,19 +111,80 @@ class EncodedDialogues:
             report = self.report
             raise DataError(f"nothing to train on in {report.dialogues:,} dialogues: {report.summary()}{refusal}")
 
-    def _pieces(self, dialogue: Dialogue, template: str) -> Iterator[tuple[list[int], list[int]]]:
+    def _pieces(self, dialogue: Dialogue) -> Iterator[tuple[list[int], list[int]]]:
         """Tokens and span ids of one dialogue: several pieces of a long text, none of what is of no use."""
-        masker = self._masker
         if dialogue.text is not None:
-            if masker.assistant_only:
+            if self._assistant_only:
                 raise DataError(
                     "training on assistant turns needs conversations, and this is plain text: leave out "
                     "--train_on_assistant_only, or give conversations"
                 )
-            yield from masker.text(dialogue.text)
-        elif masker.assistant_only and not dialogue.has_reply:
+            yield from self._text(dialogue.text)
+        elif self._assistant_only and not dialogue.has_reply:
             self._counts["without_reply"] += 1
         else:
-            ids, spans = masker.conversation(dialogue.turns, template)
-            self._counts["truncated"] += len(ids) > len(spans)
-            yield ids[: len(spans)], spans
+            ids, spans = self._conversation(dialogue.turns)
+            self._counts["truncated"] += len(ids) > self._max_length
+            yield ids[: self._max_length], spans[: self._max_length]
+
+    def _text(self, text: str) -> Iterator[tuple[list[int], list[int]]]:
+        """Pieces of at most ``max_length``, each after the beginning token if there is one."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        opening = self._tokenizer("a")["input_ids"][:1]
+        prefix = opening if opening == [self._tokenizer.bos_token_id] else []
+        step = self._max_length - len(prefix)
+        for start in range(0, len(ids), step):
+            piece = ids[start : start + step]
+            yield prefix + piece, [-1] * len(prefix) + [0] * len(piece)
+
+    def _conversation(self, turns: Sequence[Turn]) -> tuple[list[int], list[int]]:
+        """A whole conversation, replies beyond ``max_length`` in no span. Raises RefusedError."""
+        if self._assistant_only:
+            text, intervals = render_with_replies(turns, self._tokenizer)
+        else:
+            text, intervals = render(turns, self._tokenizer), []
+        encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids: list[int] = encoding["input_ids"]
+        if not self._assistant_only:
+            opening = int(ids[:1] == [self._tokenizer.bos_token_id])
+            return ids, [-1] * opening + [0] * (len(ids) - opening)
+        spans = [-1] * len(ids)
+        offsets = encoding["offset_mapping"][: self._max_length]
+        for number, interval in enumerate(intervals):
+            for position in _span_positions(interval, text, ids, offsets, self._special):
+                spans[position] = number
+        return ids, spans
+
+
+def _span_positions(
+    interval: tuple[int, int],
+    text: str,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],  # of the tokens that are kept, which may be fewer than ids
+    special: frozenset[int],
+) -> range:
+    """Positions of a reply's tokens, its end token included and nothing after it.
+
+    Templates mark too little (the end token is outside) or too much (the line break after it is inside): the span
+    is led on to the special token that follows the reply, over white space only, or back to it.
+    """
+    start, end = interval
+    inside = [position for position, (a, b) in enumerate(offsets) if a < end and b > start and b > a]
+    if not inside:
+        return range(0)
+    first, last = inside[0], inside[-1]
+
+    def blank(position: int) -> bool:
+        a, b = offsets[position]
+        return ids[position] not in special and not text[a:b].strip()
+
+    back = last
+    while back > first and blank(back):
+        back -= 1
+    if ids[back] in special:
+        return range(first, back + 1)
+    ahead = last + 1
+    while ahead < len(offsets) and blank(ahead):
+        ahead += 1
+    found = ahead < len(offsets) and ids[ahead] in special
+    return range(first, ahead + 1 if found else last + 1)

@@ -7,14 +7,12 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.data.dialogues import DataError, Dialogue, Turn
-from recurrent_drafter.data.templates import RefusedError, chat_template_of, render
+from recurrent_drafter.data.templates import RefusedError, render
 
 
-def encode_prompt(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None
-) -> torch.Tensor:
+def encode_prompt(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """Tokens (S,) int64 of a conversation up to where the next reply begins; RefusedError if the template objects."""
-    text = render(turns, tokenizer, chat_template_of(tokenizer, chat_template), generation_prompt=True)
+    text = render(turns, tokenizer, generation_prompt=True)
     return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
 
 
@@ -25,7 +23,6 @@ def prompts_from_dialogues(
     count: int,
     max_length: int,
     seed: int = 0,
-    chat_template: str | None = None,
     fewest: int | None = None,
 ) -> list[torch.Tensor]:
     """``count`` prompts (S,) int64, S <= ``max_length``, each of another dialogue, for measuring decoding.
@@ -46,7 +43,7 @@ def prompts_from_dialogues(
         if digest in seen:
             continue
         seen.add(digest)
-        ids = _prompt(dialogues[index], len(prompts), tokenizer, chat_template)
+        ids = _prompt(dialogues[index], len(prompts), tokenizer)
         if 0 < len(ids) <= max_length:
             prompts.append(ids)
     if len(prompts) < (count if fewest is None else fewest):
@@ -57,9 +54,7 @@ def prompts_from_dialogues(
     return prompts
 
 
-def _prompt(
-    dialogue: Dialogue, number: int, tokenizer: PreTrainedTokenizerBase, chat_template: str | None
-) -> torch.Tensor:
+def _prompt(dialogue: Dialogue, number: int, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
     """The ``number``-th prompt (S,), of length 0 if the dialogue gives none."""
     nothing = torch.empty(0, dtype=torch.int64)
     if dialogue.text is not None:
@@ -71,6 +66,6 @@ def _prompt(
     if not cuts:
         return nothing
     try:
-        return encode_prompt(turns[: cuts[number % (len(cuts) // 2 + 1) % len(cuts)]], tokenizer, chat_template)
+        return encode_prompt(turns[: cuts[number % (len(cuts) // 2 + 1) % len(cuts)]], tokenizer)
     except RefusedError:
         return nothing

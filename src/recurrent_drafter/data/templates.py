@@ -32,10 +32,8 @@ class RefusedError(DataError):
     """A conversation that the chat template rejects, or in which a reply cannot be placed exactly."""
 
 
-def chat_template_of(tokenizer: PreTrainedTokenizerBase, chat_template: str | None = None) -> str:
-    """Give back the template given, else the tokenizer's own, else Vicuna's layout (which needs an end token)."""
-    if chat_template is not None:
-        return chat_template
+def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's own template, else Vicuna's layout (which needs an end token)."""
     if tokenizer.chat_template is not None:
         return str(tokenizer.get_chat_template())
     if tokenizer.eos_token is None:
@@ -43,17 +41,15 @@ def chat_template_of(tokenizer: PreTrainedTokenizerBase, chat_template: str | No
     return VICUNA_TEMPLATE
 
 
-def render_with_replies(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: str
-) -> tuple[str, list[tuple[int, int]]]:
+def render_with_replies(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> tuple[str, list[tuple[int, int]]]:
     """The conversation's text, and per reply the characters from the end of the generation prompt to the reply's end.
 
     Whether the end token lies inside an interval is the template's affair. Raises RefusedError.
     """
-    text, intervals = _render(turns, tokenizer, template, generation_prompt=False)
+    text, intervals = _render(turns, tokenizer, generation_prompt=False)
     replies = [index for index, turn in enumerate(turns) if turn.role == "assistant"]
-    if not _MARKS.search(template):
-        return text, [_locate(text, turns, index, tokenizer, template) for index in replies]
+    if intervals is None:
+        return text, [_locate(text, turns, index, tokenizer) for index in replies]
     if replies and not any(end > start for start, end in intervals):
         raise DataError("the chat template's generation marks cover no reply: mend them, or take them out")
     if len(intervals) == len(replies):
@@ -64,17 +60,16 @@ def render_with_replies(
     return text, intervals
 
 
-def render(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: str, *, generation_prompt: bool = False
-) -> str:
+def render(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, *, generation_prompt: bool = False) -> str:
     """The conversation as the template writes it; RefusedError if the template rejects it."""
-    return _render(turns, tokenizer, template, generation_prompt)[0]
+    return _render(turns, tokenizer, generation_prompt)[0]
 
 
 def _render(
-    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, template: str, generation_prompt: bool
-) -> tuple[str, list[tuple[int, int]]]:
-    """Text and the intervals under generation marks (none for a template without them)."""
+    turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, generation_prompt: bool
+) -> tuple[str, list[tuple[int, int]] | None]:
+    """Text, and the intervals under generation marks of a template that has marks."""
+    template = chat_template_of(tokenizer)
     marked = bool(_MARKS.search(template))
     try:
         render_all: Any = render_jinja_template  # annotated as if it returned one string
@@ -87,16 +82,14 @@ def _render(
         )
     except (jinja2.TemplateError, TypeError) as error:
         raise RefusedError(f"the chat template rejects a conversation: {error}") from error
-    return texts[0], intervals[0] if marked else []
+    return texts[0], intervals[0] if marked else None
 
 
-def _locate(
-    text: str, turns: Sequence[Turn], index: int, tokenizer: PreTrainedTokenizerBase, template: str
-) -> tuple[int, int]:
+def _locate(text: str, turns: Sequence[Turn], index: int, tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     """Characters of reply ``index``, by the prompt that precedes it; the end token is left outside."""
     if index == 0:
         raise RefusedError("the conversation begins with a reply, and the chat template has no generation marks")
-    prompt = render(turns[:index], tokenizer, template, generation_prompt=True)
+    prompt = render(turns[:index], tokenizer, generation_prompt=True)
     content = turns[index].content.strip()  # many templates strip it
     start = text.find(content, len(prompt))
     if not text.startswith(prompt) or start < 0:

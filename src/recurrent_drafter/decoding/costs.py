@@ -23,8 +23,8 @@ from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hardware import hardware
 from recurrent_drafter.records.paths import TUNING_FILE
+from recurrent_drafter.records.provenance import hardware
 
 logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]

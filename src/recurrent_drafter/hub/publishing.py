@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, constants, errors
 
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 from recurrent_drafter.records.paths import TUNING_FILE
-from recurrent_drafter.records.verified import VERIFICATION_FILE
+from recurrent_drafter.records.provenance import VERIFICATION_FILE
 
 RECORDS = ("run.json", TUNING_FILE, VERIFICATION_FILE)
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.divergence import Divergence, Draw, first_divergence, processors_of
+from recurrent_drafter.measure.divergence import Divergence, Draw, first_divergence, processors_of, ways_of_computing
 from recurrent_drafter.measure.replies import left_padded
 from recurrent_drafter.measure.ruler import Arm, Explain, Run, now, until_end
 from recurrent_drafter.models.config import DraftShape
@@ -40,11 +40,15 @@ class Decoding:
 
     @property
     def protocol(self) -> str:
-        """What a figure is nothing without: how replies end, and how tokens are drawn."""
-        ends = f"sustained (exactly {self.new_tokens} new tokens)"
+        """How replies end: what a figure is nothing without."""
         if self.end_ids:
-            ends = f"reply (up to the end token, at most {self.new_tokens})"
-        return f"{ends}, {'temperature {temperature:g}'.format(**self.sampling) if self.is_sampled else 'greedy'}"
+            return f"reply (up to the end token, at most {self.new_tokens})"
+        return f"sustained (exactly {self.new_tokens} new tokens)"
+
+    @property
+    def drawing(self) -> str:
+        """How tokens are drawn."""
+        return f"temperature {self.sampling['temperature']:g}" if self.is_sampled else "greedy"
 
     def arguments(self, new_tokens: int | None = None) -> dict[str, Any]:
         """Of `generate`, for this many new tokens."""
@@ -89,10 +93,14 @@ def explaining(verifier: Verifier, decoding: Decoding) -> Callable[[Batch], Expl
     def explain(batch: Batch) -> Explain:
         processors = cache(lambda: processors_of(verifier, batch.input_ids, batch.attention_mask, decoding.arguments()))
 
+        @cache  # several arms tend to part from the reference at one place
+        def ways(row: int, reply: tuple[int, ...]) -> list[Tensor]:
+            return ways_of_computing(verifier, batch.prompt(row), reply)
+
         def explained(row: int, expected: Sequence[int], found: Sequence[int]) -> Divergence | None:
             seed = decoding.seed if decoding.is_sampled else None
             draw = Draw(batch.input_ids[row], processors(), seed, batch.row_ids[row])
-            return first_divergence(verifier, batch.prompt(row), expected, found, draw)
+            return first_divergence(verifier, batch.prompt(row), expected, found, draw, partial(ways, row))
 
         return explained
 

@@ -1,6 +1,6 @@
 """Is it a tie or a bug? Outputs compared, and their first divergence explained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,7 @@ from recurrent_drafter.models.verifier import Verifier
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
 NOTHING = -1  # in the place of a token where a reply has ended
-# To see how far ways of computing differ: how many tokens are read again, and in trees of how many nodes.
-REPLAYED, TREES = 32, (2, 4, 8, 16)
+TREES = 4, 16  # nodes of the trees that a reply is read again in, to see how far ways of computing differ
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,17 @@ class Draw:
 
 
 def first_divergence(
-    verifier: Verifier, prompt: Tensor, expected: Sequence[int], found: Sequence[int], draw: Draw | None = None
+    verifier: Verifier,
+    prompt: Tensor,
+    expected: Sequence[int],
+    found: Sequence[int],
+    draw: Draw | None = None,
+    ways: Callable[[tuple[int, ...]], list[Tensor]] | None = None,
 ) -> Divergence | None:
-    """The first difference of two replies to ``prompt`` (S,); None when they are equal. Greedy unless ``draw`` says."""
+    """The first difference of two replies to ``prompt`` (S,); None when they are equal. Greedy unless ``draw`` says.
+
+    ``ways`` gives what `ways_of_computing` does of this prompt, for a caller that keeps it.
+    """
     if list(expected) == list(found):
         return None
     position = next((i for i, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), None)
@@ -92,44 +99,33 @@ def first_divergence(
         return Divergence(shorter, beyond[0], beyond[1], float("inf"), 0.0)
     reply, pair = expected[:position], (expected[position], found[position])
     draw = draw or Draw(prompt)
-    one_row, *trees = ways_of_computing(verifier, prompt, reply)
-    own = draw.scores(reply, one_row)
-    others = [_Other.of(one_row, tree, own, draw.scores(reply, tree), pair) for tree in trees]
-    tolerance = min(2 * max(other.measured for other in others), TIE_CAPS[verifier.model.dtype])
+    one_row, *trees = ways(tuple(reply)) if ways else ways_of_computing(verifier, prompt, reply)
+    own, others = draw.scores(reply, one_row), [draw.scores(reply, tree) for tree in trees]
+    moved = [_difference(*(way.float().log_softmax(-1)[list(pair)] for way in (one_row, tree))) for tree in trees]
+    measured = max(*(_difference(own, other) for other in others), *moved)
+    tolerance = min(2 * measured, TIE_CAPS[verifier.model.dtype])
     lifted = one_row.clone()
     lifted[[token for token in pair if own[token] == -torch.inf]] += tolerance
-    passes = [(own, 0.0), *((other.scores, other.moved) for other in others), (draw.scores(reply, lifted), tolerance)]
+    passes = [(own, 0.0), *zip(others, moved, strict=True), (draw.scores(reply, lifted), tolerance)]
     margin = _margin(draw, position, passes, torch.tensor(pair, device=one_row.device))
     return Divergence(position, *pair, margin, tolerance)
 
 
-@dataclass(frozen=True)
-class _Other:
-    """Another way of computing the same logits: scores as processors leave them, and how far they are from one row's.
-
-    ``measured`` is the largest difference of all; ``moved`` that of the two tokens' own log-probabilities.
-    """
-
-    scores: Tensor
-    measured: float
-    moved: float
-
-    @classmethod
-    def of(cls, one_row: Tensor, tree: Tensor, own: Tensor, scores: Tensor, pair: Sequence[int]) -> "_Other":
-        both = own.isfinite() & scores.isfinite()
-        moved = (one_row.float().log_softmax(-1) - tree.float().log_softmax(-1))[list(pair)].abs().max()
-        return cls(scores, max(float((own - scores)[both].abs().max()), float(moved)), float(moved))
+def _difference(own: Tensor, other: Tensor) -> float:  # (n,), (n,)
+    """The largest, where both are finite."""
+    both = own.isfinite() & other.isfinite()
+    return float((own - other)[both].abs().max())
 
 
 @torch.inference_mode()
 def ways_of_computing(verifier: Verifier, prompt: Tensor, reply: Sequence[int]) -> list[Tensor]:  # (S,) -> each (V,)
     """Logits after ``reply``, computed as different arms do: a row at a time, then in trees of `TREES` nodes.
 
-    What the cache holds differs between arms as much as the last pass does, so the reply's newest `REPLAYED` tokens are
-    read again, each as the root of such a tree. Only the root is kept: a tree that is wrong below it changes nothing.
+    What the cache holds differs between arms more than the last pass does, so the whole reply is read again, each token
+    as the root of such a tree. Only the root is kept: a tree that is wrong below it changes nothing.
     """
     text = torch.cat([prompt.cpu(), torch.tensor(reply, dtype=torch.int64)]).to(verifier.device)
-    count = min(max(len(reply), 1), REPLAYED)
+    count = max(len(reply), 1)
     found = [_replayed(verifier, text, count, nodes=1)]
     with PackedLinears(verifier.model).applied():  # as the loop computes
         return found + [_replayed(verifier, text, count, nodes) for nodes in TREES]

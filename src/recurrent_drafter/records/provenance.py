@@ -1,19 +1,24 @@
-"""The record beside every checkpoint and result: by what command, code and machine it was made."""
+"""Records beside checkpoints, drafters and results: by what command, code and machine each was made."""
 
 import json
 import os
+import platform
 import re
+import resource
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from recurrent_drafter.records.hardware import hardware
+import torch
+
+from recurrent_drafter.records.hashes import saved_fingerprint
 
 RUN_RECORD = "run.json"
 EVALUATION = "evaluation.json"  # of a drafter whose training's record stays beside it
+VERIFICATION_FILE = "verify.json"  # the last verification of a drafter, beside it
 SECRET, STARS = re.compile(r"--(\w+[_-])?token"), "***"
 
 
@@ -47,6 +52,22 @@ def without_tokens(argv: Sequence[str]) -> list[str]:
     return kept
 
 
+def hardware(device: str | None = None) -> dict[str, Any]:
+    """Processor or accelerator, and how many threads compute; ``device`` by default cuda where there is one."""
+    on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    return {
+        "device": torch.cuda.get_device_name() if on_gpu else _processor(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "system": platform.system(),
+    }
+
+
+def peak_bytes() -> int:
+    """The most memory that this process ever held, outside accelerators."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 def write_json(path: Path, record: dict[str, Any]) -> None:
     """Write all of a file or none of it: under a temporary name first."""
     unfinished = path.with_name(path.name + ".tmp")
@@ -54,12 +75,61 @@ def write_json(path: Path, record: dict[str, Any]) -> None:
     os.replace(unfinished, path)
 
 
+def write_records(path: Path, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Write JSON lines as they come, under a temporary name until all have come; return them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    written = []
+    with unfinished.open("w") as file:
+        for record in records:
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+            written.append(record)
+    unfinished.replace(path)
+    return written
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_verification(folder: Path) -> dict[str, Any]:
+    """What was left of the last verification of the drafter in a folder. Raises ValueError unless it was passed.
+
+    It counts only for the config and the weights that were verified.
+    """
+    again = f"run recurrent-drafter verify --base_model MODEL --speculator_path {folder}"
+    path = folder / VERIFICATION_FILE
+    if not path.is_file():
+        raise ValueError(f"the drafter at {folder} was never verified: {again}")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        of, bugs = record["drafter"], int(record["bugs"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({type(error).__name__}): {again}") from None
+    if of != saved_fingerprint(folder):
+        raise ValueError(f"{path} is of other weights or another config than the drafter has now: {again}")
+    if bugs:
+        raise ValueError(f"the last verification of the drafter at {folder} found {bugs} bugs: {again}")
+    return record
+
+
+def _processor() -> str:
+    """The processor's name and what PyTorch uses of it, such as ``AMD EPYC 7763 (AVX2)``."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
+
+
 def _installed(name: str) -> bool:
     try:
-        metadata.version(name)
+        return bool(metadata.version(name))
     except metadata.PackageNotFoundError:
         return False
-    return True
 
 
 def _commit() -> str | None:

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from recurrent_drafter.records.lines import write_records
-from recurrent_drafter.records.provenance import write_json
+from recurrent_drafter.records.provenance import write_json, write_records
 from recurrent_drafter.reproduce.plan import CALIBRATION, Plan, ReproduceOptions, Source, plan_of
 
 SETTINGS, RECORD, RESULTS = "settings.json", "record.json", "results.jsonl"

@@ -23,14 +23,13 @@ from recurrent_drafter.reproduce.plan import CALIBRATION, DEPTHS, Cell, Scope, S
 from recurrent_drafter.reproduce.results import Record, Results
 from recurrent_drafter.reproduce.sweeps import sweep_of_shapes, sweep_of_trees, sweep_of_vocabularies, walked
 from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.callbacks import RunRecord, facts
 from recurrent_drafter.training.corpus import TrainingText, open_pair, replies_to, training_text
 from recurrent_drafter.training.estimation import step_seconds
 from recurrent_drafter.training.examples import coverage
 from recurrent_drafter.training.pipeline import TAG, learn, prepared
 from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop, log_progress, never
-from recurrent_drafter.training.recipe import facts
-from recurrent_drafter.training.run_record import RunRecord
-from recurrent_drafter.training.targets import Material, Targets, draft_vocabulary, make_targets
+from recurrent_drafter.training.targets import Material, draft_vocabulary, make_examples
 
 TIMED_STEPS = 8  # of a calibration
 
@@ -63,7 +62,7 @@ class Workshop:
         self.state = PartialState()
         self.held_out = {source.label: self._held_out(source) for source in self.options.evaluation_sets}
         self.text = cache(self._text)
-        self.targets = cache(self._targets)
+        self.material = cache(self._material)
 
     @property
     def first_held_out(self) -> HeldOutReplies:
@@ -106,11 +105,12 @@ class Workshop:
         text = training_text(None, self.pair, self.arguments(cell, steps=1), self.tell)
         return TrainingText(list(text.dialogues)[: self.options.max_examples], text.account)
 
-    def _targets(self, label: str, scope: Scope, distilled: bool) -> Targets:
+    def _material(self, label: str, scope: Scope, distilled: bool) -> Material:
         """Examples with targets: made once for all seeds, distilled ones kept on disk."""
         cell = Cell("distilled" if distilled else "ground_truth", scope, label, seed=0)
         arguments = self.arguments(cell, self.results.folder / "targets", steps=1)
-        return make_targets(self.pair, self.text(label), arguments, self.tell)
+        examples = make_examples(self.pair, self.text(label), arguments, self.tell)
+        return Material(self.pair, examples, self.first_held_out)
 
     def calibrate(self) -> Record:
         """How many steps a training takes in --cell_seconds, on average over the trainings of the grid.
@@ -133,8 +133,7 @@ class Workshop:
         """The median step of a training that learns nothing; targets are the text, whose steps cost as much as any."""
         with tempfile.TemporaryDirectory() as nowhere:
             arguments = prepared(self.arguments(cell, Path(nowhere), steps=TIMED_STEPS), self.tell, writes=False)
-            targets = self.targets(cell.training_set, cell.scope, False)
-            material = Material(self.pair, targets, self.first_held_out)
+            material = self.material(cell.training_set, cell.scope, False)
             return step_seconds(material, draft_vocabulary(material, arguments, self.tell), arguments, TIMED_STEPS)
 
     def train(self, cell: Cell) -> Record:
@@ -145,12 +144,11 @@ class Workshop:
         self.state.wait_for_everyone()
         arguments = prepared(self.arguments(cell), self.tell)
         begun = time.monotonic()
-        targets = self.targets(cell.training_set, cell.scope, cell.method == "distilled")
+        material = self.material(cell.training_set, cell.scope, cell.method == "distilled")
         targets_seconds = time.monotonic() - begun
         account = self.text(cell.training_set).account
         tags = (TAG, "reproduce", cell.method)
         record = RunRecord(self.argv, tags, lambda: {"data": asdict(account())}, **facts(arguments))
-        material = Material(self.pair, targets, self.first_held_out)
         with closing_trackers():
             trained = learn(material, arguments, record, on_progress=self.tell, should_stop=self.should_stop)
         if not trained.finished:
@@ -162,10 +160,10 @@ class Workshop:
             "steps": trained.steps,
             "train_seconds": trained.seconds,
             "targets_seconds": targets_seconds,
-            "texts": len(targets.sample),
-            "roots": sum(len(example.positions) for example in targets.sample),
+            "texts": len(material.sample),
+            "roots": sum(len(example.positions) for example in material.sample),
             "draft_vocab_size": len(draft_ids),
-            "coverage": coverage(targets.sample, draft_ids),
+            "coverage": coverage(material.sample, draft_ids),
             "evaluations": self.evaluate(folder) if self.state.is_main_process else [],
             "curve": [
                 {"step": entry["step"], "tokens_per_step": entry["eval_tokens_per_step"]}
@@ -203,7 +201,7 @@ class Workshop:
         elif name == "tree":
             found = sweep_of_trees(held_out, drafter, self.options.given("widths"))
         else:
-            examples = self.targets(cell.training_set, cell.scope, cell.method == "distilled").sample
+            examples = self.material(cell.training_set, cell.scope, cell.method == "distilled").sample
             found = sweep_of_vocabularies(held_out, drafter, examples, self.pair.end_ids)
         dtype = str(self.pair.verifier.model.dtype).removeprefix("torch.")
         return {"kind": name, "drafter": cell.name, "dtype": dtype, **found}

@@ -16,13 +16,14 @@ from recurrent_drafter.measure.tuning import packed_costs
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hardware import peak_bytes
+from recurrent_drafter.records.provenance import peak_bytes
 from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.callbacks import CallerAnswers
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import with_distilled_targets
-from recurrent_drafter.training.progress import CallerAnswers, OnProgress
+from recurrent_drafter.training.progress import OnProgress
 from recurrent_drafter.training.recipe import new_drafter, new_trainer
-from recurrent_drafter.training.targets import Material, Targets, draft_vocabulary, encoded, with_text
+from recurrent_drafter.training.targets import Material, draft_vocabulary, encoded, with_text
 from recurrent_drafter.training.trainer import global_batch
 
 MEASURED_CONTEXT = 256  # tokens that timed steps follow
@@ -69,8 +70,7 @@ def estimated(text: TrainingText, material: Material, args: TrainingArguments, t
     dialogues = list(text.dialogues) if not args.streaming else None
     few = list(itertools.islice(text.dialogues if dialogues is None else dialogues, SAMPLE))
     examples = tuple(encoded(few, pair, args))
-    rows = with_text(pair, examples, args)
-    material = replace(material, targets=Targets(rows, rows))
+    material = replace(material, train=with_text(pair, examples, args))
     draft_ids = draft_vocabulary(material, args, tell)
     drafter = new_drafter(pair, draft_ids, args)
     kept = training_bytes(drafter, verifier)
@@ -106,7 +106,7 @@ def step_seconds(material: Material, draft_ids: torch.Tensor, args: TrainingArgu
             shuffle_buffer=1000, resume_from_checkpoint=None,
         )  # fmt: skip
         clock = CallerAnswers(lambda _: ends.append(time.perf_counter()))
-        new_trainer(new_drafter(material.pair, draft_ids, brief), material, brief, [clock]).train()
+        new_trainer(new_drafter(material.pair, draft_ids, brief), material, brief, clock).train()
     return statistics.median(end - begun for begun, end in itertools.pairwise(ends[1:]))
 
 

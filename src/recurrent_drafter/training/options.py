@@ -269,3 +269,7 @@ class TrainingOptions(ModelOptions, DataOptions, DrafterOptions, MethodOptions, 
         """K, settled."""
         assert self.drafter_predict_n_tokens is not None
         return self.drafter_predict_n_tokens
+
+    def exit_dim(self, hidden_size: int) -> int:
+        """E, for a verifier of this width."""
+        return max(1, round(self.exit_dim_multiplier * hidden_size))

@@ -26,7 +26,7 @@ from recurrent_drafter.records.paths import make_writable
 from recurrent_drafter.records.provenance import EVALUATION
 from recurrent_drafter.records.trackers import check_services, closing_trackers
 from recurrent_drafter.training.arguments import TrainingArguments
-from recurrent_drafter.training.budget import TimeBudget
+from recurrent_drafter.training.callbacks import CallerAnswers, RunRecord, TimeBudget, facts
 from recurrent_drafter.training.checkpoints import (
     checkpoint_to_resume,
     save_drafter,
@@ -35,11 +35,10 @@ from recurrent_drafter.training.checkpoints import (
 from recurrent_drafter.training.corpus import Pair, held_out_replies, open_pair, training_text
 from recurrent_drafter.training.estimation import TrainingEstimate, estimated, measured_costs
 from recurrent_drafter.training.options import BEST
-from recurrent_drafter.training.progress import CallerAnswers, OnProgress, Progress, ShouldStop, log_progress, never
-from recurrent_drafter.training.quick import quick_schedule, quick_targets
-from recurrent_drafter.training.recipe import facts, new_drafter, new_trainer
-from recurrent_drafter.training.run_record import RunRecord
-from recurrent_drafter.training.targets import Material, draft_vocabulary, make_targets
+from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop, log_progress, never
+from recurrent_drafter.training.quick import quick_examples, quick_schedule
+from recurrent_drafter.training.recipe import new_drafter, new_trainer
+from recurrent_drafter.training.targets import Material, draft_vocabulary, make_examples
 from recurrent_drafter.training.trainer import DrafterTrainer
 
 TAG = "recurrent-drafter"  # of every run at a tracker
@@ -102,10 +101,10 @@ def train(
         pair = open_pair(verifier, tokenizer, args)
         text = training_text(data, pair, args, on_progress)
         if args.quick:
-            targets = quick_targets(pair, text, args, begun, on_progress)
+            examples = quick_examples(pair, text, args, begun, on_progress)
         else:
-            targets = make_targets(pair, text, args, on_progress)
-        material = Material(pair, targets, held_out_replies(data, pair, args, on_progress))
+            examples = make_examples(pair, text, args, on_progress)
+        material = Material(pair, examples, held_out_replies(data, pair, args, on_progress))
         until = quick_schedule(args, begun) if args.quick else None
         record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.account())}, **facts(args))
         trained = learn(material, args, record, on_progress=on_progress, should_stop=should_stop, until=until)
@@ -133,7 +132,7 @@ def evaluate(
         name = drafter if isinstance(drafter, str) else drafter.name_or_path
         drafter = _opened(drafter, pair)
         held_out = held_out_replies(data, pair, args, on_progress)
-        metrics = new_trainer(drafter, Material(pair, None, held_out), args).evaluate()
+        metrics = new_trainer(drafter, Material(pair, (), held_out), args).evaluate()
         if args.process_index == 0:
             on = args.eval_dataset_name or args.eval_dataset_path or args.dataset_name or args.dataset_path
             record = RunRecord(command, (TAG, "eval"), drafter=name, dataset=on)
@@ -154,7 +153,7 @@ def estimate(
     with _session(args):
         pair = open_pair(verifier, tokenizer, args)
         text = training_text(data, pair, args, on_progress)
-        return estimated(text, Material(pair, None, held_out_replies(data, pair, args, on_progress)), args, on_progress)
+        return estimated(text, Material(pair, (), held_out_replies(data, pair, args, on_progress)), args, on_progress)
 
 
 def prepared(arguments: TrainingArguments, tell: OnProgress, *, writes: bool = True) -> TrainingArguments:

@@ -9,7 +9,7 @@ from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.examples import with_text_targets
 from recurrent_drafter.training.progress import OnProgress, Progress
-from recurrent_drafter.training.targets import Targets
+from recurrent_drafter.training.targets import Examples
 
 QUICK_SECONDS = 222  # all of --quick, from the verifier's loading to the saved drafter, stays below 240
 QUICK_TEXT_SECONDS = 70
@@ -17,15 +17,14 @@ QUICK_REPLIES, QUICK_REPLY_TOKENS = 64, 192  # that are generated at a time
 QUICK_TEXT = "text.safetensors"  # in the output folder, for a resumed training
 
 
-def quick_targets(pair: Pair, text: TrainingText, args: TrainingArguments, begun: float, tell: OnProgress) -> Targets:
+def quick_examples(pair: Pair, text: TrainingText, args: TrainingArguments, begun: float, tell: OnProgress) -> Examples:
     """The verifier's own text, kept in the output folder for a training that is resumed."""
     kept = Path(str(args.output_dir)) / QUICK_TEXT
     if args.resume_from_checkpoint is None:
         save_replies(kept, quick_text(pair, text, begun, tell))
     elif not kept.is_file():
         raise OSError(f"{kept} is missing, the text that this training began with: begin a new one")
-    rows = [with_text_targets(reply.as_example(), args.depths, ()) for reply in load_replies(kept)]
-    return Targets(rows, rows)
+    return [with_text_targets(reply.as_example(), args.depths, ()) for reply in load_replies(kept)]
 
 
 def quick_text(pair: Pair, text: TrainingText, begun: float, tell: OnProgress) -> list[Reply]:

@@ -1,6 +1,5 @@
-"""What a training is made with: a new drafter, the trainer of the method, and what tells one run from another."""
+"""What a training is made with: a new drafter, and the trainer of the method."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,12 +9,11 @@ from transformers.trainer_callback import PrinterCallback
 from recurrent_drafter.models.config import DraftShape, RecurrentDraftingConfig
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import tokenizer_hash, verifier_fingerprint
-from recurrent_drafter.records.hashes import hash_of
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair
 from recurrent_drafter.training.examples import run_fingerprint
 from recurrent_drafter.training.loss import Distillation
-from recurrent_drafter.training.targets import Material, exit_dim
+from recurrent_drafter.training.targets import Material
 from recurrent_drafter.training.trainer import DrafterTrainer, global_batch
 
 FIXED = (  # from the beginning of a run to its end, however often it is resumed
@@ -38,7 +36,7 @@ def new_drafter(pair: Pair, draft_ids: torch.Tensor, args: TrainingArguments) ->
         RecurrentDraftingConfig(
             hidden_size=pair.verifier.hidden_size,
             vocab_size=pair.verifier.vocab_size,
-            exit_dim=exit_dim(pair.verifier, args),
+            exit_dim=args.exit_dim(pair.verifier.hidden_size),
             num_draft_layers=args.drafter_num_layers,
             rnn=args.rnn,
             emb_norm=args.emb_norm,
@@ -56,21 +54,20 @@ def new_drafter(pair: Pair, draft_ids: torch.Tensor, args: TrainingArguments) ->
 
 
 def new_trainer(
-    drafter: RecurrentDrafter, material: Material, args: TrainingArguments, callbacks: Sequence[TrainerCallback] = ()
+    drafter: RecurrentDrafter, material: Material, args: TrainingArguments, *callbacks: TrainerCallback
 ) -> DrafterTrainer:
-    """A silent trainer by the chosen method; without targets it only evaluates."""
-    verifier, targets = material.pair.verifier, material.targets
+    """A silent trainer by the chosen method; without examples it only evaluates."""
     taught = args.method == "knowledge_distillation"
     trainer = DrafterTrainer(
         drafter,
         args,
-        verifier=verifier,
-        train_examples=targets.train if targets is not None else [],
+        verifier=material.pair.verifier,
+        train_examples=material.train,
         held_out=material.held_out,
         shape=drafter.config.draft_shape,
         distillation=Distillation(args.kd_temperature, args.kd_alpha) if taught else None,
         drafter_top_k=args.drafter_top_k,
-        fingerprint=fingerprint(drafter, material, args) if targets is not None else None,
+        fingerprint=fingerprint(drafter, material, args) if material.train else None,
         callbacks=list(callbacks),
     )
     for default in (ProgressCallback, PrinterCallback):
@@ -85,15 +82,3 @@ def fingerprint(drafter: RecurrentDrafter, material: Material, args: TrainingArg
     settings: dict[str, Any] = {name: str(getattr(args, name)) for name in FIXED}
     settings |= {"batch": global_batch(args), "drafter": drafter.config.to_diff_dict(), "streaming": args.streaming}
     return run_fingerprint(verifier_fingerprint(material.pair.verifier), material.sample, settings)
-
-
-def facts(args: TrainingArguments) -> dict[str, Any]:
-    """What ``run.json`` and the trackers are told besides the trainer's own arguments."""
-    options = {name: value for name, value in args.to_dict().items() if not name.startswith("_")}
-    return {
-        "verifier": args.llm_name_or_path,
-        "method": args.method,
-        "seed": args.seed,
-        "settings_hash": hash_of(options),
-        "options": options,
-    }

@@ -1,6 +1,5 @@
 """Second stage of a training: text to examples with targets, by the method that was chosen."""
 
-import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected_coverage, weights_read
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.models.loading import verifier_fingerprint
-from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import hash_of
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText
@@ -30,34 +28,29 @@ from recurrent_drafter.training.progress import OnProgress, Progress
 from recurrent_drafter.training.target_store import distilled_dataset, hash_of_texts
 from recurrent_drafter.training.trainer import global_batch
 
-
-@dataclass(frozen=True)
-class Targets:
-    """What the trainer is given: ``train`` whole or as a stream, and ``sample`` to count tokens in."""
-
-    train: Sequence[RootExample] | ShuffledStream[RootExample]
-    sample: Sequence[RootExample]
+Examples = Sequence[RootExample] | ShuffledStream[RootExample]
 
 
 @dataclass(frozen=True)
 class Material:
-    """All that a drafter for this verifier learns from (None where it is only evaluated) and is evaluated on."""
+    """All that a drafter for this verifier learns from (nothing where it is only evaluated) and is evaluated on."""
 
     pair: Pair
-    targets: Targets | None
+    train: Examples
     held_out: HeldOutReplies
 
     @property
     def sample(self) -> Sequence[RootExample]:
-        return self.targets.sample if self.targets is not None else ()
+        """Examples to count tokens in: all, or those that come first in a stream."""
+        return self.train.beginning if isinstance(self.train, ShuffledStream) else self.train
 
 
-def make_targets(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Targets:
+def make_examples(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Examples:
     """Examples with targets. Raises DataError where no text is as long as what is to be predicted."""
     if args.streaming:
-        targets = streamed(pair, text, args, tell)
-        check_depths(targets.sample, args.depths)
-        return targets
+        stream = streamed(pair, text, args, tell)
+        check_depths(stream.beginning, args.depths)
+        return stream
     read = encoded(text.dialogues, pair, args)
     examples = tuple(read)
     tell(Progress("targets", read.report.summary()))
@@ -65,7 +58,7 @@ def make_targets(pair: Pair, text: TrainingText, args: TrainingArguments, tell: 
     check_depths(rows, args.depths)
     batches = f"batches of {args.per_device_train_batch_size} ({args.train_sampling_strategy})"
     tell(Progress("targets", f"padding: {padding(rows, args):.1%} of the tokens in {batches}"))
-    return Targets(rows, rows)
+    return rows
 
 
 def encoded(dialogues: Iterable[Dialogue], pair: Pair, args: TrainingArguments) -> EncodedDialogues:
@@ -78,7 +71,7 @@ def with_text(pair: Pair, examples: Iterable[TrainExample], args: TrainingArgume
     return [with_text_targets(example, args.depths, pair.end_ids) for example in examples]
 
 
-def streamed(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> Targets:
+def streamed(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> ShuffledStream[RootExample]:
     """Text targets, made as the data is read."""
     read = encoded(text.dialogues, pair, args)
 
@@ -88,8 +81,7 @@ def streamed(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnPr
         tell(Progress("data", f"read to its end: {text.account().summary()}; {read.report.summary()}"))
 
     buffer, batch = args.shuffle_buffer, global_batch(args)
-    stream = ShuffledStream(examples, example_length, buffer=buffer, batch=batch, seed=args.seed)
-    return Targets(stream, list(itertools.islice(examples(), buffer)))
+    return ShuffledStream(examples, example_length, buffer=buffer, batch=batch, seed=args.seed)
 
 
 def distilled(
@@ -146,7 +138,7 @@ def draft_vocabulary(material: Material, args: TrainingArguments, tell: OnProgre
     verifier, examples, end_ids = material.pair.verifier, material.sample, material.pair.end_ids
     size, vocabulary, why = str(args.draft_vocab_size), verifier.vocab_size, ""
     if size == "auto":
-        read = weights_read(verifier, exit_dim(verifier, args), args.drafter_num_layers, rnn=args.rnn)
+        read = weights_read(verifier, args.exit_dim(verifier.hidden_size), args.drafter_num_layers, rnn=args.rnn)
         number = choose_draft_vocabulary(shares_covered(examples, material.held_out, vocabulary), read, args.depths)
         why = f"; break-even by weights read: {read.break_even(number, args.depths):.2f} tokens per step"
     else:
@@ -179,8 +171,3 @@ def shares_covered(examples: Sequence[RootExample], held_out: HeldOutReplies, vo
     said = torch.bincount(torch.cat([reply.tokens for reply in held_out.replies]), minlength=vocab_size)
     seen = said[counts.argsort(descending=True, stable=True)].cumsum(0) / said.sum()
     return torch.minimum(expected_coverage(counts), seen.double())
-
-
-def exit_dim(verifier: Verifier, args: TrainingArguments) -> int:
-    """E."""
-    return max(1, round(args.exit_dim_multiplier * verifier.hidden_size))

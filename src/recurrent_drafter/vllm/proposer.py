@@ -86,7 +86,7 @@ class RecurrentDraftProposer:
             else:
                 tokens = self.beams(hidden, roots, length)
             for row, chain in zip(rows, tokens.tolist(), strict=True):
-                chains[row] = chain
+                chains[row] = chain[: room_before_end(runner.requests[runner.input_batch.req_ids[row]], length)]
         return chains
 
     def beams(self, hidden: Tensor, roots: Tensor, length: int) -> Tensor:  # (R, H), (R,) -> (R, L)
@@ -142,6 +142,16 @@ def propose_draft_token_ids(
         runner, sample_hidden_states, sampling_metadata, drafted, sampled_token_ids, length
     )
     return proposer.laws.newest
+
+
+def room_before_end(request: Any, length: int) -> int:
+    """How many of a draft's tokens can be verified, given its request and a draft's length.
+
+    While a reply is shorter than ``min_tokens``, vLLM (0.32) masks stop tokens for the bonus token however many draft
+    tokens come before it; so the bonus token must not come after the last place where they are masked.
+    """
+    missing = request.sampling_params.min_tokens - len(request.output_token_ids)
+    return min(length, missing - 1) if missing > 0 else length
 
 
 def states_of(rows: Sequence[int], drafted: Sequence[int], sampled: Sequence[Sequence[int]]) -> list[int]:

@@ -8,11 +8,10 @@ from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.data.parsing import check_file
 from recurrent_drafter.data.sources import check_name
 from recurrent_drafter.records.paths import check_drafter, check_model, check_writable
-from recurrent_drafter.training.options import TrackerOptions, check_least, option, refuse_both
+from recurrent_drafter.training.options import TrackerOptions, check_paths, option, refuse_both
 
 
 def require(condition: bool, message: str) -> None:
-    """Raise ValueError unless it holds."""
     if not condition:
         raise ValueError(message)
 
@@ -24,8 +23,6 @@ def is_text(line: str) -> bool:
 
 @dataclass(frozen=True)
 class VerifierOptions:
-    """Which model."""
-
     base_model: str = option(
         "demo", "verifier: a hub name, a directory, or 'demo' (the bundled model, default)", check=check_model
     )
@@ -43,14 +40,11 @@ class DeviceOptions(VerifierOptions):
 
 @dataclass(frozen=True)
 class PairOptions(DeviceOptions):
-    """A verifier and its drafter."""
-
     speculator_path: str | None = option(
         None, "a trained drafter; for 'demo' the bundled one is used without it", check=check_drafter
     )
 
     def drafter(self) -> str:
-        """Where the drafter is, as `drafter_path` says."""
         return drafter_path(self.base_model, self.speculator_path)
 
 
@@ -66,8 +60,6 @@ def drafter_path(base_model: str, speculator_path: str | None) -> str:
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """Where prompts come from."""
-
     dataset_name: str | None = option(
         None, "evaluation split of demo (default), sharegpt, alpaca, mtbench or wikitext", check=check_name
     )
@@ -77,27 +69,21 @@ class SourceOptions:
 
     def __post_init__(self) -> None:
         refuse_both(self, ("dataset_name", "dataset_path"))
-        check_least(self)
 
 
 @dataclass(frozen=True)
 class SpeculatorOptions(PairOptions):
-    """Which verifier and drafter decode, how much they draft, and where they compute."""
-
     beam_width: int | None = option(
         None, "W, beams; giving any of these three fixes the shape, which else follows cost", least=1
     )
     beam_length: int | None = option(None, "L, tokens per beam, the root not counted", least=1)
     max_tree_nodes: int | None = option(None, "N, nodes verified per step, root included", least=2)
 
-    def __post_init__(self) -> None:
-        check_least(self)
-
     @property
-    def drafting(self) -> list[str]:
-        """The flags given that only matter with a drafter."""
-        names = ("speculator_path", "beam_width", "beam_length", "max_tree_nodes")
-        return [f"--{name}" for name in names if getattr(self, name) is not None]
+    def shape(self) -> dict[str, int]:
+        """What is given of the draft's shape."""
+        names = ("beam_width", "beam_length", "max_tree_nodes")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -153,8 +139,6 @@ class SamplingOptions:
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """What to generate."""
-
     prompt: str | None = option(None, "reply to this and stop")
     interactive: bool = option(False, "chat")
     eval_mt_bench: bool = option(False, "answer the questions of MT-Bench, both turns of each, and measure")
@@ -165,12 +149,8 @@ class GenerateOptions:
     profile: bool = option(False, "show at the end where a step's time went")
 
     def __post_init__(self) -> None:
-        check_least(self)
         require(self.prompt is None or bool(self.prompt.strip()), "--prompt is empty: expected some text")
-        require(
-            self.prompt is None or is_text(self.prompt),
-            "--prompt holds bytes that are no text: expected UTF-8",
-        )
+        require(self.prompt is None or is_text(self.prompt), "--prompt holds bytes that are no text: expected UTF-8")
         require(
             [self.prompt is not None, self.interactive, self.eval_mt_bench].count(True) == 1,
             "give one of --prompt TEXT, --interactive and --eval_mt_bench",
@@ -206,7 +186,6 @@ class EvaluationOptions(TrackerOptions):
     wandb_project: str | None = option(None, "default: WANDB_PROJECT, otherwise 'recurrent-drafter'")
 
     def __post_init__(self) -> None:
-        check_least(self)
         require(self.run_name is None or bool(self.services), "--run_name is for trackers: give --report_to too")
         require(
             self.wandb_project is None or "wandb" in self.services, "--wandb_project is for W&B: give --use_wandb too"
@@ -214,6 +193,21 @@ class EvaluationOptions(TrackerOptions):
 
     @property
     def given(self) -> list[str]:
-        """Flags that are not at their defaults."""
         plain = type(self)()
         return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]
+
+
+def check_generate(
+    which: SpeculatorOptions, sampling: SamplingOptions, options: GenerateOptions, asked: EvaluationOptions
+) -> None:
+    sampling.arguments()
+    drafting = [*(["speculator_path"] if which.speculator_path is not None else []), *which.shape]
+    if options.autoregressive and drafting:
+        raise ValueError(f"--autoregressive drafts nothing: drop {' and '.join(f'--{name}' for name in drafting)}")
+    if asked.given and not options.is_evaluation:
+        raise ValueError(f"{' and '.join(asked.given)} only matters with --eval_mt_bench or --compare")
+    if options.prompt is not None and (asked.dataset_path is not None or asked.max_num_prompts is not None):
+        raise ValueError("--dataset_path and --max_num_prompts choose among questions: drop them, or --prompt")
+    check_paths(which, asked)
+    if not options.autoregressive:
+        which.drafter()

@@ -1,17 +1,19 @@
 """Options of what measures and checks: verify, tune, bench, demo, and the scripts that show or check something."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from recurrent_drafter.cli.options.decoding import DeviceOptions, PairOptions, SourceOptions, require
-from recurrent_drafter.records.paths import check_drafter, check_model, check_readable, check_writable
-from recurrent_drafter.training.options import check_least, option
+from recurrent_drafter.cli.options import decoding
+from recurrent_drafter.cli.options.decoding import SourceOptions, require
+from recurrent_drafter.records.paths import TUNING_FILE, check_drafter, check_model, check_readable, check_writable
+from recurrent_drafter.training.options import check_paths, option
+
+SAMPLED = 0.8  # the temperature of a verification's sampled pass
 
 
 @dataclass(frozen=True)
 class PromptOptions(SourceOptions):
-    """Which prompts to decode, and how far."""
-
     prompts: int | None = option(None, "how many: default 50 (tune: 20)", least=1)
     new_tokens: int = option(128, "tokens per reply; at most, with --no_sustained", least=2)
     sustained: bool = option(True, "go on after end tokens; otherwise replies stop there")
@@ -19,14 +21,9 @@ class PromptOptions(SourceOptions):
 
 @dataclass(frozen=True)
 class VerifyOptions:
-    """How to verify that speculation changes no token."""
-
     batch_size: int = option(1, "prompts decoded together, of different lengths", least=1)
     auto: bool = option(False, "also with the tree that follows cost and acceptance")
     output_file: str | None = option(None, "every comparison, as JSON", check=check_writable)
-
-    def __post_init__(self) -> None:
-        check_least(self)
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,6 @@ class TuneOptions:
     copy_drafter: bool = option(False, "copy the drafter into --output_dir, which then is a tuned drafter")
 
     def __post_init__(self) -> None:
-        check_least(self)
         for name in ("batch_size", "widths", "lengths"):
             values = getattr(self, name)
             require(len(set(values)) == len(values), f"--{name} names a number twice")
@@ -49,9 +45,7 @@ class TuneOptions:
 
 
 @dataclass(frozen=True)
-class BenchOptions(PairOptions, SourceOptions):
-    """What to compare, and on what."""
-
+class BenchOptions(decoding.PairOptions, SourceOptions):
     assistant_model: str | None = option(
         None, "a smaller model of the same vocabulary, for HF assisted generation", check=check_model
     )
@@ -85,21 +79,15 @@ class BenchOptions(PairOptions, SourceOptions):
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What to show."""
-
-    prompts: int = option(30, "held-out prompts")
-    new_tokens: int = option(128, "tokens per prompt (sustained), at most (reply)")
+    prompts: int = option(30, "held-out prompts", least=1)
+    new_tokens: int = option(128, "tokens per prompt (sustained), at most (reply)", least=2)
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "auto: bfloat16 where the hardware computes in it")
     skip_training: bool = option(False, "compare with the bundled drafter only")
     speculator_path: str | None = option(None, "a drafter to compare too, instead of training", check=check_drafter)
 
-    def __post_init__(self) -> None:
-        if self.prompts < 1 or self.new_tokens < 2:
-            raise ValueError("--prompts and --new_tokens are counts: expected at least 1 and 2")
-
 
 @dataclass(frozen=True)
-class ConversationOptions(DeviceOptions, SourceOptions):
+class ConversationOptions(decoding.DeviceOptions, SourceOptions):
     """Which conversation, and as the tokens of which model."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -111,11 +99,54 @@ class ConversationOptions(DeviceOptions, SourceOptions):
 
 @dataclass(frozen=True)
 class TargetOptions:
-    """Which targets to make of it."""
-
     distill_num_future_tokens: int = option(5, "K, tokens per position", least=1)
     train_on_assistant_only: bool = option(True, "positions of the assistant's replies, as in the paper; otherwise all")
     positions: int | None = option(None, "only so many, from the first one on", least=1)
 
-    def __post_init__(self) -> None:
-        check_least(self)
+
+def check_verify(
+    which: decoding.SpeculatorOptions, sampling: decoding.SamplingOptions, asked: PromptOptions, options: VerifyOptions
+) -> None:
+    sampling.arguments(SAMPLED)
+    check_paths(which, asked, options)
+    which.drafter()
+
+
+def check_tune(which: decoding.SpeculatorOptions, prompts: PromptOptions, options: TuneOptions) -> None:
+    check_paths(which, prompts, options)
+    which.drafter()
+    tuning_folder(which, options)
+
+
+def tuning_folder(which: decoding.SpeculatorOptions, options: TuneOptions) -> Path:
+    """Where to save, found to be writable before anything is measured."""
+    if which.shape:
+        raise ValueError(
+            "tune finds the shape: give --widths and --lengths to try instead of one --beam_width and so on"
+        )
+    if options.output_dir is not None:
+        folder = Path(options.output_dir).expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        if options.copy_drafter and (folder / "config.json").exists():
+            raise ValueError(
+                f"{folder} holds a model already, which --copy_drafter would overwrite: name another folder"
+            )
+    elif which.speculator_path is None:
+        raise ValueError(
+            "the bundled drafter stays as it is: give --output_dir DIR (and --copy_drafter, to use it there)"
+        )
+    else:
+        folder = Path(which.speculator_path).expanduser()
+        if not folder.is_dir():
+            raise OSError(f"{folder} is not a local folder: give --output_dir DIR for what tune writes")
+    try:
+        check_writable(folder / TUNING_FILE)
+    except OSError as error:
+        raise OSError(f"{error}; --output_dir DIR names another, --copy_drafter makes a tuned drafter of it") from None
+    return folder
+
+
+def check_bench(options: BenchOptions) -> None:
+    check_paths(options)
+    if options.join is None:
+        options.drafter()

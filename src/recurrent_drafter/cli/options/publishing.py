@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
-from recurrent_drafter.records.paths import check_model, check_readable
-from recurrent_drafter.training.options import option
+from recurrent_drafter.records.paths import check_model, check_readable, is_path
+from recurrent_drafter.training.options import check_paths, option
 
 
 @dataclass(frozen=True)
 class DeployOptions:
-    """What to publish, and where."""
-
     model_path: str = option(..., "the folder that a drafter was saved to")
     repo_name: str = option(..., "user/name on the Hub; made if it is not there yet")
     private: bool = option(False, "a private repository")
@@ -45,8 +44,6 @@ class DeployOptions:
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """What to convert, and into what."""
-
     source: str = option(..., "a drafter of either layout: a folder or a hub name", positional="SOURCE")
     target: str = option(..., "a new folder, or an empty one", positional="TARGET")
     to: Literal["ours", "apple"] = option(
@@ -57,3 +54,24 @@ class ConvertOptions:
         "the model that it drafts for: checked, and named in the result; its weights are not read",
         check=check_model,
     )
+
+
+def check_deploy(options: DeployOptions) -> None:
+    folder = Path(options.model_path).expanduser()
+    if not folder.is_dir():
+        raise OSError(f"there is no drafter at {folder}: expected the folder that train_speculator.py saved it to")
+    check_paths(options)
+    from recurrent_drafter.formats.hub_names import check_repo_name, is_hub_name  # loads the Hub's library
+
+    check_repo_name(options.repo_name)
+    if options.base_model is not None and not is_hub_name(options.base_model):
+        raise ValueError(f"--base_model {options.base_model} is no name on the Hub: expected such as gpt2 or user/name")
+
+
+def check_convert(options: ConvertOptions) -> None:
+    target, source = Path(options.target).expanduser(), Path(options.source).expanduser()
+    if target.is_symlink() or target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise OSError(f"{target} exists already: give a new folder, or an empty one")
+    if not source.is_dir() and (source.exists() or is_path(options.source)):
+        raise OSError(f"there is no drafter at {options.source}: expected a folder, or a name on the Hub")
+    check_paths(options)

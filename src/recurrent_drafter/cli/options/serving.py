@@ -68,11 +68,9 @@ class ServeOptions:
 
     @property
     def names(self) -> list[str]:
-        """What clients call the model."""
         return self.served_model_name or [self.base_model]
 
     def drafter(self) -> str:
-        """Where the drafter is, as `drafter_path` says."""
         return drafter_path(self.base_model, self.speculator_path)
 
     @property
