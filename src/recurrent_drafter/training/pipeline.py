@@ -19,14 +19,14 @@ from transformers.utils import logging as hf_logging
 from recurrent_drafter.data.sources import DialogueLike
 from recurrent_drafter.measure.estimate import break_even
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.loading import check_pair, check_tokenizer, load_drafter
+from recurrent_drafter.models.loading import check_pair, check_tokenizer, load_drafter, save_drafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.paths import make_writable
 from recurrent_drafter.records.provenance import EVALUATION
 from recurrent_drafter.records.trackers import check_services, closing_trackers
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.callbacks import CallerAnswers, RunRecord, TimeBudget, facts
-from recurrent_drafter.training.checkpoints import checkpoint_to_resume, save_drafter, saying_what_was_not_written
+from recurrent_drafter.training.checkpoints import checkpoint_to_resume, saying_what_was_not_written
 from recurrent_drafter.training.corpus import Pair, held_out_replies, open_pair, training_text
 from recurrent_drafter.training.estimation import TrainingEstimate, estimated, measured_costs
 from recurrent_drafter.training.options import BEST
