@@ -1,5 +1,6 @@
 """What a training is made with: a new drafter, and the trainer of the method."""
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -31,7 +32,6 @@ def default_shape(depths: int, draft_vocab_size: int) -> DraftShape:
 def new_drafter(pair: Pair, draft_ids: torch.Tensor, args: TrainingArguments) -> RecurrentDrafter:
     """An untrained drafter for this verifier."""
     torch.manual_seed(args.seed)
-    shape = default_shape(args.depths, len(draft_ids))
     drafter = RecurrentDrafter(
         RecurrentDraftingConfig(
             hidden_size=pair.verifier.hidden_size,
@@ -44,9 +44,7 @@ def new_drafter(pair: Pair, draft_ids: torch.Tensor, args: TrainingArguments) ->
             verifier_name_or_path=args.llm_name_or_path,
             verifier_architectures=pair.verifier.model.config.architectures,
             tokenizer_hash=tokenizer_hash(pair.tokenizer),
-            beam_width=shape.beam_width,
-            beam_length=shape.beam_length,
-            max_tree_nodes=shape.max_tree_nodes,
+            **asdict(default_shape(args.depths, len(draft_ids))),
         )
     )
     drafter.draft_ids.copy_(draft_ids)
