@@ -9,7 +9,6 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.data.dialogues import Dialogue, LoadReport, Turn
-from recurrent_drafter.data.prompts import encode_prompt, prompts_from_dialogues
 from recurrent_drafter.data.sources import (
     DialogueLike,
     DialogueStream,
@@ -18,7 +17,7 @@ from recurrent_drafter.data.sources import (
     divide_dialogues,
     load_dialogues,
 )
-from recurrent_drafter.data.templates import RefusedError
+from recurrent_drafter.data.templates import RefusedError, encode_prompt, prompts_from_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply, greedy_replies
 from recurrent_drafter.models.loading import load_verifier

@@ -18,14 +18,13 @@ from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import peak_bytes
-from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.arguments import TrainingArguments, global_batch
 from recurrent_drafter.training.callbacks import CallerAnswers
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import with_distilled_targets
 from recurrent_drafter.training.progress import OnProgress
-from recurrent_drafter.training.recipe import new_drafter, new_trainer
 from recurrent_drafter.training.targets import Material, draft_vocabulary, encoded, with_text
-from recurrent_drafter.training.trainer import global_batch
+from recurrent_drafter.training.trainer import new_drafter, new_trainer
 
 MEASURED_CONTEXT = 256  # tokens that timed steps follow
 SAMPLE, DISTILLED, STEPS = 256, 8, 5  # conversations that are encoded and distilled, steps that are timed

@@ -32,9 +32,8 @@ from recurrent_drafter.training.estimation import TrainingEstimate, estimated, m
 from recurrent_drafter.training.options import BEST
 from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop, log_progress, never
 from recurrent_drafter.training.quick import quick_examples, quick_schedule
-from recurrent_drafter.training.recipe import new_drafter, new_trainer
 from recurrent_drafter.training.targets import Material, draft_vocabulary, make_examples
-from recurrent_drafter.training.trainer import DrafterTrainer
+from recurrent_drafter.training.trainer import DrafterTrainer, new_drafter, new_trainer
 
 TAG = "recurrent-drafter"  # of every run at a tracker
 

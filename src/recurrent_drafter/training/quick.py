@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from recurrent_drafter.data.prompts import prompts_from_dialogues
+from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.measure.replies import Reply, greedy_replies, load_replies, save_replies
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText

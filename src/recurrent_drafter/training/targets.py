@@ -14,13 +14,12 @@ from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.records.hashes import hash_of
-from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.arguments import TrainingArguments, global_batch
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import TokenDraw
 from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens, with_text_targets
 from recurrent_drafter.training.progress import OnProgress, Progress
 from recurrent_drafter.training.target_store import distilled_dataset, hash_of_texts
-from recurrent_drafter.training.trainer import global_batch
 
 Examples = Sequence[RootExample] | ShuffledStream[RootExample]
 
