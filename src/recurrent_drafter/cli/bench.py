@@ -44,9 +44,9 @@ def run(options: BenchOptions, *, argv: list[str]) -> int:
     elif not lookup:
         console.print(f"HF prompt lookup needs room for {LOOKUP_TOKENS} tokens more in the context: left out.")
     if options.profile:
-        for found in inside(speculator, batches[:5], decoding, fixed):
-            console.print(profile_table(found.profile, found.arm))
-            console.print(f"{found.arm}: {memory_line(found.memory.mebibytes())}")
+        for arm, (profile, memory) in inside(speculator, batches[:5], decoding, fixed).items():
+            console.print(profile_table(profile, arm))
+            console.print(f"{arm}: {memory_line(memory.mebibytes())}")
     if options.output_file is not None:
         header = {"kind": "circumstances", **provenance(argv), "options": asdict(options)}
         write_records(Path(options.output_file), [header, *run_records(trials)])

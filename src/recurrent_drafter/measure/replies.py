@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from recurrent_drafter.core.accept import Accepted, follow_tree
+from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights, draft_labels
 from recurrent_drafter.core.metrics import Walk, visited, walk
 from recurrent_drafter.core.tree import DraftTree, prefix_tree
@@ -104,8 +105,16 @@ class HeldOutReplies:
         return self.verifier.hiddens(text[None])[0, first : first + len(reply.tokens)]
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every reply's tokens (R,), and the states (R, H) that they were predicted from."""
-        return ((reply.tokens, hiddens) for reply, hiddens in zip(self.replies, self.hiddens, strict=True))
+        """Every reply's tokens (R,), and the states (R, H) that they were predicted from, on one device."""
+        for reply, hiddens in zip(self.replies, self.hiddens, strict=True):
+            yield reply.tokens.to(hiddens.device), hiddens
+
+    @torch.inference_mode()
+    def drafts(self, drafter: RecurrentDrafter, width: int, length: int) -> Iterator[tuple[Tensor, Beams]]:
+        """Every reply's tokens (R,), and what is drafted with each of them as the root."""
+        draft = BeamDrafter(drafter, self.verifier.embed)
+        for root, hiddens in self.pairs():
+            yield root, draft(hiddens.to(drafter.dtype), root, width, length)
 
     def tokens_per_step(self, drafter: RecurrentDrafter, shape: DraftShape) -> float:
         """What greedy decoding of these replies yields at this fixed shape."""
