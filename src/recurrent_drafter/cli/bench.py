@@ -12,8 +12,8 @@ from recurrent_drafter.bench.scores import join, read_evaluation
 from recurrent_drafter.cli.figures import compared, profile_table, show
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.options.measuring import BenchOptions
-from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import LOOKUP_TOKENS, Decoding
@@ -44,9 +44,9 @@ def run(options: BenchOptions, *, argv: list[str]) -> int:
     elif not lookup:
         console.print(f"HF prompt lookup needs room for {LOOKUP_TOKENS} tokens more in the context: left out.")
     if options.profile:
-        for found in inside(speculator, batches[:5], decoding, fixed):
-            console.print(profile_table(found.profile, found.arm))
-            console.print(f"{found.arm}: {memory_line(found.memory.mebibytes())}")
+        for arm, (profile, memory) in inside(speculator, batches[:5], decoding, fixed).items():
+            console.print(profile_table(profile, arm))
+            console.print(f"{arm}: {memory_line(memory.mebibytes())}")
     if options.output_file is not None:
         header = {"kind": "circumstances", **provenance(argv), "options": asdict(options)}
         write_records(Path(options.output_file), [header, *run_records(trials)])

@@ -10,11 +10,11 @@ from recurrent_drafter.cli.figures import compared
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options.measuring import DemoOptions
-from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import HF, PLAIN, Decoding, batches_of, hf_arm, our_arm, without_drafter
+from recurrent_drafter.measure.arms import HF, PLAIN, Decoding, batches_of, hf_arm, our_arm
 from recurrent_drafter.measure.ruler import Arm
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
@@ -52,6 +52,5 @@ def make_arms(
     model: PreTrainedModel, drafters: dict[str, RecurrentDraftingSpeculator], decoding: Decoding
 ) -> list[Arm]:
     """HF generate first: it is the reference for equality."""
-    alone = without_drafter(next(iter(drafters.values())))
-    ours = {PLAIN: alone, **drafters}
-    return [hf_arm(HF, model, decoding), *(our_arm(name, ours[name], decoding) for name in ours)]
+    ours = {PLAIN: next(iter(drafters.values())).without_drafter(), **drafters}
+    return [hf_arm(HF, model, decoding), *(our_arm(name, way, decoding) for name, way in ours.items())]
