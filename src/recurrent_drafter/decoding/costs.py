@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -111,7 +111,8 @@ def measure_costs(
 
     shapes = [(width, length) for width in widths for length in lengths]
     works = [*(partial(step, count) for count in rows), *(partial(drafting, *shape) for shape in shapes)]
-    taken = least_seconds(works, repeats)
+    rounds = [[timeit(work, number=1) for work in works] for _ in range(repeats + 1)]  # the first warms up
+    taken = np.min(rounds[1:], axis=0).tolist()  # what else runs on a machine only ever adds to it
     verify = isotonic_regression(taken[: len(rows)]).x  # more nodes never take less, noise or not
     drafts = dict(zip(shapes, on_lines(lengths, taken[len(rows) :]), strict=True))
     costs = Costs(tuple(batch * count for count in rows), tuple(verify.tolist()), LEAST, drafts, batch)
@@ -125,15 +126,6 @@ def on_lines(lengths: Sequence[int], seconds: Sequence[float]) -> list[float]:
         line = np.polynomial.Polynomial.fit(lengths, seconds[start:][: len(lengths)], deg=min(1, len(lengths) - 1))
         smooth += [max(float(line(length)), LEAST) for length in lengths]
     return smooth
-
-
-def least_seconds(works: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """The least time that each work took in ``repeats`` rounds over all of them, after one to warm up.
-
-    The least, because what else runs on a machine only ever adds to it, and costs are compared with each other.
-    """
-    rounds = [[timeit(work, number=1) for work in works] for _ in range(repeats + 1)]
-    return np.min(rounds[1:], axis=0).tolist()
 
 
 @dataclass(frozen=True)

@@ -60,8 +60,7 @@ class FixedController:
     def budget(self, beams: Beams) -> int:
         """The shape's nodes, or all there are."""
         limit = self.shape.max_tree_nodes if self.shape is not None else None
-        everything = 1 + beams.tokens[0].numel()
-        return everything if limit is None else min(limit, everything)
+        return limit or 1 + beams.tokens[0].numel()
 
     def observe(self, step: Step) -> None:
         """Nothing to learn."""

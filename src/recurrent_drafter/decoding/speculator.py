@@ -223,21 +223,15 @@ class RecurrentDraftingSpeculator:
         if len(input_ids) != 1:
             raise ValueError(f"a batch of {len(input_ids)} prompts cannot be streamed: expected one")
 
-        def method(
-            model: PreTrainedModel,
-            input_ids: Tensor,
-            generation_config: GenerationConfig,
-            logits_processor: LogitsProcessorList,
-            stopping_criteria: StoppingCriteriaList,
-            **model_kwargs: Any,
-        ) -> Iterator[list[list[int]]]:
+        def method(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> Iterator[list[list[int]]]:
             if len(input_ids) != 1:
                 raise ValueError(f"{len(input_ids)} sequences cannot be streamed: expected num_return_sequences=1")
-            state = GenerationState.from_hf(input_ids, stopping_criteria, generation_config)
+            config = prepared.pop("generation_config")
+            state = GenerationState.from_hf(input_ids, prepared.pop("stopping_criteria"), config)
             if end_ids is not None:
                 state.end_ids = frozenset(end_ids)
-            sampler = Sampler.from_hf(state, logits_processor, generation_config, seed, None)
-            return self._steps(model, generation_config, state, sampler, model_kwargs)
+            sampler = Sampler.from_hf(state, prepared.pop("logits_processor"), config, seed, None)
+            return self._steps(model, config, state, sampler, prepared)
 
         return (emitted[0] for emitted in self._through_hf(method, input_ids, attention_mask, options))
 

@@ -69,16 +69,15 @@ class RecurrentDraftingConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds: the fields, and for a drafter that names its verifier the speculators format."""
         written: dict[str, Any] = super().to_dict()
-        return written | self._speculators_format() if self.verifier_name_or_path else written
-
-    def _speculators_format(self) -> dict[str, Any]:
+        if not self.verifier_name_or_path:
+            return written
         chain = {  # of which a token is accepted where it is the verifier's own, and no other
             "proposal_type": "greedy",
             "speculative_tokens": self.beam_length,
             "verifier_accept_k": 1,
             "accept_tolerance": 0.0,
         }
-        return {
+        return written | {
             "speculators_model_type": self.model_type,
             "speculators_version": SPECULATORS_VERSION,
             "speculators_config": {
