@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.encoding import TrainExample
-from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
+from recurrent_drafter.records.provenance import hash_of, hash_of_tensors
 
 
 @dataclass(frozen=True)
