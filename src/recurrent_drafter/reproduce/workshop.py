@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.data.sources import LoadedDialogues, load_dialogues
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import Decoding
 from recurrent_drafter.measure.replies import HeldOutReplies, load_replies, save_replies
@@ -24,7 +24,7 @@ from recurrent_drafter.reproduce.results import Record, Results
 from recurrent_drafter.reproduce.sweeps import sweep_of_shapes, sweep_of_trees, sweep_of_vocabularies, walked
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.callbacks import RunRecord, facts
-from recurrent_drafter.training.corpus import TrainingText, open_pair, replies_to, training_text
+from recurrent_drafter.training.corpus import open_pair, replies_to, training_text
 from recurrent_drafter.training.estimation import step_seconds
 from recurrent_drafter.training.examples import coverage
 from recurrent_drafter.training.pipeline import TAG, learn, prepared
@@ -99,11 +99,11 @@ class Workshop:
             save_replies(kept, replies)
         return HeldOutReplies(self.pair.verifier, replies)
 
-    def _text(self, label: str) -> TrainingText:
+    def _text(self, label: str) -> LoadedDialogues:
         """A training set's conversations, as many as are asked for."""
         cell = next(cell for cell in self.results.plan.cells if cell.training_set == label)
         text = training_text(None, self.pair, self.arguments(cell, steps=1), self.tell)
-        return TrainingText(list(text.dialogues)[: self.options.max_examples], text.account)
+        return LoadedDialogues(tuple(text)[: self.options.max_examples], text.report)
 
     def _material(self, label: str, scope: Scope, distilled: bool) -> Material:
         """Examples with targets: made once for all seeds, distilled ones kept on disk."""
@@ -146,9 +146,9 @@ class Workshop:
         begun = time.monotonic()
         material = self.material(cell.training_set, cell.scope, cell.method == "distilled")
         targets_seconds = time.monotonic() - begun
-        account = self.text(cell.training_set).account
+        account = asdict(self.text(cell.training_set).report)
         tags = (TAG, "reproduce", cell.method)
-        record = RunRecord(self.argv, tags, lambda: {"data": asdict(account())}, **facts(arguments))
+        record = RunRecord(self.argv, tags, data=account, **facts(arguments))
         with closing_trackers():
             trained = learn(material, arguments, record, on_progress=self.tell, should_stop=self.should_stop)
         if not trained.finished:
