@@ -19,7 +19,7 @@ from rich.progress import track
 from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import reporting
 from recurrent_drafter.cli.main import quiet
-from recurrent_drafter.cli.terminal import TrainingTerminal
+from recurrent_drafter.cli.train import TrainingTerminal
 from recurrent_drafter.reproduce.plan import training_flags
 from recurrent_drafter.reproduce.results import Results, failure
 from recurrent_drafter.reproduce.workshop import Workshop

@@ -81,7 +81,7 @@ COMMANDS = {
         (publishing.ConvertOptions,), "convert:run", publishing.check_convert,
     ),
     "demo": Command(
-        "train a drafter for the bundled model, then compare speed and output", (measuring.DemoOptions,), "demo:run"
+        "train a drafter for the bundled model, then compare speed and output", (measuring.DemoOptions,), "bench:demo"
     ),
 }  # fmt: skip
 SCRIPTS = {
