@@ -11,7 +11,7 @@ from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import bugs, memory_line, run_records
 from recurrent_drafter.bench.engine import inside
 from recurrent_drafter.bench.scores import join, read_evaluation
-from recurrent_drafter.cli.figures import compared, profile_table, show
+from recurrent_drafter.cli.figures import compared, named, profile_table, show
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options.measuring import BenchOptions, DemoOptions
@@ -61,8 +61,7 @@ def assistant_for(options: BenchOptions, model: PreTrainedModel) -> PreTrainedMo
     """The smaller model, in the verifier's dtype and on its device."""
     if options.assistant_model is None or options.batch_size > 1:
         return None
-    dtype = str(model.dtype).removeprefix("torch.")
-    return load_verifier(options.assistant_model, dtype=dtype, device=str(model.device))[0]
+    return load_verifier(options.assistant_model, dtype=named(model.dtype), device=str(model.device))[0]
 
 
 def demo(options: DemoOptions, *, argv: list[str]) -> int:
