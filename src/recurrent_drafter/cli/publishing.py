@@ -25,10 +25,9 @@ from recurrent_drafter.report.card import CardFacts, model_card
 def deploy(options: DeployOptions, *, argv: list[str]) -> int:
     drafter = Path(options.model_path).expanduser()
     known = gather(drafter, options)
-    card, verified = written_card(drafter, known, options.repo_name), bool(known.verified)
-    fill = partial(
-        assemble, drafter, repo_id=options.repo_name, card=card, base_model=known.base_model, verified=verified
-    )
+    names = {"repo_id": options.repo_name, "base_model": known.base_model}
+    card = written_card(drafter, known, options.repo_name)
+    fill = partial(assemble, drafter, card=card, verified=bool(known.verified), **names)
     if options.dry_run:
         folder = new_folder(Path(options.output_dir or f"{options.repo_name.partition('/')[2]}-upload").expanduser())
         fill(folder)
