@@ -3,7 +3,6 @@
 import json
 import os
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,11 @@ from recurrent_drafter.report.card import CardFacts, model_card
 def deploy(options: DeployOptions, *, argv: list[str]) -> int:
     drafter = Path(options.model_path).expanduser()
     known = gather(drafter, options)
-    names = {"repo_id": options.repo_name, "base_model": known.base_model}
     card = written_card(drafter, known, options.repo_name)
-    fill = partial(assemble, drafter, card=card, verified=bool(known.verified), **names)
+
+    def fill(folder: Path) -> None:
+        assemble(drafter, folder, options.repo_name, card, base_model=known.base_model, verified=bool(known.verified))
+
     if options.dry_run:
         folder = new_folder(Path(options.output_dir or f"{options.repo_name.partition('/')[2]}-upload").expanduser())
         fill(folder)

@@ -5,8 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout
-from types import TracebackType
+from contextlib import redirect_stdout
 from typing import Any
 
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -34,9 +33,8 @@ def run(own: TrainingOptions, *, argv: list[str]) -> int:
     if args.demo:
         print(plan(args))
         return 0
-    with ExitStack() as stack:
-        if args.process_index > 0:  # one of several processes speaks
-            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    # One of several processes speaks.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if args.process_index > 0 else sys.stdout):
         try:
             return do(args, ["train_speculator.py", *argv], started)
         except KeyboardInterrupt:
@@ -91,7 +89,7 @@ class TrainingTerminal:
     def __enter__(self) -> "TrainingTerminal":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self._close()
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
