@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.cli.inputs import open_outline
+from recurrent_drafter.cli.options.decoding import drafter_path
 from recurrent_drafter.cli.options.serving import ServeOptions, flag_names
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import computes_in_bfloat16, load_drafter
@@ -35,7 +36,7 @@ SAMPLE = re.compile(r"([\w:]+)(?:\{.*\})? (\S+)")
 
 
 def run(options: ServeOptions, flags: Sequence[str], *, argv: list[str]) -> int:
-    path = options.drafter()
+    path = drafter_path(options.base_model, options.speculator_path)
     drafter = load_drafter(path)
     model, tokenizer = open_outline(options.base_model, drafter, path)
     check_shape(options, drafter, path)
