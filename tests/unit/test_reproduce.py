@@ -20,8 +20,9 @@ from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import provenance
-from recurrent_drafter.report.document import Document, Paragraph, Section, Table
+from recurrent_drafter.report.document import page as html_page
 from recurrent_drafter.report.reproduction import write_report
+from recurrent_drafter.report.tables import markdown_table
 from recurrent_drafter.reproduce.findings import Findings, Place, Recipe
 from recurrent_drafter.reproduce.plan import ReproduceOptions, Source, plan_of, training_flags
 from recurrent_drafter.reproduce.results import RESULTS, Results, failure
@@ -283,9 +284,10 @@ def test_a_report_without_anything_in_it_is_one(tmp_path):
 
 
 def test_both_forms_show_the_same_table():
-    document = Document("A & B", [Section("One", [Paragraph("<i>"), Table("Caption", ["a", "b"], [["x|y", "1"]])])])
-    assert Page(document.html()).words.split() == "A & B One One <i> Caption a b x|y 1".split()
-    assert "| a | b |\n| --- | --- |\n| x\\|y | 1 |" in document.markdown("pictures")
+    table = markdown_table(["a", "b"], [["x|y", "1"]])
+    assert table == "| a | b |\n| --- | --- |\n| x\\|y | 1 |"
+    page = html_page(f"# A & B\n\n## One\n\n<i>\n\nCaption\n\n{table}\n", {})
+    assert Page(page).words.split() == "A & B One One <i> Caption a b x|y 1".split()
 
 
 def test_options_come_back_from_the_folder(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token, snapshot_download
+from jinja2 import UndefinedError
 from safetensors import SafetensorError
 
 from recurrent_drafter.cli.inputs import open_outline
@@ -50,7 +51,7 @@ def written_card(drafter: Path, known: CardFacts, repo_id: str) -> str:
     """The model card. Raises ValueError for records of another form than ours."""
     try:
         return model_card(repo_id, known)
-    except (KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (KeyError, TypeError, AttributeError, UndefinedError) as error:
         raise ValueError(
             f"run.json, {TUNING_FILE} or {VERIFICATION_FILE} in {drafter}, or --bench_file, is not as this version "
             f"writes it ({error!r}): make it again or take it away"

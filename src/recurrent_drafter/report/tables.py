@@ -6,6 +6,8 @@ from typing import Any
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from recurrent_drafter.measure.ruler import Estimate
+
 Columns = Mapping[str, Callable[[Any], str]]
 
 
@@ -23,7 +25,17 @@ def markdown(rows: Iterable[Any], columns: Columns) -> str:
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Rows under the names of their columns, in Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(cell, line))} |" for line in lines)
+
+
+def cell(value: object) -> str:
+    """Text that stays in its cell of a Markdown table."""
+    return str(value).replace("|", "\\|")
+
+
+def estimated(record: Mapping[str, Any], name: str) -> str:
+    """An estimate as a record holds it; nothing where older files lack it."""
+    return f"{Estimate(*record.get(name, [float('nan')])):.2f}"
 
 
 def terminal(

@@ -1,13 +1,21 @@
 """From a reproduction's outcomes to comparisons: which trainings belong together, and along what they were walked."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from recurrent_drafter.measure.ruler import Estimate
 from recurrent_drafter.reproduce.results import Record
-from recurrent_drafter.reproduce.statistics import Walks, gain, tokens_per_step
+from recurrent_drafter.reproduce.statistics import Walks, gain, says, tokens_per_step
+
+METHODS = {
+    "ground_truth": "ground truth",
+    "knowledge_distillation": "knowledge distillation",
+    "distilled": "distilled targets",
+}
+PARTS = {"full": "whole conversations", "assistant": "replies only"}
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,18 @@ class Recipe:
     method: str
     rnn: bool
 
+    @property
+    def learns(self) -> str:
+        return METHODS[self.method] + ("" if self.rnn else ", no recurrence")
+
+    @property
+    def part(self) -> str:
+        """What of the set it learns from."""
+        return PARTS[self.scope]
+
+    def __str__(self) -> str:
+        return f"{self.learns}; {self.part}; {self.training_set}"
+
 
 @dataclass(frozen=True)
 class Place:
@@ -27,6 +47,26 @@ class Place:
     set: str
     beam_width: int
     beam_length: int
+
+    @property
+    def beams(self) -> str:
+        return f"{self.beam_width} x {self.beam_length}"
+
+    def __str__(self) -> str:
+        return f"{self.set}, {self.beams}"
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Tokens per step of an arm at a place, over those of an arm that differs in one thing."""
+
+    arm: Recipe
+    place: Place
+    ratio: Estimate
+
+    @property
+    def verdict(self) -> str:
+        return says(self.ratio)
 
 
 @dataclass(frozen=True)
@@ -48,23 +88,26 @@ class Findings:
         return dict(sorted(arms.items(), key=lambda item: not item[0].rnn))
 
     @property
+    def evaluations(self) -> list[Record]:
+        return [entry for records in self.trainings.values() for record in records for entry in record["evaluations"]]
+
+    @property
     def places(self) -> list[Place]:
-        found = [
-            Place(entry["set"], entry["beam_width"], entry["beam_length"])
-            for records in self.trainings.values()
-            for record in records
-            for entry in record["evaluations"]
-        ]
+        found = (Place(entry["set"], entry["beam_width"], entry["beam_length"]) for entry in self.evaluations)
         return list(dict.fromkeys(found))
+
+    @property
+    def distilling_seconds(self) -> float:
+        """Of all trainings together."""
+        records = [record for arm, records in self.trainings.items() if arm.method == "distilled" for record in records]
+        return float(sum(record["targets_seconds"] for record in records))
 
     def sweep(self, kind: str) -> Record | None:
         return next((record for record in self.records if record.get("kind") == kind), None)
 
-    def replies(self, set_name: str) -> tuple[int, int]:
-        """How many replies of a set are walked along, and the tokens in them after each one's first."""
-        entries = (e for records in self.trainings.values() for record in records for e in record["evaluations"])
-        entry = next(entry for entry in entries if entry["set"] == set_name)
-        return len(entry["tokens"]), sum(entry["tokens"])
+    def replies(self, set_name: str) -> list[int]:
+        """The tokens, after its first, of each reply of a set that is walked along."""
+        return next((entry["tokens"] for entry in self.evaluations if entry["set"] == set_name), [])
 
     def walks(self, arm: Recipe, place: Place, seeds: list[int] | None = None) -> Walks:
         """Of an arm's trainings (those of the ``seeds``, if given) along a set's replies."""
@@ -82,9 +125,18 @@ class Findings:
 
     def gain(self, arm: Recipe, base: Recipe, place: Place) -> Estimate | None:
         """An arm's tokens per step over another's, by the seeds that both have finished; None without any."""
-        if arm not in self.trainings or base not in self.trainings:
-            return None
-        own, other = ({int(record["seed"]) for record in self.trainings[which]} for which in (arm, base))
+        own, other = ({record["seed"] for record in self.trainings.get(which, ())} for which in (arm, base))
         if not (common := sorted(own & other)):
             return None
         return gain(self.walks(arm, place, common), self.walks(base, place, common))
+
+    def gains(self, **changed: Any) -> list[Gain]:
+        """Every arm over the one that is as it but for this, at every place, where both were trained."""
+        found = []
+        for arm in self.trainings:
+            base = replace(arm, **changed)
+            for place in self.places:
+                ratio = self.gain(arm, base, place) if arm != base else None
+                if ratio is not None:
+                    found.append(Gain(arm, place, ratio))
+        return found
