@@ -12,13 +12,10 @@ from pathlib import Path
 import torch
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.cells import DEMO, BenchCell, all_cells, selected
-from recurrent_drafter.bench.columns import CELLS, OVERVIEW, inner_markdown, recorded_rows
+from recurrent_drafter.bench.columns import CELLS, OVERVIEW, inner_markdown, plot, recorded_rows
 from recurrent_drafter.bench.engine import Effort, measure, verifier_of
-from recurrent_drafter.bench.long_replies import LONG_COLUMNS, MOST, long_rows, measure_long_replies
-from recurrent_drafter.bench.plot import plot
-from recurrent_drafter.bench.soak import soak
-from recurrent_drafter.bench.workload import SHAPES
+from recurrent_drafter.bench.long_replies import LONG_COLUMNS, MOST, long_rows, measure_long_replies, soak
+from recurrent_drafter.bench.workload import DEMO, SHAPES, BenchCell, all_cells, selected
 from recurrent_drafter.cli.main import quiet
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import AUTO, Decoding

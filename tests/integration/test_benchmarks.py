@@ -9,15 +9,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingSpeculator
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.attainable import costs_at, expected_along
-from recurrent_drafter.bench.cells import BenchCell
 from recurrent_drafter.bench.columns import bugs, recorded_rows, rows_of
-from recurrent_drafter.bench.engine import Effort, known_replies, measure, teach
-from recurrent_drafter.bench.long_replies import LONG_COLUMNS, Windows, long_rows, measure_long_replies
-from recurrent_drafter.bench.memory import MIB, memory_of
-from recurrent_drafter.bench.profile import STAGES, profiled
-from recurrent_drafter.bench.soak import soak
-from recurrent_drafter.bench.workload import SHAPES, demo_prompts, model_of_shape, oracle_for, random_prompts
+from recurrent_drafter.bench.engine import Effort, acceptance_along, costs_at, known_replies, measure, teach
+from recurrent_drafter.bench.long_replies import LONG_COLUMNS, Windows, long_rows, measure_long_replies, soak
+from recurrent_drafter.bench.profile import MIB, STAGES, memory_of, profiled
+from recurrent_drafter.bench.workload import (
+    SHAPES,
+    BenchCell,
+    demo_prompts,
+    model_of_shape,
+    oracle_for,
+    random_prompts,
+)
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.decoding import decode as decode_module
 from recurrent_drafter.decoding import speculator as speculator_module
@@ -93,7 +96,7 @@ def test_oracle_decodes_as_its_hits_say(model, hit_rate, batch):
     replies = known_replies(trials, PLAIN)
     padded = [prompt for batch in batches for prompt in batch.input_ids]  # the oracle knows prompts with their pads
     replies = [type(reply)(prompt, reply.tokens) for prompt, reply in zip(padded, replies, strict=True)]
-    expected = expected_along(speculator.verifier, speculator.drafter, replies, 3)(4, 13)
+    expected = acceptance_along(speculator.verifier, speculator.drafter, replies, shape).tokens_per_step(4, 13)
     assert tokens_per_step(trials, shape_name(shape)) == pytest.approx(expected)
     assert tokens_per_step(trials, PLAIN) == 1
     if hit_rate == 0:
@@ -106,8 +109,8 @@ def test_expected_tokens_of_a_real_drafter_are_what_decoding_measures(model):
     speculator.attach_verifier(model)
     arms = standard_arms(speculator, decoding, [shape], lookup=False)
     trials = compared(arms, batches, speculator, decoding)
-    expected = expected_along(speculator.verifier, speculator.drafter, known_replies(trials, PLAIN), 3)
-    assert tokens_per_step(trials, shape_name(shape)) == pytest.approx(expected(4, 6))
+    acceptance = acceptance_along(speculator.verifier, speculator.drafter, known_replies(trials, PLAIN), shape)
+    assert tokens_per_step(trials, shape_name(shape)) == pytest.approx(acceptance.tokens_per_step(4, 6))
 
 
 def test_sampled_arms_agree_and_transformers_own_is_timed_only(model):
@@ -194,7 +197,7 @@ def test_memory_names_the_packed_copy(model):
 def test_curves_are_measured_at_the_batch(model):
     batches = ragged(3)
     speculator = oracle_on(model, 0.6, batches, 8)
-    costs = costs_at(speculator.verifier, speculator.drafter, batches[0], 2, 3)
+    costs = costs_at(speculator.verifier, speculator.drafter, batches[0], DraftShape(2, 3))
     assert costs.batch == 3 and costs.rows == (3, 6, 9, 12, 15, 18)
     assert list(costs.drafts) == [(2, 1), (2, 2), (2, 3)]
     assert min(*costs.verify, *costs.drafts.values()) > 0

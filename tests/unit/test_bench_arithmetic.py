@@ -6,15 +6,14 @@ import math
 import pytest
 import torch
 
-from recurrent_drafter.bench import attainable as attainable_module
+from recurrent_drafter.bench import engine as engine_module
 from recurrent_drafter.bench import workload as workload_module
-from recurrent_drafter.bench.attainable import Attainable, attainable, expected_along
-from recurrent_drafter.bench.cells import all_cells, selected
 from recurrent_drafter.bench.columns import CELLS, recorded_rows, run_records, trials_of
-from recurrent_drafter.bench.memory import TensorCount
+from recurrent_drafter.bench.engine import Attainable, acceptance_along, attainable
+from recurrent_drafter.bench.long_replies import Soak
 from recurrent_drafter.bench.oracle import OracleDrafter
-from recurrent_drafter.bench.profile import Profile
-from recurrent_drafter.bench.soak import Soak
+from recurrent_drafter.bench.profile import Profile, TensorCount
+from recurrent_drafter.bench.workload import all_cells, selected
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.decoding.costs import Costs
@@ -23,12 +22,12 @@ from recurrent_drafter.measure import ruler as ruler_module
 from recurrent_drafter.measure.arms import AUTO, HF, PLAIN, batches_of
 from recurrent_drafter.measure.replies import Reply
 from recurrent_drafter.measure.ruler import verdict
-from recurrent_drafter.models.config import RecurrentDraftingConfig
+from recurrent_drafter.models.config import DraftShape, RecurrentDraftingConfig
 from recurrent_drafter.records.provenance import read_records, write_records
 from recurrent_drafter.report.tables import markdown
 
 
-@pytest.mark.parametrize("module", [attainable_module, ruler_module, workload_module])
+@pytest.mark.parametrize("module", [engine_module, ruler_module, workload_module])
 def test_worked_examples(module):
     result = doctest.testmod(module)
     assert result.attempted and not result.failed
@@ -99,7 +98,7 @@ def test_expected_tokens_of_an_oracle_follow_its_hits(monkeypatch):
     drafter = oracle(0.5)
     monkeypatch.setattr(drafter, "hits", lambda prompt, count: torch.tensor([0, 1, 1, 0, 1, 0, 0], dtype=torch.bool))
     reply = Reply(torch.tensor([1]), torch.arange(7))
-    expected = expected_along(None, drafter, [reply], width=1)
+    expected = acceptance_along(None, drafter, [reply], DraftShape(1, 4)).tokens_per_step
     # From root 0: two right, then one wrong; from 3: one right; the last token ends it. 6 tokens.
     assert expected(4, 5) == 6 / 3
     assert expected(1, 2) == 6 / 4  # 0 -> 2 -> 3 -> 5 -> 6

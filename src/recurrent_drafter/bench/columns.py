@@ -1,8 +1,9 @@
-"""Trials as JSON lines and back, and the columns that benchmarks show of them."""
+"""Trials as JSON lines and back, and what benchmarks show of them: columns, and a picture."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,3 +199,36 @@ def memory_line(mebibytes: dict[str, float]) -> str:
         "{beyond:.0f} MiB beyond model ({model:.0f}), drafter ({drafter:.0f}) and key-value cache ({cache:.0f}): "
         "packed weights {packed:.0f}, working tensors {working:.0f}"
     ).format(**mebibytes)
+
+
+def plot(rows: Sequence[Row], path: Path) -> None:
+    """Speed over autoregression of every arm in every cell, with intervals; one panel for each model.
+
+    Raises ValueError when matplotlib, of the extra ``report``, is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ValueError("the plot needs matplotlib: pip install 'recurrent-drafter[report]'") from error
+    models: dict[str, dict[str, list[Row]]] = {}  # their rows by cell
+    for row in rows:
+        model, cell = row.records[0]["name"].split("/", 1)
+        models.setdefault(model, {}).setdefault(cell, []).append(row)
+    if not models:
+        return
+    figure = Figure(figsize=(11, 4 * len(models)), layout="tight")
+    panels = figure.subplots(len(models), 1, squeeze=False)[:, 0]
+    for panel, (model, cells) in zip(panels, models.items(), strict=True):
+        arms = list(dict.fromkeys(row.arm for own in cells.values() for row in own if row.arm != PLAIN))
+        for place, arm in enumerate(arms):
+            shown = {x: row.over(PLAIN) for x, own in enumerate(cells.values()) for row in own if row.arm == arm}
+            x = [number + 0.8 * (place + 0.5) / len(arms) - 0.4 for number in shown]
+            reach = list(zip(*(ratio.reach for ratio in shown.values()), strict=True))
+            middles = [ratio.value for ratio in shown.values()]
+            panel.errorbar(x, middles, yerr=reach, fmt="o", markersize=4, linewidth=1, label=arm)
+        panel.axhline(1, color="gray", linewidth=0.8)
+        panel.set_xticks(range(len(cells)), list(cells), rotation=30, ha="right")
+        panel.set_ylabel("tokens/s over autoregression")
+        panel.set_title(f"{model}: medians and 95 % intervals, prefill included")
+        panel.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=130)

@@ -1,4 +1,10 @@
-"""Measure one cell: arms side by side, what is attainable, where the time goes, what memory it takes."""
+"""Measure one cell: arms side by side, what is attainable, where time and memory go.
+
+What is attainable: a step that drafts and verifies n nodes takes t(n) + t_draft and yields E(n) tokens; plain
+autoregression takes t(1) for one. So no tree of fixed size is faster than autoregression by more than the largest
+E(n) t(1) / (t(n) + t_draft). All are measured: the times at the cell's own batch and context, E along the replies that
+the cell's arms generated.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -10,25 +16,28 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.attainable import Expected, attainable, costs_at, expected_along
-from recurrent_drafter.bench.cells import DEMO, BenchCell
 from recurrent_drafter.bench.columns import run_records
-from recurrent_drafter.bench.memory import Memory, memory_of
 from recurrent_drafter.bench.oracle import OracleDrafter
-from recurrent_drafter.bench.profile import Profile, profiled
-from recurrent_drafter.bench.workload import demo_prompts, model_of_shape, oracle_for, random_prompts
+from recurrent_drafter.bench.profile import Memory, Profile, memory_of, profiled
+from recurrent_drafter.bench.workload import DEMO, BenchCell, demo_prompts, model_of_shape, oracle_for, random_prompts
+from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import AUTO, PLAIN, Batch, Decoding, shape_name
-from recurrent_drafter.measure.replies import Reply
+from recurrent_drafter.measure.estimate import predicted_speedup
+from recurrent_drafter.measure.replies import HeldOutReplies, Reply
 from recurrent_drafter.measure.ruler import Trial, compare
+from recurrent_drafter.measure.tuning import DraftRanks, measure_acceptance, packed_costs
 from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 
 FIXED = DraftShape(beam_width=10, beam_length=4)
 CHAINS = (DraftShape(1, 4), DraftShape(1, 8))
+NODES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 41, 48, 64)
+MOST_REPLIES = 16  # that acceptance is measured on
 Record = dict[str, Any]
 
 
@@ -71,21 +80,17 @@ def measure(cell: BenchCell, effort: Effort, device: str) -> Iterator[Record]:
     yield from run_records(trials)
     yield from limits(speculator, batches[0], known_replies(trials, PLAIN), shapes, saved)
     if effort.profile:
-        for found in inside(speculator, batches[: max(len(batches) // 4, 1)], decoding, shapes[0]):
-            yield {
-                "kind": "profile",
-                "arm": found.arm,
-                "stages": found.profile.rows,
-                "overhead": found.profile.overhead,
-            }
-            yield {"kind": "memory", "arm": found.arm, **found.memory.mebibytes()}
+        found = inside(speculator, batches[: max(len(batches) // 4, 1)], decoding, shapes[0])
+        for arm, (profile, memory) in found.items():
+            yield {"kind": "profile", "arm": arm, "stages": profile.rows, "overhead": profile.overhead}
+            yield {"kind": "memory", "arm": arm, **memory.mebibytes()}
 
 
 def teach(speculator: RecurrentDraftingSpeculator, batches: Sequence[Batch], new_tokens: int) -> None:
     """Let an oracle know what the verifier says to the prompts, by plain autoregression."""
     oracle = speculator.drafter
     assert isinstance(oracle, OracleDrafter)
-    alone = ways.our_arm(PLAIN, ways.without_drafter(speculator), Decoding(new_tokens))
+    alone = ways.our_arm(PLAIN, speculator.without_drafter(), Decoding(new_tokens))
     for batch in batches:
         for prompt, reply in zip(batch.input_ids, alone.run(batch).ids, strict=True):
             oracle.learn(prompt, reply)
@@ -110,36 +115,76 @@ def limits(
     """What each arm could attain with its own way of drafting: its width, and its length or, for auto, any up to it."""
     drafter, verifier = speculator.drafter, speculator.verifier
     assert drafter is not None
-    expected: dict[int, Expected] = {}
+    longest = DraftShape(saved.beam_width, LONGEST)
     arms = {shape_name(shape): (shape, [shape.beam_length]) for shape in shapes}
-    arms[AUTO] = (DraftShape(saved.beam_width, LONGEST), list(range(1, LONGEST + 1)))
-    for name, (shape, lengths) in arms.items():
-        width = shape.beam_width
-        if width not in expected:
-            expected[width] = expected_along(verifier, drafter, replies, width)
-        costs = costs_at(verifier, drafter, batch, width, shape.beam_length)
+    for name, (shape, lengths) in {**arms, AUTO: (longest, list(range(1, LONGEST + 1)))}.items():
+        acceptance = acceptance_along(verifier, drafter, replies, shape)
+        costs = costs_at(verifier, drafter, batch, shape)
         times = {"rows": costs.rows, "verify": costs.verify, "draft": list(costs.drafts.values())}
-        yield {"kind": "curves", "arm": name, "width": width, **times}
-        yield {"kind": "limit", "arm": name, **asdict(attainable(costs, expected[width], lengths, width))}
+        yield {"kind": "curves", "arm": name, "width": shape.beam_width, **times}
+        best = attainable(costs, acceptance.tokens_per_step, lengths, shape.beam_width)
+        yield {"kind": "limit", "arm": name, **asdict(best)}
+
+
+def acceptance_along(
+    verifier: Verifier, drafter: RecurrentDrafter, replies: Sequence[Reply], longest: DraftShape
+) -> DraftRanks:
+    """How drafts up to this shape fare along known replies; an oracle's need no pass, for its hits are known."""
+    chosen, length = replies[:MOST_REPLIES], longest.beam_length
+    if isinstance(drafter, OracleDrafter):
+        return DraftRanks([drafter.ranks(reply.prompt, len(reply.tokens), length) for reply in chosen])
+    return measure_acceptance(HeldOutReplies(verifier, chosen), drafter, longest.beam_width, length)
+
+
+def costs_at(verifier: Verifier, drafter: RecurrentDrafter, batch: Batch, longest: DraftShape) -> Costs:
+    """What steps and drafts up to this shape take after prompts like those of ``batch``, as decoding runs them."""
+    rows, context = batch.input_ids.shape
+    width, length = longest.beam_width, longest.beam_length
+    counts = [count for count in NODES if count <= 1 + width * length]
+    lengths = range(1, length + 1)
+    return packed_costs(verifier, drafter, context, batch=rows, rows=counts, widths=(width,), lengths=lengths)
 
 
 @dataclass(frozen=True)
-class Inside:
-    """Where an arm's time and memory go."""
+class Attainable:
+    """The best speed-up over autoregression, and the tree that gives it: draft length 0 is autoregression itself."""
 
-    arm: str
-    profile: Profile
-    memory: Memory
+    speedup: float
+    length: int
+    nodes: int
+
+
+def attainable(
+    costs: Costs, tokens_per_step: Callable[[int, int], float], lengths: Sequence[int], width: int
+) -> Attainable:
+    """The largest E(n) t(1) / (t(n) + t_draft) over these draft lengths and all measured n.
+
+    ``tokens_per_step`` is E of a draft length and of the nodes verified, the root included.
+
+    >>> costs = Costs(rows=(1, 2, 3), verify=(4.0, 5.0, 7.0), draft_level=1.0)
+    >>> attainable(costs, lambda length, nodes: float(nodes), lengths=[1, 2], width=1)
+    Attainable(speedup=1.3333333333333333, length=1, nodes=2)
+    """
+    best = Attainable(1.0, 0, 1)
+    for length in lengths:
+        for nodes in (rows // costs.batch for rows in costs.rows):
+            if 1 < nodes <= 1 + length * width:
+                shape = DraftShape(width, length, nodes)
+                speedup = predicted_speedup(costs, shape, tokens_per_step(length, nodes))
+                best = max(best, Attainable(speedup, length, nodes), key=lambda found: found.speedup)
+    return best
 
 
 def inside(
     speculator: RecurrentDraftingSpeculator, batches: Sequence[Batch], decoding: Decoding, fixed: DraftShape
-) -> Iterator[Inside]:
-    """At the fixed shape, and by ``auto``."""
+) -> dict[str, tuple[Profile, Memory]]:
+    """Where time and memory go at the fixed shape, and by ``auto``."""
+    found = {}
     for name, shape in ((shape_name(fixed), fixed), (AUTO, None)):
-        varied = ways.variant(speculator, shape)
+        varied = speculator.with_shape(shape)
         arm = ways.our_arm(name, varied, decoding)
         with profiled() as profile:
             for batch in batches:
                 arm.run(batch)
-        yield Inside(name, profile, memory_of(varied, lambda arm=arm: arm.run(batches[0])))  # type: ignore[misc]
+        found[name] = profile, memory_of(varied, lambda: arm.run(batches[0]))  # noqa: B023  called at once
+    return found

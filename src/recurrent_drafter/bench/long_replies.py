@@ -1,21 +1,25 @@
-"""Whether tokens of a long reply cost more: what a step takes besides model and draft, early and late in a reply."""
+"""Whether going on for long costs more: steps late in a reply, and generations late among many (`soak`)."""
 
+import gc
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
 from recurrent_drafter.bench.oracle import OracleDrafter
-from recurrent_drafter.bench.profile import profiled
+from recurrent_drafter.bench.profile import MIB, profiled
 from recurrent_drafter.bench.workload import oracle_for, random_model, random_prompts
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.measure.arms import Decoding
+from recurrent_drafter.measure.ruler import now
 
 MOST = 1.2  # times as long as early that a step's own work may take late
 STAGES = ("host", "accept", "tree", "controller")  # generation state, sampler, tree and controller
@@ -94,12 +98,12 @@ class Timings:
             before = np.zeros(len(STAGES))
             for emitted in speculator.stream(prompt[None], **options):
                 reply += emitted
-                now = np.array([profile.seconds[stage] for stage in STAGES])
+                after = np.array([profile.seconds[stage] for stage in STAGES])
                 for place, seconds in self._seconds.items():
                     within = abs(len(reply) - place) <= self._windows.around and len(emitted) < len(reply)
                     if within and self._counts(speculator.stats.drafts[0][-1]):
-                        seconds.append((now - before).tolist())
-                before = now
+                        seconds.append((after - before).tolist())
+                before = after
         return reply
 
     def result(self, arm: str, penalty: float) -> LongReplies:
@@ -122,3 +126,63 @@ def long_rows(found: Sequence[LongReplies]) -> list[list[str]]:
             figures = [f"{1e3 * seconds[stage]:.3f}" for stage in STAGES]
             rows.append([measured.arm, f"{measured.penalty:g}", f"{place:,}", *figures, ratio])
     return rows
+
+
+@dataclass
+class Soak:
+    """One entry for each generation: seconds per step, and resident bytes after it."""
+
+    tokens: int = 0
+    step_seconds: list[float] = field(default_factory=list)
+    resident: list[int] = field(default_factory=list)
+
+    @property
+    def memory_growth(self) -> int:
+        """Bytes between the second fifth and the last one, medians: the first fifth fills pools and caches."""
+        second, last = _second_and_last_fifth(self.resident)
+        return int(last - second)
+
+    @property
+    def time_growth(self) -> float:
+        """Seconds per step in the last fifth over those in the second one, medians."""
+        second, last = _second_and_last_fifth(self.step_seconds)
+        return last / second
+
+    def summary(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "generations": len(self.resident),
+            "step_ms": 1e3 * float(np.median(self.step_seconds)),
+            "time_growth": self.time_growth,
+            "memory_growth_mib": self.memory_growth / MIB,
+        }
+
+
+def _second_and_last_fifth(values: Sequence[float]) -> tuple[float, float]:
+    fifths = np.array_split(np.asarray(values), 5)
+    return float(np.median(fifths[1])), float(np.median(fifths[4]))
+
+
+def soak(speculator: RecurrentDraftingSpeculator, prompt: Tensor, tokens: int, decoding: Decoding) -> Soak:
+    """Generate ``tokens`` tokens after a prompt (S,), each prompt being the last S tokens of all that came before.
+
+    Lengths are the same in every generation, so that times can be compared; prefill's share is within them. Raises
+    ValueError when ``tokens`` are fewer than five generations, which growth is read from.
+    """
+    if tokens < 5 * decoding.new_tokens:
+        raise ValueError(f"{tokens} tokens are asked for, expected at least five times {decoding.new_tokens}")
+    result = Soak()
+    (length,) = prompt.shape
+    text = prompt[None].to(speculator.verifier.device)
+    while result.tokens < tokens:
+        begun = now()
+        output = speculator.generate(text, torch.ones_like(text), **decoding.arguments())
+        seconds = now() - begun
+        assert isinstance(output, Tensor)
+        result.tokens += output.shape[1] - length
+        result.step_seconds.append(seconds / max(speculator.stats.steps, 1))
+        text = output[:, -length:].clone()
+        del output
+        gc.collect()
+        result.resident.append(psutil.Process().memory_info().rss)
+    return result

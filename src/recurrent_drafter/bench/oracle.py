@@ -6,10 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from recurrent_drafter.core.beam import Beams, Deeper
 from recurrent_drafter.decoding.decode import BeamDrafter, Embed
 from recurrent_drafter.decoding.generation_state import GenerationState
+from recurrent_drafter.measure.tuning import REJECTED
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 from recurrent_drafter.models.drafter import RecurrentDrafter
 
@@ -39,6 +41,13 @@ class OracleDrafter(RecurrentDrafter):
         """At which places of a reply the draft is right: a hash of prompt and place, the same at every hit rate."""
         seed = zlib.crc32(repr(prompt.tolist()).encode())
         return torch.rand(count, generator=torch.Generator().manual_seed(seed)) < self.hit_rate
+
+    def ranks(self, prompt: Tensor, count: int, length: int) -> Tensor:  # (S,) -> (R, L, L), R = count
+        """How drafts after each token of a reply fare, as `DraftRanks` says: right up to the first miss."""
+        after = functional.pad(self.hits(prompt, count), (0, length)).unfold(0, length, 1)[1:]  # (R, L)
+        depths = torch.arange(1, length + 1)
+        accepted = after.long().cumprod(1).bool()[:, None] & (depths <= depths[:, None])
+        return torch.where(accepted, depths, REJECTED)
 
     def follow(self, state: GenerationState) -> None:
         """Draft for the replies of ``state`` from now on. Raises ValueError for a prompt whose reply is not known."""

@@ -15,8 +15,8 @@ from recurrent_drafter.cli.figures import compared, named, profile_table, show
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options.measuring import BenchOptions, DemoOptions
-from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import HF, LOOKUP_TOKENS, PLAIN, Decoding
@@ -47,9 +47,9 @@ def run(options: BenchOptions, *, argv: list[str]) -> int:
     elif not lookup:
         console.print(f"HF prompt lookup needs room for {LOOKUP_TOKENS} tokens more in the context: left out.")
     if options.profile:
-        for found in inside(speculator, batches[:5], decoding, fixed):
-            console.print(profile_table(found.profile, found.arm))
-            console.print(f"{found.arm}: {memory_line(found.memory.mebibytes())}")
+        for arm, (profile, memory) in inside(speculator, batches[:5], decoding, fixed).items():
+            console.print(profile_table(profile, arm))
+            console.print(f"{arm}: {memory_line(memory.mebibytes())}")
     if options.output_file is not None:
         header = {"kind": "circumstances", **provenance(argv), "options": asdict(options)}
         write_records(Path(options.output_file), [header, *run_records(trials)])
@@ -75,7 +75,7 @@ def demo(options: DemoOptions, *, argv: list[str]) -> int:
     dialogues = load_dialogues("demo", None, "eval").dialogues
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=options.prompts, max_length=512)
     bundled = open_speculator(str(demo_drafter_path()), model, tokenizer)
-    ours = {PLAIN: ways.without_drafter(bundled), "bundled drafter": bundled}
+    ours = {PLAIN: bundled.without_drafter(), "bundled drafter": bundled}
     if trained is not None:
         ours["your drafter"] = open_speculator(trained, model, tokenizer)
     differing, console, batches = 0, Console(), ways.batches_of(prompts, 1, model.device)

@@ -15,9 +15,8 @@ from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.options.decoding import GenerateOptions, SamplingOptions, is_text
 from recurrent_drafter.core.metrics import Acceptance
 from recurrent_drafter.data.dialogues import Turn
-from recurrent_drafter.data.prompts import encode_prompt
+from recurrent_drafter.data.templates import encode_prompt
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import without_drafter
 from recurrent_drafter.measure.ruler import Run
 
 COMMANDS = "/reset /stats /seed N /temp X /speculate on|off /quit"
@@ -147,7 +146,7 @@ class Chat:
     def _speculate(self, wanted: bool) -> None:
         if self.with_drafter.drafter is None:
             raise ValueError("there is no drafter here: start without --autoregressive")
-        self.speculator = self.with_drafter if wanted else without_drafter(self.with_drafter)
+        self.speculator = self.with_drafter if wanted else self.with_drafter.without_drafter()
         print(self._way)
 
     def _show_totals(self) -> None:

@@ -20,7 +20,7 @@ from recurrent_drafter.cli.options import decoding
 from recurrent_drafter.data.questions import Question, load_questions, spread
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import Decoding, without_drafter
+from recurrent_drafter.measure.arms import Decoding
 from recurrent_drafter.measure.ruler import Trial
 from recurrent_drafter.records.provenance import provenance, write_json
 from recurrent_drafter.records.trackers import check_services, evaluation_services, reporting_to
@@ -109,7 +109,7 @@ def take_in(
 def arms_of(task: Task) -> dict[str, RecurrentDraftingSpeculator]:
     """One way of decoding, or both; the autoregressive one is the reference."""
     if task.options.compare:
-        return {AUTOREGRESSIVE: without_drafter(task.speculator), SPECULATIVE: task.speculator}
+        return {AUTOREGRESSIVE: task.speculator.without_drafter(), SPECULATIVE: task.speculator}
     return {AUTOREGRESSIVE if task.options.autoregressive else SPECULATIVE: task.speculator}
 
 

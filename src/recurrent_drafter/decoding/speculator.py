@@ -92,6 +92,24 @@ class RecurrentDraftingSpeculator:
             speculator.attach_verifier(verifier)
         return speculator
 
+    def with_shape(self, shape: DraftShape | None) -> "RecurrentDraftingSpeculator":
+        """The same drafter and verifier at another shape; packed weights and what was measured are shared."""
+        other = copy.copy(self)
+        other.shape = shape
+        return other
+
+    def with_tuning(self, tuning: Tuning) -> "RecurrentDraftingSpeculator":
+        """The same again, adapting to measured acceptance by these costs: nothing is known yet."""
+        other = self.with_shape(None)
+        other.costs, other._tuned_shape, other._controllers = tuning.costs, tuning.shape, {}
+        return other
+
+    def without_drafter(self) -> "RecurrentDraftingSpeculator":
+        """Plain autoregression in the same loop, on the same verifier."""
+        other = self.with_shape(None)
+        other.drafter = None
+        return other
+
     def save_pretrained(self, path: str | Path, **options: Any) -> None:
         """Write the drafter's weights (safetensors) and config; a shape that was fixed becomes the saved one."""
         if self.drafter is None:

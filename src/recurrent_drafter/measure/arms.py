@@ -1,6 +1,5 @@
 """Prompts in batches, and the ways of generating from them that are compared, all through transformers' `generate`."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -152,20 +151,6 @@ def timed(
     return Run(ids, seconds, first - begun, speculator.stats.steps, speculator.stats.drafts)
 
 
-def variant(speculator: RecurrentDraftingSpeculator, shape: DraftShape | None) -> RecurrentDraftingSpeculator:
-    """The same drafter and verifier, their packed weights shared, at another shape."""
-    other = copy.copy(speculator)
-    other.shape = shape
-    return other
-
-
-def without_drafter(speculator: RecurrentDraftingSpeculator) -> RecurrentDraftingSpeculator:
-    """Plain autoregression in the same loop, on the same verifier."""
-    other = variant(speculator, None)
-    other.drafter = None
-    return other
-
-
 def shape_name(shape: DraftShape) -> str:
     """``fixed 10x4``, or ``fixed 3x6, 12 nodes``."""
     limit = "" if shape.max_tree_nodes is None else f", {shape.max_tree_nodes} nodes"
@@ -197,6 +182,7 @@ def standard_arms(
         arms.append(hf_arm(LOOKUP, model, decoding, prompt_lookup_num_tokens=LOOKUP_TOKENS))
     if assistant is not None:
         arms.append(hf_arm(ASSISTED, model, decoding, assistant_model=assistant))
-    arms.append(our_arm(PLAIN, without_drafter(speculator), decoding))
-    arms += [our_arm(shape_name(shape), variant(speculator, shape), decoding) for shape in shapes]
-    return [*arms, our_arm(AUTO, variant(speculator, None), decoding)]
+    ours = {PLAIN: speculator.without_drafter()}
+    ours |= {shape_name(shape): speculator.with_shape(shape) for shape in shapes}
+    ours[AUTO] = speculator.with_shape(None)
+    return [*arms, *(our_arm(name, way, decoding) for name, way in ours.items())]

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from recurrent_drafter.core.accept import Accepted, follow_tree
+from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights, draft_labels
 from recurrent_drafter.core.metrics import Walk, visited, walk
 from recurrent_drafter.core.tree import DraftTree, prefix_tree
@@ -23,6 +24,7 @@ from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.paths import written_whole
 
 PARTS = ("prompt", "tokens")  # of a reply, in a file
 LOGITS_AT_A_TIME = 2**24  # that evaluation holds
@@ -67,9 +69,8 @@ def greedy_replies(
 
 def save_replies(path: Path, replies: Sequence[Reply]) -> None:
     """Keep replies in one safetensors file, written whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
-    save_file({f"{n}.{part}": getattr(r, part) for n, r in enumerate(replies) for part in PARTS}, unfinished)
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        save_file({f"{n}.{part}": getattr(r, part) for n, r in enumerate(replies) for part in PARTS}, unfinished)
 
 
 def load_replies(path: Path) -> list[Reply]:
@@ -104,8 +105,16 @@ class HeldOutReplies:
         return self.verifier.hiddens(text[None])[0, first : first + len(reply.tokens)]
 
     def pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every reply's tokens (R,), and the states (R, H) that they were predicted from."""
-        return ((reply.tokens, hiddens) for reply, hiddens in zip(self.replies, self.hiddens, strict=True))
+        """Every reply's tokens (R,), and the states (R, H) that they were predicted from, on one device."""
+        for reply, hiddens in zip(self.replies, self.hiddens, strict=True):
+            yield reply.tokens.to(hiddens.device), hiddens
+
+    @torch.inference_mode()
+    def drafts(self, drafter: RecurrentDrafter, width: int, length: int) -> Iterator[tuple[Tensor, Beams]]:
+        """Every reply's tokens (R,), and what is drafted with each of them as the root."""
+        draft = BeamDrafter(drafter, self.verifier.embed)
+        for root, hiddens in self.pairs():
+            yield root, draft(hiddens.to(drafter.dtype), root, width, length)
 
     def tokens_per_step(self, drafter: RecurrentDrafter, shape: DraftShape) -> float:
         """What greedy decoding of these replies yields at this fixed shape."""

@@ -50,21 +50,21 @@ class DraftRanks:
         """What greedy decoding makes of each reply at this length, with at most so many nodes."""
         return [walk((ranks[:, length - 1] < nodes).sum(-1).tolist()) for ranks in self.ranks]
 
+    def tokens_per_step(self, length: int, nodes: int) -> float:
+        """Of all these walks together."""
+        return sum(self.walks(length, nodes), Walk(0, 0)).tokens_per_step
+
 
 REJECTED = torch.iinfo(torch.int64).max
 
 
 def measure_acceptance(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> DraftRanks:
     """Draft once at every token of the replies; shorter drafts are the beginnings of these."""
-    draft = BeamDrafter(drafter, held_out.verifier.embed)
     ranks = []
-    with torch.inference_mode():
-        for tokens, hiddens in held_out.pairs():
-            root = tokens.to(hiddens.device)
-            beams = draft(hiddens.to(drafter.dtype), root, width, length)
-            tree = prefix_tree(root, beams, 1 + width * length)
-            accepted = accepted_along(root, tree)
-            ranks.append(path_ranks(tree.log_probs, accepted.path, accepted.n_accepted, width).cpu())
+    for root, beams in held_out.drafts(drafter, width, length):
+        tree = prefix_tree(root, beams, 1 + width * length)
+        accepted = accepted_along(root, tree)
+        ranks.append(path_ranks(tree.log_probs, accepted.path, accepted.n_accepted, width).cpu())
     return DraftRanks(ranks)
 
 
@@ -189,14 +189,12 @@ class Search:
 
     def _check(self, batch: int, best: Sequence[Prediction], single: Costs) -> list[Trial]:
         """Decode with the best shapes and `auto`, interleaved with autoregression, whose output is the reference."""
-        speculator, verifier = self.speculator, self.speculator.verifier
-        top = best[0].shape
-        auto = RecurrentDraftingSpeculator(self.drafter)
-        auto.tuning = Tuning(top, single.of_width(top.beam_width), conditions(verifier.model))
-        auto.attach_verifier(verifier.model)
-        decoders = {PLAIN: ways.without_drafter(speculator)}
-        decoders |= {label(found.shape): ways.variant(speculator, found.shape) for found in best}
-        arms = [ways.our_arm(name, decoder, self.decoding) for name, decoder in {**decoders, AUTO: auto}.items()]
+        speculator, verifier, top = self.speculator, self.speculator.verifier, best[0].shape
+        decoders = {PLAIN: speculator.without_drafter()}
+        decoders |= {label(found.shape): speculator.with_shape(found.shape) for found in best}
+        tuning = Tuning(top, single.of_width(top.beam_width), conditions(verifier.model))
+        decoders[AUTO] = speculator.with_tuning(tuning)
+        arms = [ways.our_arm(name, decoder, self.decoding) for name, decoder in decoders.items()]
         batches = ways.batches_of(self.prompts, batch, verifier.device, whole=False)
         said = f"decoding at batch {batch}, {len(arms)} ways"
         return list(compare(arms, self.tracked(batches, said), ways.explaining(verifier, self.decoding)))

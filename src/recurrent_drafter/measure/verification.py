@@ -119,9 +119,9 @@ def verifications(
     model, drafter = speculator.verifier.model, speculator.drafter
     assert drafter is not None
     ours = {
-        PLAIN: ways.without_drafter(speculator),
-        DRAFTED: ways.variant(speculator, speculator.shape or drafter.config.draft_shape),
-        **({AUTO: ways.variant(speculator, None)} if auto else {}),
+        PLAIN: speculator.without_drafter(),
+        DRAFTED: speculator.with_shape(speculator.shape or drafter.config.draft_shape),
+        **({AUTO: speculator.with_shape(None)} if auto else {}),
     }
 
     def arms_of(decoding: Decoding) -> list[Arm]:

@@ -11,7 +11,6 @@ from torch import Tensor
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.metrics import Walk
 from recurrent_drafter.decoding.costs import MEASURED_ROWS
-from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.estimate import predicted_speedup
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.measure.ruler import BUG
@@ -20,7 +19,7 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.reproduce.plan import DEPTHS
 from recurrent_drafter.training.estimation import measured_costs
 from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens
-from recurrent_drafter.training.recipe import default_shape
+from recurrent_drafter.training.trainer import default_shape
 
 SMALLEST_POWER = 7
 
@@ -46,14 +45,9 @@ def distinct_prefixes(beams: Beams) -> Tensor:  # (B,)
     return counts
 
 
-@torch.inference_mode()
 def tree_size(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> float:
     """The mean of `distinct_prefixes` over drafts at every token of the replies."""
-    draft = BeamDrafter(drafter, held_out.verifier.embed)
-    counts = [
-        distinct_prefixes(draft(hiddens.to(drafter.dtype), tokens.to(hiddens.device), width, length))
-        for tokens, hiddens in held_out.pairs()
-    ]
+    counts = [distinct_prefixes(beams) for _, beams in held_out.drafts(drafter, width, length)]
     return float(torch.cat(counts).float().mean())
 
 
@@ -125,7 +119,7 @@ def sweep_of_vocabularies(
         acceptance = measure_acceptance(held_out, smaller, shape.beam_width, shape.beam_length)
         walks = acceptance.walks(shape.beam_length, shape.nodes)
         costs = measured_costs(smaller, verifier)
-        speed = predicted_speedup(costs, shape, sum(walks, Walk(0, 0)).tokens_per_step)
+        speed = predicted_speedup(costs, shape, acceptance.tokens_per_step(shape.beam_length, shape.nodes))
         cost = {"draft_level": costs.draft_level, "plain_step": costs.verify[0], "predicted_speedup": speed}
         rows.append({"size": size, "coverage": coverage(examples, kept), **cost, **walked(walks)})
     return {"rows": rows, **asdict(shape)}
