@@ -10,9 +10,13 @@ results are JSON lines, the summary a Markdown table.
 import argparse
 import multiprocessing
 import time
+import timeit
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -31,12 +35,7 @@ SHARE = 0.5  # of positions under the loss mask
 
 def seconds(work: Callable[[], object], repeats: int) -> float:
     """The least processor time of some runs."""
-    times = []
-    for _ in range(repeats):
-        begun = time.process_time()
-        work()
-        times.append(time.process_time() - begun)
-    return min(times)
+    return min(timeit.repeat(work, number=1, repeat=repeats, timer=time.process_time))
 
 
 def prefixes(length: int, blocks: int, width: int) -> list[torch.Tensor]:
@@ -85,8 +84,8 @@ def distillation(length: int, depths: int, blocks: int, repeats: int) -> dict[st
     }
 
 
-def drafter_part(arm: str, batch: int, length: int, depths: int, folder: Path) -> None:
-    """Loss and gradient of a batch, twice, in a process of its own; leaves time, peak memory and gradients."""
+def drafter_part(arm: str, batch: int, length: int, depths: int) -> dict[str, Any]:
+    """Loss and gradient of a batch, twice: time, peak memory and gradients, which are not sent as tensors."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     config = RecurrentDraftingConfig(hidden_size=768, vocab_size=50257)
@@ -111,31 +110,25 @@ def drafter_part(arm: str, batch: int, length: int, depths: int, folder: Path) -
 
         drafter(hidden[rooted], embedded[rooted], loss, roots_at_a_time(drafter.draft_ids, depths)).backward()
 
-    work = {"straightforward": straightforward, "ours": ours}[arm]
-    before = peak_bytes()
-    times = []
-    for _ in range(2):
+    def work() -> None:
         drafter.zero_grad()
-        times.append(seconds(work, 1))
-    gradients = [parameter.grad for parameter in drafter.parameters()]
-    torch.save({"seconds": min(times), "bytes": peak_bytes() - before, "gradients": gradients}, folder / f"{arm}.pt")
+        {"straightforward": straightforward, "ours": ours}[arm]()
+
+    before, least = peak_bytes(), seconds(work, 2)
+    gradients = [parameter.grad.numpy() for parameter in drafter.parameters()]
+    return {"seconds": least, "bytes": peak_bytes() - before, "gradients": gradients}
 
 
-def training(batch: int, length: int, depths: int, folder: Path) -> dict[str, object]:
+def training(batch: int, length: int, depths: int) -> dict[str, object]:
     """The drafter's forward and backward pass, gradients compared."""
     results = {}
     for arm in ("straightforward", "ours"):
-        process = multiprocessing.get_context("spawn").Process(
-            target=drafter_part, args=(arm, batch, length, depths, folder)
-        )
-        process.start()
-        process.join()
-        if process.exitcode != 0:
-            raise RuntimeError(f"the {arm} arm ended with {process.exitcode}")
-        results[arm] = torch.load(folder / f"{arm}.pt")
-        (folder / f"{arm}.pt").unlink()
+        # a process of its own: peak memory never falls
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            results[arm] = process.submit(drafter_part, arm, batch, length, depths).result()
     plain, ours = results["straightforward"], results["ours"]
-    error = max(float((a - b).norm() / b.norm()) for a, b in zip(ours["gradients"], plain["gradients"], strict=True))
+    pairs = zip(ours["gradients"], plain["gradients"], strict=True)
+    error = max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs)
     if error > 1e-4:
         raise RuntimeError(f"gradients differ by {error:.1e} of their size")
     return {
@@ -170,20 +163,17 @@ def gates(result: dict) -> list[tuple[str, float, str]]:
 
 
 def main() -> None:
-    """Measure, keep, show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer samples and smaller batches: minutes")
-    parser.add_argument(
-        "--parts", nargs="+", choices=("distillation", "training"), default=["distillation", "training"]
-    )
+    parts = ["distillation", "training"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts)
     parser.add_argument("--output", type=Path, default=Path("training.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folder = options.output.resolve().parent
     blocks, repeats, batch, length = (3, 2, 4, 256) if options.quick else (8, 3, 4, 512)
     measure = {
         "distillation": lambda: distillation(512, 5, blocks, repeats),
-        "training": lambda: training(batch, length, 5, folder),
+        "training": lambda: training(batch, length, 5),
     }
     facts = {"quick": options.quick, "torch": torch.__version__, **hardware()}
     results = [{**measure[part](), **facts} for part in options.parts]

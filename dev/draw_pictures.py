@@ -7,7 +7,6 @@ light and a dark value, paper included, so a picture is readable wherever it sta
 import argparse
 import re
 from collections.abc import Callable
-from functools import partial
 from io import StringIO
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import matplotlib
 import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.patches import FancyBboxPatch, Rectangle
 
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import DraftTree, prefix_tree
@@ -97,7 +96,7 @@ def draw_tree(axes: Axes, tree: DraftTree, left: float, tops: list[float], color
 
 
 def beams_to_tree(tree: DraftTree) -> Axes:
-    """Three beams of three words each, and the six nodes that they are."""
+    """Three beams become one tree"""
     axes = canvas(25, 7.4)
     say(axes, 4.9, 0.9, "three beams: 9 tokens", FAINT)
     parents, depths = tree.parents[0].tolist(), tree.depths[0].tolist()
@@ -112,7 +111,7 @@ def beams_to_tree(tree: DraftTree) -> Axes:
 
 
 def attention_mask(tree: DraftTree) -> Axes:
-    """Who looks at what: the verified text, and a node's own ancestors."""
+    """Each node sees the verified text and its own ancestors"""
     axes = canvas(17.6, 10.2)
     columns = [*TEXT, *WORDS]
     for column, word in enumerate(columns):
@@ -129,7 +128,7 @@ def attention_mask(tree: DraftTree) -> Axes:
 
 
 def one_step(tree: DraftTree) -> Axes:
-    """What the verifier says at every node, the path it agrees with, and where the next step begins."""
+    """One step: draft, verify, accept"""
     axes = canvas(27, 13.4)
     say(axes, 1, 1, "1  draft: beams from the root and its hidden state, merged to a tree", align="left")
     say(axes, 1, 2.1, "2  verify: one pass, and the model's own next word after every node", align="left")
@@ -143,13 +142,8 @@ def one_step(tree: DraftTree) -> Axes:
         place = (x + 1.5, tops[node]) if right else (x, tops[node] + 0.95)
         known = node in accepted
         say(axes, *place, f"“{word}”", INK if known else FAINT, size=10, align="left" if right else "center")
-    say(
-        axes,
-        1,
-        9.8,
-        "3  accept: follow the model's words for as long as a child carries them, and add its last one",
-        align="left",
-    )
+    rule = "follow the model's words for as long as a child carries them, and add its last one"
+    say(axes, 1, 9.8, f"3  accept: {rule}", align="left")
     for number, (word, color) in enumerate((("red", PLAIN), ("planet", AGREED), ("with", AGREED), ("two", OWN))):
         box(axes, 2.2 + 2.7 * number, 11.4, word, color)
     say(axes, 12.2, 11.05, "2 draft tokens accepted + 1 = 3 tokens from one pass", align="left", size=10)
@@ -157,8 +151,8 @@ def one_step(tree: DraftTree) -> Axes:
     return axes
 
 
-def alignment() -> Axes:
-    """Which hidden state goes with which token."""
+def alignment(_: DraftTree) -> Axes:
+    """Which hidden state goes with which token"""
     axes = canvas(25, 10.2)
     words = [*TEXT, "red", "planet", "with"]
     xs = [6.2 + 3.2 * place for place in range(len(words))]
@@ -186,30 +180,20 @@ def alignment() -> Axes:
     return axes
 
 
-def time_of_a_step() -> Axes:
-    """Shares of a step."""
+def time_of_a_step(_: DraftTree) -> Axes:
+    """Where the time of a step goes"""
     axes = canvas(25, 5.4)
     colors = {"verify": PLAIN, "draft": DRAFT}
     x, scale = 0.8, 23.4 / sum(SHARES.values())
     for name, share in SHARES.items():
         width = share * scale
-        axes.add_patch(
-            FancyBboxPatch((x, 1.6), width - 0.06, 1.6, boxstyle="square,pad=0", fc=colors.get(name, OWN), ec="none")
-        )
+        axes.add_patch(Rectangle((x, 1.6), width - 0.06, 1.6, fc=colors.get(name, OWN), ec="none"))
         if name in colors:
             say(axes, x + width / 2, 2.4, f"{name} {share} %")
         x += width
-    rest = {name: share for name, share in SHARES.items() if name not in colors}
+    rest = ", ".join(f"{name} {share} %" for name, share in SHARES.items() if name not in colors)
     say(axes, 0.8, 0.9, "one step of auto, by time", FAINT, align="left")
-    say(
-        axes,
-        24.2,
-        4.2,
-        "the rest: " + ", ".join(f"{name} {share} %" for name, share in rest.items()),
-        FAINT,
-        align="right",
-        size=10,
-    )
+    say(axes, 24.2, 4.2, f"the rest: {rest}", FAINT, align="right", size=10)
     return axes
 
 
@@ -227,18 +211,12 @@ def as_svg(axes: Axes, title: str) -> str:
 
 
 def draw(folder: Path) -> None:
-    """Write every picture."""
+    """Write every picture; its name is its function's, its title what that says of itself."""
     tree = worked_tree()
-    pictures = {
-        "beams-to-tree": (partial(beams_to_tree, tree), "Three beams become one tree"),
-        "attention-mask": (partial(attention_mask, tree), "Each node sees the verified text and its own ancestors"),
-        "one-step": (partial(one_step, tree), "One step: draft, verify, accept"),
-        "alignment": (alignment, "Which hidden state goes with which token"),
-        "time-of-a-step": (time_of_a_step, "Where the time of a step goes"),
-    }
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "red"}):  # text as text, the same every time
-        for name, (picture, title) in pictures.items():
-            (folder / f"{name}.svg").write_text(as_svg(picture(), title))
+        for picture in (beams_to_tree, attention_mask, one_step, alignment, time_of_a_step):
+            name = picture.__name__.replace("_", "-")
+            (folder / f"{name}.svg").write_text(as_svg(picture(tree), str(picture.__doc__)))
 
 
 if __name__ == "__main__":

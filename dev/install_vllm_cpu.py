@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.metadata import PathDistribution
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -20,10 +21,8 @@ LEFT_OUT = {"torch", "torchaudio", "torchcodec", "torchvision", "vllm", *(wheel.
 
 def needed(wheel: Path) -> list[str]:
     """What a wheel asks for here, but for what is left out."""
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-        lines = archive.read(name).decode().partition("\n\n")[0].splitlines()
-    asked = [Requirement(line.partition(": ")[2]) for line in lines if line.startswith("Requires-Dist: ")]
+    (info,) = (path for path in zipfile.Path(wheel).iterdir() if path.name.endswith(".dist-info"))
+    asked = map(Requirement, PathDistribution(info).requires or ())
     here = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
     return [str(one) for one in here if canonicalize_name(one.name) not in LEFT_OUT]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies, load_replies, save_replies
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.training import TrainingArguments

@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ class Stage:
     floor: float  # share of ``lr`` at the end
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step, counted from 0 within the stage."""
+        """Of a step, counted from 0 within the stage."""
         begin = self.constant * self.steps
         fall = max(0.0, (step - begin) / max(1.0, self.steps - begin))
         return self.lr * min(1.0, (step + 1) / self.warmup) * (1 - (1 - self.floor) * fall)
@@ -62,7 +62,7 @@ class Stage:
 
 # 780 and 520 steps of 20 x 384 tokens: 5.99 and 3.99 million tokens.
 STAGES = (Stage(1.5e-3, 780, 60, 0.55, 0.03), Stage(1.2e-3, 520, 30, 0.0, 0.02))
-VOCABULARY, LENGTH, WEIGHT_DECAY, CLIP = 4096, 384, 0.1, 1.0
+VOCABULARY, POSITIONS, LENGTH, WEIGHT_DECAY, CLIP = 4096, 1024, 384, 0.1, 1.0
 
 
 def learning_rate(step: int) -> float:
@@ -78,25 +78,17 @@ def train_tokenizer(sets: Sequence[Sequence[Dialogue]]) -> PreTrainedTokenizerFa
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = tokenizers.decoders.ByteLevel()
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        texts,
-        tokenizers.trainers.BpeTrainer(
-            vocab_size=VOCABULARY, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
-        ),
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIALS, initial_alphabet=alphabet, show_progress=False
     )
+    bpe.train_from_iterator(texts, trainer)
+    special = {"bos_token": BOUNDARY, "unk_token": BOUNDARY, "eos_token": END, "pad_token": PAD}
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        bos_token=BOUNDARY,
-        unk_token=BOUNDARY,
-        eos_token=END,
-        pad_token=PAD,
-        chat_template=CHAT_TEMPLATE,
-        model_max_length=1024,
+        tokenizer_object=bpe, **special, chat_template=CHAT_TEMPLATE, model_max_length=POSITIONS
     )
 
 
 def token_ids(dialogue: Dialogue, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """A conversation in the chat layout."""
     text = render(dialogue.turns, tokenizer)
     ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
@@ -113,21 +105,17 @@ def pack(dialogues: Sequence[Dialogue], tokenizer: PreTrainedTokenizerFast) -> t
     return torch.tensor(stream[: rows * LENGTH]).view(rows, LENGTH)
 
 
-def batches(rows: torch.Tensor, batch_size: int, first_step: int) -> Iterator[torch.Tensor]:
-    """Batches (batch_size, LENGTH) from a step on; every epoch's order is drawn from its own number."""
-    per_epoch = len(rows) // batch_size
-    step = first_step
-    while True:
-        epoch, position = divmod(step, per_epoch)
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1 + epoch))
-        yield rows[order[position * batch_size : (position + 1) * batch_size]]
-        step += 1
+def batch_of(rows: torch.Tensor, batch_size: int, step: int) -> torch.Tensor:
+    """The rows (batch_size, LENGTH) of a step; every epoch's order is drawn from its own number."""
+    epoch, position = divmod(step, len(rows) // batch_size)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(1 + epoch))
+    return rows[order[position * batch_size : (position + 1) * batch_size]]
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
     """GPT-2 with 6 layers of width 384, 6 heads, 1,024 positions, tied embeddings, no dropout; seeded."""
     config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=1024, n_embd=384, n_layer=6, n_head=6,
+        vocab_size=VOCABULARY, n_positions=POSITIONS, n_embd=384, n_layer=6, n_head=6,
         resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
     )  # fmt: skip
@@ -137,11 +125,9 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> GPT2LMHeadModel:
 
 def new_optimizer(model: GPT2LMHeadModel) -> torch.optim.AdamW:
     """AdamW with weight decay on matrices alone."""
-    parameters = list(model.parameters())  # tied weights come once
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
+    matrices = [p for p in model.parameters() if p.dim() >= 2]  # tied weights come once
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
 
 
@@ -155,13 +141,6 @@ def held_out_loss(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, da
         total += float(cross_entropy(logits, ids[0, 1:], reduction="sum"))
         count += ids.shape[1] - 1
     return total / count
-
-
-def write_checkpoint(path: Path, state: dict[str, object]) -> None:
-    """Write beside the checkpoint, then rename: a kill leaves the old one or the new one, never half of one."""
-    temporary = path.with_suffix(".tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
 
 
 def train(
@@ -179,9 +158,9 @@ def train(
         optimizer.load_state_dict(state["optimiser"])
         first = int(state["step"])
         print(f"going on from step {first}", flush=True)
-    start, feed = time.time(), batches(rows, args.batch_size, first)
+    start = time.time()
     for step in range(first, args.max_steps):
-        ids = next(feed).to(args.device)
+        ids = batch_of(rows, args.batch_size, step).to(args.device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
         with torch.autocast(torch.device(args.device).type, dtype=torch.bfloat16):
@@ -196,7 +175,8 @@ def train(
         done = step + 1
         if done % args.save_steps == 0 or done == args.max_steps:
             state = {"model": model.state_dict(), "optimiser": optimizer.state_dict(), "step": done, "key": key}
-            write_checkpoint(path, state)
+            torch.save(state, path.with_suffix(".tmp"))
+            path.with_suffix(".tmp").replace(path)  # a kill leaves the old one or the new one, never half of one
             speed = (done - first) * ids.numel() / (time.time() - start)
             print(f"step {done}/{args.max_steps}  loss {float(loss):.4f}  {speed:,.0f} tokens/s", flush=True)
     return model
@@ -229,13 +209,12 @@ def publish(
     }
     (temporary / "recipe.json").write_text(json.dumps(recipe, indent=1) + "\n")
     for file in temporary.iterdir():
-        os.replace(file, args.output_dir / file.name)
+        file.replace(args.output_dir / file.name)
     temporary.rmdir()
     return recipe
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train, or only measure."""
     if args.eval_only is not None:
         folder = demo_verifier_path() if args.eval_only == "demo" else Path(args.eval_only)
         if not (folder / "config.json").is_file():
@@ -257,14 +236,12 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    """Parse the flags; bad data is one line and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the full sets")
     parser.add_argument("--output_dir", type=Path, default=Path("models/demo-verifier"))
     parser.add_argument("--eval_only", metavar="MODEL", help="measure the held-out loss of a model folder, or of demo")
-    parser.add_argument(
-        "--max_steps", type=int, default=sum(stage.steps for stage in STAGES), help="for a trial: fewer"
-    )
+    steps = sum(stage.steps for stage in STAGES)
+    parser.add_argument("--max_steps", type=int, default=steps, help="for a trial: fewer")
     parser.add_argument("--save_steps", type=int, default=20, help="steps between checkpoints")
     parser.add_argument("--batch_size", type=int, default=20, help=f"rows of {LENGTH} tokens")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

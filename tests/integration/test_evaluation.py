@@ -9,8 +9,8 @@ import torch
 from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.data.dialogues import Turn
-from recurrent_drafter.data.prompts import encode_prompt
 from recurrent_drafter.data.questions import load_questions
+from recurrent_drafter.data.templates import encode_prompt
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms
 

@@ -11,9 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from recurrent_drafter.assets import demo_verifier_path, sample_path
 from recurrent_drafter.data.dialogues import DataError, Dialogue, Turn
 from recurrent_drafter.data.encoding import EncodedDialogues, EncodeReport, TrainExample
-from recurrent_drafter.data.prompts import encode_prompt, prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
-from recurrent_drafter.data.templates import VICUNA_TEMPLATE, chat_template_of
+from recurrent_drafter.data.templates import VICUNA_TEMPLATE, chat_template_of, encode_prompt, prompts_from_dialogues
 
 SYSTEM, HI, HELLO = Turn("system", "Be brief."), Turn("user", "Hi"), Turn("assistant", "Hello!")
 BYE, GOODBYE = Turn("user", "Bye"), Turn("assistant", "Goodbye.")

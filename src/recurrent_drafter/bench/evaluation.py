@@ -8,9 +8,8 @@ from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.core.metrics import Acceptance
 from recurrent_drafter.data.dialogues import Turn
-from recurrent_drafter.data.prompts import encode_prompt
 from recurrent_drafter.data.questions import Question
-from recurrent_drafter.data.templates import RefusedError
+from recurrent_drafter.data.templates import RefusedError, encode_prompt
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import Batch, Decoding, explaining, our_arm
 from recurrent_drafter.measure.replies import left_padded

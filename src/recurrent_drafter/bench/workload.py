@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from recurrent_drafter.bench.oracle import OracleDraft, OracleDrafter
-from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 from recurrent_drafter.models.verifier import Verifier

@@ -12,8 +12,8 @@ from recurrent_drafter.bench.scores import join, read_evaluation
 from recurrent_drafter.cli.figures import compared, profile_table, show
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.options.measuring import BenchOptions
-from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import LOOKUP_TOKENS, Decoding

@@ -15,7 +15,7 @@ from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.options.decoding import GenerateOptions, SamplingOptions, is_text
 from recurrent_drafter.core.metrics import Acceptance
 from recurrent_drafter.data.dialogues import Turn
-from recurrent_drafter.data.prompts import encode_prompt
+from recurrent_drafter.data.templates import encode_prompt
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.ruler import Run
 

@@ -10,8 +10,8 @@ from recurrent_drafter.cli.figures import compared
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options.measuring import DemoOptions
-from recurrent_drafter.data.prompts import prompts_from_dialogues
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import HF, PLAIN, Decoding, batches_of, hf_arm, our_arm

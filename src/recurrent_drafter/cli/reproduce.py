@@ -60,7 +60,7 @@ def outline(results: Results) -> list[str]:
     trained, evaluated = (
         ", ".join(source.label for source in sets) for sets in (options.training_sets, options.evaluation_sets)
     )
-    seeds = " ".join(map(str, options.given("seeds")))
+    seeds = " ".join(map(str, options.seeds))
     stores = {(cell.training_set, cell.scope) for cell in plan.cells if cell.method == "distilled"}
     return [
         f"{len(plan.cells)} trainings of drafters for {options.llm_name_or_path}: methods {' '.join(options.methods)}; "

@@ -1,9 +1,7 @@
 """``recurrent-drafter tune``: measure costs and acceptance here, find the shape of draft that pays, and save it."""
 
 import dataclasses
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ from recurrent_drafter.cli.options.measuring import PromptOptions, TuneOptions, 
 from recurrent_drafter.decoding.costs import Tuning, conditions
 from recurrent_drafter.measure.ruler import BUG, tokens_per_step, verdict, verdicts_on
 from recurrent_drafter.measure.tuning import BatchFindings, Search, label
-from recurrent_drafter.models.loading import load_drafter, load_verifier
+from recurrent_drafter.models.loading import load_drafter, load_verifier, save_drafter
 from recurrent_drafter.records.paths import TUNING_FILE
 from recurrent_drafter.records.provenance import provenance, write_json
 from recurrent_drafter.report.charts import MISSING, can_draw, draw_speed_maps
@@ -53,7 +51,7 @@ def run(which: SpeculatorOptions, asked: PromptOptions, options: TuneOptions, *,
         console.print("nothing is saved: speculation changed the output")
         return 1
     if options.copy_drafter:
-        copy_drafter(which.speculator_path or str(demo_drafter_path()), folder)
+        save_drafter(load_drafter(which.speculator_path or str(demo_drafter_path())), folder)
     made = {**provenance(argv, model.device.type), "asked": dataclasses.asdict(asked)}
     for line in save(folder, findings, Tuning(findings[0].best.shape, single, conditions(model)), made):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -92,11 +90,3 @@ def save(folder: Path, findings: Sequence[BatchFindings], tuning: Tuning, made: 
             f"{folder} holds no drafter: {TUNING_FILE} is used where it lies beside one (--copy_drafter puts it there)"
         )
     return said
-
-
-def copy_drafter(path: str, folder: Path) -> None:
-    """The drafter as it was saved, all of it or nothing."""
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".copy-") as unfinished:
-        load_drafter(path).save_pretrained(unfinished)
-        for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "config.json"):
-            os.replace(file, folder / file.name)

@@ -67,11 +67,7 @@ class LengthGrouped(Sampler[int]):
 class ShuffledStream(IterableDataset[T]):
     """Examples as they come in, shuffled within a buffer: it is filled, put in `grouped_order`, and emptied.
 
-    Args:
-        examples: begins the source anew; what it raises comes through.
-        length: of an example.
-        buffer: examples that are in memory and are shuffled together.
-        batch: examples that will be padded to one length.
+    ``examples`` begins the source anew; what it raises comes through. ``batch`` of them will be padded to one length.
     """
 
     def __init__(

@@ -52,6 +52,9 @@ class LoadedDialogues:
     dialogues: tuple[Dialogue, ...]
     report: LoadReport
 
+    def __iter__(self) -> Iterator[Dialogue]:
+        return iter(self.dialogues)
+
 
 def load_dialogues(
     dataset_name: str | None,
@@ -115,6 +118,7 @@ def check_name(name: str) -> None:
         raise DataError(f"unknown dataset {name!r}: the names are {names}; a local file goes by --dataset_path")
 
 
+@dataclass
 class DialogueStream:
     """The training dialogues of a source, read anew by every iteration and never held together.
 
@@ -123,16 +127,13 @@ class DialogueStream:
     this one turns out not to begin with the same dialogues.
     """
 
-    def __init__(
-        self,
-        dataset_name: str | None,
-        dataset_path: str | None,
-        cache_dir: str | None = None,
-        earlier: LoadReport | None = None,
-    ) -> None:
-        self._source = dataset_name, dataset_path, cache_dir
-        self._earlier = earlier
-        self._reading = _Reading(str(dataset_path or dataset_name))
+    dataset_name: str | None
+    dataset_path: str | None
+    cache_dir: str | None = None
+    earlier: LoadReport | None = None
+
+    def __post_init__(self) -> None:
+        self._reading = _Reading(str(self.dataset_path or self.dataset_name))
 
     @property
     def report(self) -> LoadReport:
@@ -140,8 +141,8 @@ class DialogueStream:
         return self._reading.report()
 
     def __iter__(self) -> Iterator[Dialogue]:
-        name, path, cache_dir = self._source
-        records, source, own_split = _records(name, path, "train", cache_dir, streaming=True)
+        found = _records(self.dataset_name, self.dataset_path, "train", self.cache_dir, streaming=True)
+        records, source, own_split = found
         self._reading = reading = _Reading(source)
         for dialogue in reading.dialogues(records):
             if own_split or not _held_out(dialogue):
@@ -151,7 +152,7 @@ class DialogueStream:
         self._check_beginning(ended=True)
 
     def _check_beginning(self, *, ended: bool = False) -> None:
-        earlier, reading = self._earlier, self._reading
+        earlier, reading = self.earlier, self._reading
         if earlier is None:
             return
         too_short = ended and reading.kept < earlier.kept

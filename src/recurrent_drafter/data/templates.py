@@ -1,19 +1,21 @@
-"""Chat templates: conversations as text, and where in that text the replies stand.
+"""Chat templates: conversations as text, where in that text the replies stand, and prompts for the next reply.
 
 Places are intervals of *characters*. They come from the template's ``{% generation %}`` marks or, for a template
 without marks, from renderings of the conversation's beginnings, each checked to be a beginning of the whole. A
 conversation whose replies cannot be placed exactly is refused.
 """
 
+import random
 import re
 from collections.abc import Sequence
 from typing import Any
 
 import jinja2
+import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from recurrent_drafter.data.dialogues import DataError, Turn
+from recurrent_drafter.data.dialogues import DataError, Dialogue, Turn
 
 # The layout of Vicuna 1.1, for tokenizers that bring no template of their own.
 VICUNA_TEMPLATE = (
@@ -95,3 +97,64 @@ def _locate(text: str, turns: Sequence[Turn], index: int, tokenizer: PreTrainedT
     if not text.startswith(prompt) or start < 0:
         raise RefusedError(f"turn {index + 1} cannot be placed exactly in what the chat template writes")
     return len(prompt), start + len(content)
+
+
+def encode_prompt(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """Tokens (S,) int64 of a conversation up to where the next reply begins; RefusedError if the template objects."""
+    text = render(turns, tokenizer, generation_prompt=True)
+    return torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def prompts_from_dialogues(
+    dialogues: Sequence[Dialogue],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    count: int,
+    max_length: int,
+    seed: int = 0,
+    fewest: int | None = None,
+) -> list[torch.Tensor]:
+    """``count`` prompts (S,) int64, S <= ``max_length``, each of another dialogue, for measuring decoding.
+
+    A dialogue is cut before one of its replies (the first for the first dialogue taken, the second for the next and
+    so on up to the middle, then from the first again) and ends in the generation prompt; one without replies is cut
+    after its first question. Of a plain text the first half stands. ``seed`` draws the order. Raises DataError when
+    fewer than ``fewest`` (by default ``count``) fit.
+    """
+    order = list(range(len(dialogues)))
+    random.Random(seed).shuffle(order)
+    prompts: list[torch.Tensor] = []
+    seen: set[bytes] = set()
+    for index in order:
+        digest = dialogues[index].digest()
+        if len(prompts) == count:
+            break
+        if digest in seen:
+            continue
+        seen.add(digest)
+        ids = _prompt(dialogues[index], len(prompts), tokenizer)
+        if 0 < len(ids) <= max_length:
+            prompts.append(ids)
+    if len(prompts) < (count if fewest is None else fewest):
+        raise DataError(
+            f"{count} prompts of at most {max_length} tokens were asked of {len(dialogues)} dialogues, which give "
+            f"{len(prompts)}: ask for fewer, or allow longer ones"
+        )
+    return prompts
+
+
+def _prompt(dialogue: Dialogue, number: int, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    """The ``number``-th prompt (S,), of length 0 if the dialogue gives none."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    if dialogue.text is not None:
+        ids = torch.tensor(tokenizer(dialogue.text, verbose=False)["input_ids"], dtype=torch.int64)
+        return ids[: len(ids) // 2]
+    turns = dialogue.turns
+    asked = [index + 1 for index, turn in enumerate(turns) if turn.role == "user"]
+    cuts = [cut for cut in asked if cut < len(turns) and turns[cut].role == "assistant"] or asked[:1]
+    if not cuts:
+        return nothing
+    try:
+        return encode_prompt(turns[: cuts[number % (len(cuts) // 2 + 1) % len(cuts)]], tokenizer)
+    except RefusedError:
+        return nothing

@@ -18,10 +18,8 @@ def check_repo_name(repo_id: str) -> None:
 
 def is_hub_name(name: str) -> bool:
     """Whether a verifier's name can be linked: not the bundled one, and no path."""
-    if name == "demo" or Path(name).expanduser().exists():
-        return False
     try:
         validate_repo_id(name)
     except HFValidationError:
         return False
-    return True
+    return name != "demo" and not Path(name).expanduser().exists()

@@ -24,6 +24,7 @@ from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.packed_linear import PackedLinears
 from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.records.paths import written_whole
 
 PARTS = ("prompt", "tokens")  # of a reply, in a file
 LOGITS_AT_A_TIME = 2**24  # that evaluation holds
@@ -68,9 +69,8 @@ def greedy_replies(
 
 def save_replies(path: Path, replies: Sequence[Reply]) -> None:
     """Keep replies in one safetensors file, written whole or not at all."""
-    unfinished = path.with_suffix(".tmp")
-    save_file({f"{n}.{part}": getattr(r, part) for n, r in enumerate(replies) for part in PARTS}, unfinished)
-    unfinished.replace(path)
+    with written_whole(path) as unfinished:
+        save_file({f"{n}.{part}": getattr(r, part) for n, r in enumerate(replies) for part in PARTS}, unfinished)
 
 
 def load_replies(path: Path) -> list[Reply]:

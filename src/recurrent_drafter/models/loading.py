@@ -1,6 +1,7 @@
 """Verifiers and drafters from a directory, the Hub or the package; whether the two belong together; fingerprints."""
 
 import hashlib
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -101,6 +102,14 @@ def load_drafter(path: str | Path, **options: Any) -> RecurrentDrafter:
         raise ValueError(f"{path} is damaged: its weights and its config.json do not belong together ({wrong[0]})")
     assert isinstance(drafter, RecurrentDrafter)
     return drafter
+
+
+def save_drafter(drafter: RecurrentDrafter, folder: Path) -> None:
+    """Write the files to the side, then put them in place, config last: an older drafter is never half overwritten."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as unfinished:
+        drafter.save_pretrained(unfinished)
+        for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "config.json"):
+            file.replace(folder / file.name)
 
 
 @contextmanager

@@ -2,6 +2,8 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 TUNING_FILE = "tuning.json"  # beside a drafter, what `tune` found
@@ -54,6 +56,19 @@ def check_writable(path: str | Path) -> None:
         raise OSError(
             f"{path} cannot be written ({error.strerror}): give a file in a folder that exists and is yours"
         ) from None
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[Path]:
+    """A name to write a file under, which gets its own name ``path`` once it is whole and on the disk."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield unfinished
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def check_folder(folder: str) -> None:

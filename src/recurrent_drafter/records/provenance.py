@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from recurrent_drafter.records.hashes import saved_fingerprint
+from recurrent_drafter.records.paths import written_whole
 
 RUN_RECORD = "run.json"
 EVALUATION = "evaluation.json"  # of a drafter whose training's record stays beside it
@@ -69,10 +70,8 @@ def peak_bytes() -> int:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write all of a file or none of it: under a temporary name first."""
-    unfinished = path.with_name(path.name + ".tmp")
-    unfinished.write_text(json.dumps(record, indent=1, default=str) + "\n")
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        unfinished.write_text(json.dumps(record, indent=1, default=str) + "\n")
 
 
 def write_records(path: Path, records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -2,13 +2,13 @@
 
 import importlib.util
 import io
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from recurrent_drafter.measure.ruler import Estimate
 from recurrent_drafter.measure.tuning import Grid
+from recurrent_drafter.records.paths import written_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -83,10 +83,9 @@ def lines(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *
 
 def draw_speed_maps(path: Path, grids: dict[str, Grid], title: str) -> None:
     """Speed-up for each title of ``grids``, as a PNG file."""
-    unfinished = path.with_name(path.name + ".tmp")
     figure = heat_maps(grids, title, "speed over autoregression (predicted)")
-    figure.savefig(unfinished, format="png", dpi=120)
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=120)
 
 
 def heat_maps(grids: dict[str, Grid], title: str, label: str) -> "Figure":

@@ -7,15 +7,10 @@ from typing import Any
 import numpy as np
 
 from recurrent_drafter.measure.ruler import Estimate
+from recurrent_drafter.reproduce.plan import METHODS, SCOPES, Scope
 from recurrent_drafter.reproduce.results import Record
 from recurrent_drafter.reproduce.statistics import Walks, gain, says, tokens_per_step
-
-METHODS = {
-    "ground_truth": "ground truth",
-    "knowledge_distillation": "knowledge distillation",
-    "distilled": "distilled targets",
-}
-PARTS = {"full": "whole conversations", "assistant": "replies only"}
+from recurrent_drafter.training.options import Method
 
 
 @dataclass(frozen=True)
@@ -23,8 +18,8 @@ class Recipe:
     """Trainings that differ in their seed alone."""
 
     training_set: str
-    scope: str
-    method: str
+    scope: Scope
+    method: Method
     rnn: bool
 
     @property
@@ -34,7 +29,7 @@ class Recipe:
     @property
     def part(self) -> str:
         """What of the set it learns from."""
-        return PARTS[self.scope]
+        return SCOPES[self.scope]
 
     def __str__(self) -> str:
         return f"{self.learns}; {self.part}; {self.training_set}"

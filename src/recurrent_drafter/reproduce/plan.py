@@ -2,7 +2,7 @@
 
 import itertools
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,12 @@ from recurrent_drafter.training.options import Method, check_least, option
 
 Scope = Literal["full", "assistant"]
 
-METHODS: tuple[Method, ...] = ("ground_truth", "knowledge_distillation", "distilled")
-SCOPES: tuple[Scope, ...] = ("full", "assistant")
+METHODS: dict[Method, str] = {
+    "ground_truth": "ground truth",
+    "knowledge_distillation": "knowledge distillation",
+    "distilled": "distilled targets",
+}
+SCOPES: dict[Scope, str] = {"full": "whole conversations", "assistant": "replies only"}
 DEPTHS = 5  # tokens ahead that every method learns: the paper's number of distilled tokens
 CALIBRATION = "calibration"  # the job that finds out how many steps fit into --cell_seconds
 CURVE = 5  # evaluations of a training whose length was found by calibration
@@ -39,34 +43,30 @@ def _settled(text: str, whole: Any, quick: Any, said: str | None = None, **more:
 class ReproduceOptions:
     """Which trainings to compare, on what, and which sweeps to run with the last of them."""
 
-    llm_name_or_path: str | None = _settled(
-        "verifier: a hub name, a directory, or 'demo'", "gpt2", "demo", check=check_model
-    )
+    llm_name_or_path: str = _settled("verifier: a hub name, a directory, or 'demo'", "gpt2", "demo", check=check_model)
     dataset_name: list[str] = option([], "training sets by name; default sharegpt and alpaca (--quick: demo)")
     dataset_path: list[str] = option([], "training sets from local files", check=check_file)
     eval_dataset_name: list[str] = option([], "evaluation sets by name; default the training sets and MT-Bench")
     eval_dataset_path: list[str] = option([], "evaluation sets from local files", check=check_file)
     methods: list[str] = option([*METHODS], f"what to learn from: {', '.join(METHODS)}")
     scopes: list[str] = option([*SCOPES], "learn from whole conversations (full), from replies only (assistant)")
-    seeds: list[int] | None = _settled("one training each", [0, 1, 2], [0, 1])
+    seeds: list[int] = _settled("one training each", [0, 1, 2], [0, 1])
     cell_seconds: float | None = _settled(
         "what a training should take: equally many steps for all", None, 90.0, "epochs (--quick: 90)"
     )
-    max_examples: int | None = _settled("conversations per training set, the same for every method", 5000, 300, least=1)
-    draft_vocab_size: str | None = _settled("D of every drafter", "all", "2048")
-    train_flags: str | None = _settled(
+    max_examples: int = _settled("conversations per training set, the same for every method", 5000, 300, least=1)
+    draft_vocab_size: str = _settled("D of every drafter", "all", "2048")
+    train_flags: str = _settled(
         "flags of train_speculator.py for every training, in one string", "", QUICK_FLAGS, "none (--quick: some)"
     )
     launcher: str = option("", "starts the process that trains, such as 'accelerate launch --num_processes 8'")
-    eval_max_examples: int | None = _settled("held-out prompts per evaluation set", 80, 48, least=1)
-    eval_max_new_tokens: int | None = _settled("tokens of the verifier's reply at most", 128, 64, least=2)
+    eval_max_examples: int = _settled("held-out prompts per evaluation set", 80, 48, least=1)
+    eval_max_new_tokens: int = _settled("tokens of the verifier's reply at most", 128, 64, least=2)
     eval_widths: list[int] = option([3, 16], "beam widths at which every drafter is evaluated", least=1)
-    widths: list[int] | None = _settled(
-        "beam widths of the sweeps", [1, 2, 3, 4, 6, 8, 16, 32, 64], [1, 2, 3, 4, 8], least=1
-    )
+    widths: list[int] = _settled("beam widths of the sweeps", [1, 2, 3, 4, 6, 8, 16, 32, 64], [1, 2, 3, 4, 8], least=1)
     lengths: list[int] = option([1, 2, 3, 4, 5], "beam lengths of the sweeps, at most the 5 that are trained", least=1)
-    batch_size: list[int] | None = _settled("batch sizes of the sweep, 1 always", [1, 2, 4, 8, 16], [1, 2, 4], least=1)
-    sweep_prompts: int | None = _settled("prompts that the sweeps decode", 40, 12, least=1)
+    batch_size: list[int] = _settled("batch sizes of the sweep, 1 always", [1, 2, 4, 8, 16], [1, 2, 4], least=1)
+    sweep_prompts: int = _settled("prompts that the sweeps decode", 40, 12, least=1)
     sweeps: bool = option(True, "run the sweeps with the last drafter, and the trainings without recurrence")
     output_dir: str = option("./results/reproduction", "where trainings, results and report go")
     quick: bool = option(False, "a small grid, for two cores and 40 minutes")
@@ -101,19 +101,14 @@ class ReproduceOptions:
             values = getattr(self, name)
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"--{name} is {' '.join(map(str, values)) or 'empty'}, expected different values")
-        choices = {"methods": METHODS, "scopes": SCOPES}
-        for name, known in (choices | dict.fromkeys(("dataset_name", "eval_dataset_name"), DATASET_NAMES)).items():
+        choices: dict[str, Collection[str]] = {"methods": METHODS, "scopes": SCOPES}
+        choices |= dict.fromkeys(("dataset_name", "eval_dataset_name"), DATASET_NAMES)
+        for name, known in choices.items():
             for value in getattr(self, name):
                 if value not in known:
                     raise ValueError(f"--{name} has {value} in it, expected {', '.join(known)}")
-        if max(self.given("lengths")) > DEPTHS:
-            raise ValueError(f"--lengths has {max(self.given('lengths'))} in it, expected at most {DEPTHS}")
-
-    def given(self, name: str) -> Any:
-        """An option that is settled by now."""
-        value = getattr(self, name)
-        assert value is not None
-        return value
+        if max(self.lengths) > DEPTHS:
+            raise ValueError(f"--lengths has {max(self.lengths)} in it, expected at most {DEPTHS}")
 
     @property
     def training_sets(self) -> list["Source"]:
@@ -190,7 +185,7 @@ def plan_of(options: ReproduceOptions) -> Plan:
     scopes = [scope for scope in SCOPES if scope in options.scopes]
     labels = [source.label for source in options.training_sets][::-1]  # the first one last
     cells = []
-    for seed, label, scope in itertools.product(options.given("seeds"), labels, scopes):
+    for seed, label, scope in itertools.product(options.seeds, labels, scopes):
         best = (label, scope) == (labels[-1], scopes[-1])
         if best and options.sweeps:
             cells.append(Cell(methods[-1], scope, label, seed, rnn=False))
@@ -205,8 +200,8 @@ def training_flags(cell: Cell, options: ReproduceOptions, folder: Path, steps: i
     them: no checkpoint is chosen by what is reported afterwards.
     """
     (source,) = (source for source in options.training_sets if source.label == cell.training_set)
-    flags = ["--llm_name_or_path", str(options.llm_name_or_path), *source.flags(), "--output_dir", str(folder)]
-    flags += ["--drafter_predict_n_tokens", str(DEPTHS), "--draft_vocab_size", str(options.draft_vocab_size)]
+    flags = ["--llm_name_or_path", options.llm_name_or_path, *source.flags(), "--output_dir", str(folder)]
+    flags += ["--drafter_predict_n_tokens", str(DEPTHS), "--draft_vocab_size", options.draft_vocab_size]
     flags += ["--seed", str(cell.seed), "--save_strategy", "no", "--drafter_top_k", "1"]
     if options.cell_seconds:
         flags += ["--max_steps", str(steps), "--eval_strategy", "steps", "--eval_steps", str(-(-steps // CURVE))]
@@ -221,4 +216,4 @@ def training_flags(cell: Cell, options: ReproduceOptions, folder: Path, steps: i
         flags.append("--use_knowledge_distillation")
     if not cell.rnn:
         flags.append("--no_rnn")
-    return [*flags, *shlex.split(str(options.train_flags))]
+    return [*flags, *shlex.split(options.train_flags)]

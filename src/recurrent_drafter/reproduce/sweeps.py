@@ -19,7 +19,7 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.reproduce.plan import DEPTHS
 from recurrent_drafter.training.estimation import measured_costs
 from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens
-from recurrent_drafter.training.recipe import default_shape
+from recurrent_drafter.training.trainer import default_shape
 
 SMALLEST_POWER = 7
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 
-from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.data.sources import LoadedDialogues, load_dialogues
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import Decoding
 from recurrent_drafter.measure.replies import HeldOutReplies, load_replies, save_replies
@@ -24,7 +24,7 @@ from recurrent_drafter.reproduce.results import Record, Results
 from recurrent_drafter.reproduce.sweeps import sweep_of_shapes, sweep_of_trees, sweep_of_vocabularies, walked
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.callbacks import RunRecord, facts
-from recurrent_drafter.training.corpus import TrainingText, open_pair, replies_to, training_text
+from recurrent_drafter.training.corpus import open_pair, replies_to, training_text
 from recurrent_drafter.training.estimation import step_seconds
 from recurrent_drafter.training.examples import coverage
 from recurrent_drafter.training.pipeline import TAG, learn, prepared
@@ -92,18 +92,18 @@ class Workshop:
             return HeldOutReplies(self.pair.verifier, load_replies(kept))
         split = source.held_out_split(self.options.training_sets)
         loaded = load_dialogues(source.name, source.path, split)
-        counts = self.options.given("eval_max_examples"), self.options.given("eval_max_new_tokens")
+        counts = self.options.eval_max_examples, self.options.eval_max_new_tokens
         replies = replies_to(self.pair, loaded, *counts, self.pair.end_ids, self.tell)
         if self.state.is_main_process:
             kept.parent.mkdir(exist_ok=True)
             save_replies(kept, replies)
         return HeldOutReplies(self.pair.verifier, replies)
 
-    def _text(self, label: str) -> TrainingText:
+    def _text(self, label: str) -> LoadedDialogues:
         """A training set's conversations, as many as are asked for."""
         cell = next(cell for cell in self.results.plan.cells if cell.training_set == label)
         text = training_text(None, self.pair, self.arguments(cell, steps=1), self.tell)
-        return TrainingText(list(text.dialogues)[: self.options.max_examples], text.account)
+        return LoadedDialogues(tuple(text)[: self.options.max_examples], text.report)
 
     def _material(self, label: str, scope: Scope, distilled: bool) -> Material:
         """Examples with targets: made once for all seeds, distilled ones kept on disk."""
@@ -118,14 +118,14 @@ class Workshop:
         Steps are made equal, and not seconds: what else runs on a machine would decide between methods. What a step
         costs depends on the scope, and on whether the verifier's distributions are learnt; each kind is timed.
         """
-        kinds: dict[tuple[str, bool], float] = {}
-        for cell in self.results.plan.cells:
-            kind = cell.scope, cell.method == "knowledge_distillation"
-            if kind not in kinds:
-                kinds[kind] = self.step_seconds(cell)
-        times = [kinds[cell.scope, cell.method == "knowledge_distillation"] for cell in self.results.plan.cells]
-        mean = sum(times) / len(times)
-        steps = max(round(self.options.given("cell_seconds") / mean), 1)
+        assert self.options.cell_seconds is not None
+        seconds: dict[tuple[str, bool], float] = {}
+        kinds = [(cell.scope, cell.method == "knowledge_distillation") for cell in self.results.plan.cells]
+        for kind, cell in zip(kinds, self.results.plan.cells, strict=True):
+            if kind not in seconds:
+                seconds[kind] = self.step_seconds(cell)
+        mean = sum(seconds[kind] for kind in kinds) / len(kinds)
+        steps = max(round(self.options.cell_seconds / mean), 1)
         self.tell(Progress("training", f"a step takes {mean:.2f} s: every training takes {steps:,} steps"))
         return {"kind": CALIBRATION, "step_seconds": mean, "max_steps": steps}
 
@@ -146,9 +146,9 @@ class Workshop:
         begun = time.monotonic()
         material = self.material(cell.training_set, cell.scope, cell.method == "distilled")
         targets_seconds = time.monotonic() - begun
-        account = self.text(cell.training_set).account
+        account = asdict(self.text(cell.training_set).report)
         tags = (TAG, "reproduce", cell.method)
-        record = RunRecord(self.argv, tags, lambda: {"data": asdict(account())}, **facts(arguments))
+        record = RunRecord(self.argv, tags, data=account, **facts(arguments))
         with closing_trackers():
             trained = learn(material, arguments, record, on_progress=self.tell, should_stop=self.should_stop)
         if not trained.finished:
@@ -199,7 +199,7 @@ class Workshop:
         if name == "shapes":
             found = sweep_of_shapes(self.search(drafter), held_out)
         elif name == "tree":
-            found = sweep_of_trees(held_out, drafter, self.options.given("widths"))
+            found = sweep_of_trees(held_out, drafter, self.options.widths)
         else:
             examples = self.material(cell.training_set, cell.scope, cell.method == "distilled").sample
             found = sweep_of_vocabularies(held_out, drafter, examples, self.pair.end_ids)
@@ -210,8 +210,8 @@ class Workshop:
         """Which shapes of draft the sweep tries, on which prompts."""
         options, speculator = self.options, RecurrentDraftingSpeculator(drafter)
         speculator.attach_verifier(self.pair.verifier.model)
-        prompts = [reply.prompt for reply in self.first_held_out.replies][: options.given("sweep_prompts")]
-        sizes = [1, *(size for size in options.given("batch_size") if 1 < size <= len(prompts))]
-        widths = [width for width in options.given("widths") if width <= len(drafter.draft_ids)]
-        decoding = Decoding(options.given("eval_max_new_tokens"))
-        return Search(speculator, prompts, decoding, sizes, widths, options.given("lengths"), 2, self.tracked)
+        prompts = [reply.prompt for reply in self.first_held_out.replies][: options.sweep_prompts]
+        sizes = [1, *(size for size in options.batch_size if 1 < size <= len(prompts))]
+        widths = [width for width in options.widths if width <= len(drafter.draft_ids)]
+        decoding = Decoding(options.eval_max_new_tokens)
+        return Search(speculator, prompts, decoding, sizes, widths, options.lengths, 2, self.tracked)

@@ -39,3 +39,8 @@ class TrainingArguments(TrainingOptions, transformers.TrainingArguments):  # typ
             self.load_best_model_at_end = together and (evaluated == "epoch" or self.eval_steps == self.save_steps)
         if (self.load_best_model_at_end or self.early_stopping_patience) and self.metric_for_best_model is None:
             self.metric_for_best_model = BEST
+
+
+def global_batch(args: transformers.TrainingArguments) -> int:
+    """Examples per step over all processes: the order of training depends on nothing else."""
+    return int(args.train_batch_size * args.gradient_accumulation_steps * args.world_size)

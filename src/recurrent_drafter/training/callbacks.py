@@ -18,14 +18,10 @@ from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop
 
 
 class TimeBudget(TrainerCallback, ExportableState):
-    """Train for some seconds, with the learning rate falling to zero at their end (a cosine of the time spent).
+    """Train for ``seconds``, in which the learning rate falls to zero (a cosine of the time spent).
 
-    A resumed training goes on with what its checkpoint says was left.
-
-    Args:
-        seconds: from the first step on.
-        learning_rate: at the start.
-        evaluations: how many, evenly spread; their time counts.
+    ``evaluations`` are spread evenly, and their time counts. A resumed training goes on with what its checkpoint says
+    was left.
     """
 
     def __init__(self, seconds: float, learning_rate: float, evaluations: int) -> None:
@@ -111,12 +107,8 @@ class RunRecord(TrainerCallback):
 
     Project, entity, tags and notes are the environment's (``WANDB_PROJECT``, ``WANDB_ENTITY``, ``WANDB_TAGS``,
     ``WANDB_NOTES``), as are artifacts and gradients (``WANDB_LOG_MODEL``, ``WANDB_WATCH``): W&B and transformers read
-    them. Options and architecture are logged as the trainer's arguments and the model's config.
-
-    Args:
-        argv: the command. tags: ours.
-        so_far: asked whenever something is written, for what changes meanwhile.
-        facts: what else there is to say.
+    them. Options and architecture are logged as the trainer's arguments and the model's config. ``so_far`` is asked
+    whenever something is written, for facts that change meanwhile.
     """
 
     def __init__(
@@ -125,7 +117,6 @@ class RunRecord(TrainerCallback):
         self.argv, self.tags, self.so_far, self.facts = argv, tags, so_far, facts
 
     def write(self, directory: Path, name: str = RUN_RECORD, **more: Any) -> None:
-        """Write it beside something else that is saved."""
         write_run(directory, name, argv=self.argv, **self.facts, **self.so_far(), **more)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

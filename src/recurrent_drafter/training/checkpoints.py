@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ from safetensors import SafetensorError
 from transformers import Trainer
 from transformers.trainer_utils import rotate_checkpoints
 
-from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.records.paths import check_checkpoint
 
 UNFINISHED = ".unfinished"
@@ -146,11 +144,3 @@ def saying_what_was_not_written(output: Path) -> Iterator[None]:
         whole = last_checkpoint(output)
         kept = f"{whole} is whole: make room, then go on with --resume_from_checkpoint True" if whole else "make room"
         raise OSError(f"what training keeps in {output} could not be written ({text[:120]}); {kept}") from error
-
-
-def save_drafter(drafter: RecurrentDrafter, output: Path) -> None:
-    """Write the drafter's files to the side, then put them in place: an older drafter is never half overwritten."""
-    with tempfile.TemporaryDirectory(dir=output, prefix=".saving-") as unfinished:
-        drafter.save_pretrained(unfinished)
-        for file in Path(unfinished).iterdir():
-            file.replace(output / file.name)

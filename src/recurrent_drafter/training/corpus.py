@@ -2,14 +2,13 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.data.dialogues import Dialogue, LoadReport, Turn
-from recurrent_drafter.data.prompts import encode_prompt, prompts_from_dialogues
 from recurrent_drafter.data.sources import (
     DialogueLike,
     DialogueStream,
@@ -18,7 +17,7 @@ from recurrent_drafter.data.sources import (
     divide_dialogues,
     load_dialogues,
 )
-from recurrent_drafter.data.templates import RefusedError
+from recurrent_drafter.data.templates import RefusedError, encode_prompt, prompts_from_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply, greedy_replies
 from recurrent_drafter.models.loading import load_verifier
@@ -31,6 +30,8 @@ from recurrent_drafter.training.progress import OnProgress, Progress
 HELD_OUT_PROMPT = 256  # tokens of a held-out prompt at most
 STREAMED_PROMPTS = 8  # of a stream so many times as many conversations are read as prompts are wanted
 
+TrainingText = LoadedDialogues | DialogueStream  # conversations, or texts, to train on; of a stream as they are read
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -39,14 +40,6 @@ class Pair:
     verifier: Verifier
     tokenizer: PreTrainedTokenizerBase
     end_ids: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class TrainingText:
-    """Conversations (or texts) to train on, and the account of them: of a stream, of what has been read so far."""
-
-    dialogues: Iterable[Dialogue]
-    account: Callable[[], LoadReport]
 
 
 def open_pair(
@@ -92,15 +85,14 @@ def training_text(
     """The conversations to train on; questions without answers get the verifier's own."""
     if args.streaming:
         earlier = read_before(args.resume_from_checkpoint)
-        stream = DialogueStream(args.dataset_name, args.dataset_path, args.cache_dir, earlier)
-        return TrainingText(stream, lambda: stream.report)
+        return DialogueStream(args.dataset_name, args.dataset_path, args.cache_dir, earlier)
     loaded = load_part(data, args, "train")
     source, report = loaded.report.source, loaded.report
     tell(Progress("data", f"training data: {source} ({report.schema} records): {report.summary()}"))
     if any(dialogue.turns and not dialogue.has_reply for dialogue in loaded.dialogues):
         tell(Progress("data", f"{source} has questions only: the verifier's own greedy replies are the answers"))
-        return TrainingText(answered(loaded.dialogues, pair, args), lambda: report)
-    return TrainingText(loaded.dialogues, lambda: report)
+        return LoadedDialogues(answered(loaded.dialogues, pair, args), report)
+    return loaded
 
 
 def load_part(data: Sequence[DialogueLike] | None, args: TrainingArguments, split: Split) -> LoadedDialogues:
@@ -122,7 +114,7 @@ def read_before(checkpoint: str | None) -> LoadReport | None:
     return LoadReport(**json.loads(record.read_text())["data"])
 
 
-def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> list[Dialogue]:
+def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> tuple[Dialogue, ...]:
     """Conversations of these questions with the verifier's greedy replies, for as long as they fit its context."""
     context = pair.verifier.context_length
     most = args.model_max_length if context is None else min(args.model_max_length, context)
@@ -146,7 +138,7 @@ def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> li
             text = str(pair.tokenizer.decode(reply.tokens, skip_special_tokens=True)).strip()
             if text:
                 talk += [question, Turn("assistant", text)]
-    return [Dialogue(tuple(talk)) for talk in talks if talk]
+    return tuple(Dialogue(tuple(talk)) for talk in talks if talk)
 
 
 def held_out_replies(

@@ -65,18 +65,9 @@ def distilled_targets(
     end_ids: tuple[int, ...],
     chunk: int | None = None,
 ) -> Tensor:
-    """The verifier's greedy continuations of every marked prefix of one text.
+    """The verifier's greedy continuations (P, K) of the prefixes [0..p] of one text (S,), p marked in ``roots`` (S,).
 
-    Args:
-        verifier: continues the prefixes.
-        input_ids: (S,), the text.
-        roots: (S,) bool; position p asks for the continuation of the prefix [0..p].
-        depths: K, tokens per continuation.
-        end_ids: tokens that end a continuation; none for text that goes on.
-        chunk: tokens that run together in a pass.
-
-    Returns:
-        (P, K) int64 for the P marked positions in order; `IGNORED` after an end token and after the context's end.
+    `IGNORED` stands after an end token and after the context's end. ``chunk`` tokens run together in a pass.
     """
     return distil(verifier, [input_ids], [roots.nonzero()[:, 0]], depths, end_ids, chunk=chunk)[0]
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from recurrent_drafter.data.encoding import TrainExample
+from recurrent_drafter.data.sources import LoadedDialogues
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.measure.estimate import break_even, ceiling, training_bytes
 from recurrent_drafter.measure.tuning import packed_costs
@@ -17,14 +18,13 @@ from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import peak_bytes
-from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.arguments import TrainingArguments, global_batch
 from recurrent_drafter.training.callbacks import CallerAnswers
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import with_distilled_targets
 from recurrent_drafter.training.progress import OnProgress
-from recurrent_drafter.training.recipe import new_drafter, new_trainer
 from recurrent_drafter.training.targets import Material, draft_vocabulary, encoded, with_text
-from recurrent_drafter.training.trainer import global_batch
+from recurrent_drafter.training.trainer import new_drafter, new_trainer
 
 MEASURED_CONTEXT = 256  # tokens that timed steps follow
 SAMPLE, DISTILLED, STEPS = 256, 8, 5  # conversations that are encoded and distilled, steps that are timed
@@ -67,8 +67,7 @@ class TrainingEstimate:
 def estimated(text: TrainingText, material: Material, args: TrainingArguments, tell: OnProgress) -> TrainingEstimate:
     """Measure with a drafter of the asked architecture and random weights, on a sample of the text."""
     pair, verifier = material.pair, material.pair.verifier
-    dialogues = list(text.dialogues) if not args.streaming else None
-    few = list(itertools.islice(text.dialogues if dialogues is None else dialogues, SAMPLE))
+    few = list(itertools.islice(text, SAMPLE))
     examples = tuple(encoded(few, pair, args))
     material = replace(material, train=with_text(pair, examples, args))
     draft_ids = draft_vocabulary(material, args, tell)
@@ -76,7 +75,7 @@ def estimated(text: TrainingText, material: Material, args: TrainingArguments, t
     kept = training_bytes(drafter, verifier)
     costs = measured_costs(drafter, verifier)
     seconds = step_seconds(material, draft_ids, args)
-    texts = len(examples) * (len(dialogues) / len(few) if dialogues is not None else 1)
+    texts = len(examples) * (len(text.dialogues) / len(few) if isinstance(text, LoadedDialogues) else 1)
     steps = float(args.max_steps)
     if steps <= 0:
         steps = args.num_train_epochs * max(texts / global_batch(args), 1)

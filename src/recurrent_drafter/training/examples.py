@@ -25,6 +25,9 @@ class RootExample:
     targets: Tensor
     number: int = -1
 
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
 
 def loss_mask(example: TrainExample, end_ids: Sequence[int]) -> Tensor:  # (S,) bool
     """Which positions are roots: tokens the verifier would have to generate, but not an end token, nor the first."""
@@ -70,11 +73,6 @@ def coverage(examples: Sequence[RootExample], draft_ids: Tensor) -> float:
     """The share of target tokens that the draft vocabulary holds."""
     inside = sum(int(torch.isin(example.targets, draft_ids).sum()) for example in examples)
     return inside / max(sum(int((example.targets != IGNORED).sum()) for example in examples), 1)
-
-
-def example_length(example: RootExample) -> int:
-    """Tokens of its text."""
-    return len(example.input_ids)
 
 
 def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:

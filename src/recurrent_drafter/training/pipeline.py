@@ -4,11 +4,10 @@ What ``recurrent-drafter train`` does, for a caller without a terminal: nothing 
 """
 
 import copy
-import dataclasses
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,21 @@ from transformers.utils import logging as hf_logging
 from recurrent_drafter.data.sources import DialogueLike
 from recurrent_drafter.measure.estimate import break_even
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.loading import check_pair, check_tokenizer, load_drafter
+from recurrent_drafter.models.loading import check_pair, check_tokenizer, load_drafter, save_drafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.paths import make_writable
 from recurrent_drafter.records.provenance import EVALUATION
 from recurrent_drafter.records.trackers import check_services, closing_trackers
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.callbacks import CallerAnswers, RunRecord, TimeBudget, facts
-from recurrent_drafter.training.checkpoints import (
-    checkpoint_to_resume,
-    save_drafter,
-    saying_what_was_not_written,
-)
+from recurrent_drafter.training.checkpoints import checkpoint_to_resume, saying_what_was_not_written
 from recurrent_drafter.training.corpus import Pair, held_out_replies, open_pair, training_text
 from recurrent_drafter.training.estimation import TrainingEstimate, estimated, measured_costs
 from recurrent_drafter.training.options import BEST
 from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop, log_progress, never
 from recurrent_drafter.training.quick import quick_examples, quick_schedule
-from recurrent_drafter.training.recipe import new_drafter, new_trainer
 from recurrent_drafter.training.targets import Material, draft_vocabulary, make_examples
-from recurrent_drafter.training.trainer import DrafterTrainer
+from recurrent_drafter.training.trainer import DrafterTrainer, new_drafter, new_trainer
 
 TAG = "recurrent-drafter"  # of every run at a tracker
 
@@ -96,9 +90,7 @@ def train(
     Raises ValueError or OSError, in one line, for whatever the caller can mend.
     """
     begun = time.monotonic()
-    args = prepared(_as_given(arguments, verifier, data), on_progress)
-    with _session(args):
-        pair = open_pair(verifier, tokenizer, args)
+    with _session(verifier, tokenizer, data, arguments, on_progress) as (args, pair):
         text = training_text(data, pair, args, on_progress)
         if args.quick:
             examples = quick_examples(pair, text, args, begun, on_progress)
@@ -106,7 +98,7 @@ def train(
             examples = make_examples(pair, text, args, on_progress)
         material = Material(pair, examples, held_out_replies(data, pair, args, on_progress))
         until = quick_schedule(args, begun) if args.quick else None
-        record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.account())}, **facts(args))
+        record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.report)}, **facts(args))
         trained = learn(material, args, record, on_progress=on_progress, should_stop=should_stop, until=until)
         return _with_speedup(trained, pair.verifier, args)
 
@@ -125,10 +117,8 @@ def evaluate(
 
     ``evaluation.json`` in ``arguments.output_dir`` keeps them; the rest is as in `train`.
     """
-    args = prepared(_as_given(arguments, verifier, data), on_progress)
-    folder = Path(str(args.output_dir))
-    with _session(args):
-        pair = open_pair(verifier, tokenizer, args)
+    with _session(verifier, tokenizer, data, arguments, on_progress) as (args, pair):
+        folder = Path(str(args.output_dir))
         name = drafter if isinstance(drafter, str) else drafter.name_or_path
         drafter = _opened(drafter, pair)
         held_out = held_out_replies(data, pair, args, on_progress)
@@ -149,9 +139,7 @@ def estimate(
     on_progress: OnProgress = log_progress,
 ) -> TrainingEstimate:
     """Whether a drafter of this architecture can pay here, and what `train` would cost; trains and writes nothing."""
-    args = prepared(_as_given(arguments, verifier, data), on_progress, writes=False)
-    with _session(args):
-        pair = open_pair(verifier, tokenizer, args)
+    with _session(verifier, tokenizer, data, arguments, on_progress, writes=False) as (args, pair):
         text = training_text(data, pair, args, on_progress)
         return estimated(text, Material(pair, (), held_out_replies(data, pair, args, on_progress)), args, on_progress)
 
@@ -221,29 +209,34 @@ def save_trained(trainer: DrafterTrainer, folder: Path, record: RunRecord) -> tu
 
 
 @contextmanager
-def _session(args: TrainingArguments) -> Iterator[None]:
-    """Without transformers' progress bars; what fails at a tracker or on a full disk is said in one line."""
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
-        with saying_what_was_not_written(Path(str(args.output_dir))), closing_trackers():
-            yield
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
+def _session(
+    verifier: PreTrainedModel | str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    data: Sequence[DialogueLike] | None,
+    arguments: TrainingArguments,
+    tell: OnProgress,
+    *,
+    writes: bool = True,
+) -> Iterator[tuple[TrainingArguments, Pair]]:
+    """Arguments `prepared` with verifier and data named as they were given, and the verifier opened.
 
-
-def _as_given(
-    arguments: TrainingArguments, verifier: PreTrainedModel | str, data: Sequence[DialogueLike] | None
-) -> TrainingArguments:
-    """A copy in which verifier and data are named as they were given."""
+    Within it transformers shows no bars, and what fails at a tracker or on a full disk is said in one line.
+    """
     args = copy.copy(arguments)
     args.llm_name_or_path = verifier if isinstance(verifier, str) else verifier.name_or_path or None
     if data is not None:
         if args.streaming or args.dataset_path is not None:
             raise ValueError("data is given, and streaming and dataset_path are for files: leave them out")
         args.dataset_name = None
-    return args
+    args = prepared(args, tell, writes=writes)
+    bars = hf_logging.is_progress_bar_enabled()
+    hf_logging.disable_progress_bar()
+    try:
+        with saying_what_was_not_written(Path(str(args.output_dir))), closing_trackers():
+            yield args, open_pair(verifier, tokenizer, args)
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()
 
 
 def _opened(drafter: RecurrentDrafter | str, pair: Pair) -> RecurrentDrafter:
@@ -264,4 +257,4 @@ def _with_speedup(trained: TrainedDrafter, verifier: Verifier, args: TrainingArg
         return trained
     least = break_even(measured_costs(trained.drafter, verifier), trained.drafter.config.draft_shape)
     worth = {"predicted_speedup": trained.figures["tokens_per_step"] / least, "break_even": least}
-    return dataclasses.replace(trained, figures=trained.figures | worth)
+    return replace(trained, figures=trained.figures | worth)

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from recurrent_drafter.data.prompts import prompts_from_dialogues
+from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.measure.replies import Reply, greedy_replies, load_replies, save_replies
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.corpus import Pair, TrainingText
@@ -33,7 +33,7 @@ def quick_text(pair: Pair, text: TrainingText, begun: float, tell: OnProgress) -
     What follows a position of such a text is what the verifier generates there, so every position has its distilled
     target already. As many texts as the time allows that is left of a training ``begun`` then.
     """
-    dialogues = list(text.dialogues)
+    dialogues = list(text)
     most = min(len(dialogues), 640)
     prompts = prompts_from_dialogues(dialogues, pair.tokenizer, count=most, max_length=128, fewest=1)
     replies: list[Reply] = []

@@ -5,7 +5,6 @@ renaming, so whatever a killed run leaves is finished work.
 """
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,6 +19,8 @@ from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
+from recurrent_drafter.records.paths import written_whole
+from recurrent_drafter.records.provenance import write_json
 from recurrent_drafter.training.distillation import GREEDY, TokenDraw, packed_for_passes, with_distilled_targets
 from recurrent_drafter.training.examples import RootExample
 
@@ -90,7 +91,7 @@ def _claimed(directory: Path, settings: Mapping[str, Any], shards: int) -> list[
     if any(directory.glob("shard-*.safetensors")):
         raise ValueError(f"{directory} holds shards without their {MANIFEST}: give another directory")
     record = {"hash": hash_of(settings), "settings": dict(settings), "shards": [path.name for path in paths]}
-    _replace(manifest, lambda unfinished: unfinished.write_text(json.dumps(record, indent=1) + "\n"))
+    write_json(manifest, record)
     return paths
 
 
@@ -105,7 +106,8 @@ def _write_shard(path: Path, rows: Sequence[RootExample]) -> None:
         "roots": torch.tensor([len(row.positions) for row in rows], dtype=torch.int32),
         "targets": packed([row.targets for row in rows]),
     }
-    _replace(path, lambda unfinished: save_file(shard, unfinished))
+    with written_whole(path) as unfinished:
+        save_file(shard, unfinished)
 
 
 def _read_shard(path: Path) -> list[RootExample]:
@@ -116,15 +118,3 @@ def _read_shard(path: Path) -> list[RootExample]:
     lengths, roots = shard["lengths"].tolist(), shard["roots"].tolist()
     columns = (shard["input_ids"].split(lengths), shard["positions"].split(roots), shard["targets"].split(roots))
     return [RootExample(*row) for row in zip(*columns, strict=True)]
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a name of this process's own, and rename it once it is whole and on the disk."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(unfinished)
-        with unfinished.open("rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)

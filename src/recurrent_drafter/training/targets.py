@@ -14,19 +14,12 @@ from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.records.hashes import hash_of
-from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.arguments import TrainingArguments, global_batch
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import TokenDraw
-from recurrent_drafter.training.examples import (
-    RootExample,
-    coverage,
-    example_length,
-    frequent_tokens,
-    with_text_targets,
-)
+from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens, with_text_targets
 from recurrent_drafter.training.progress import OnProgress, Progress
 from recurrent_drafter.training.target_store import distilled_dataset, hash_of_texts
-from recurrent_drafter.training.trainer import global_batch
 
 Examples = Sequence[RootExample] | ShuffledStream[RootExample]
 
@@ -51,7 +44,7 @@ def make_examples(pair: Pair, text: TrainingText, args: TrainingArguments, tell:
         stream = streamed(pair, text, args, tell)
         check_depths(stream.beginning, args.depths)
         return stream
-    read = encoded(text.dialogues, pair, args)
+    read = encoded(text, pair, args)
     examples = tuple(read)
     tell(Progress("targets", read.report.summary()))
     rows = distilled(pair, examples, args, tell) if args.use_distilled_dataset else with_text(pair, examples, args)
@@ -73,15 +66,15 @@ def with_text(pair: Pair, examples: Iterable[TrainExample], args: TrainingArgume
 
 def streamed(pair: Pair, text: TrainingText, args: TrainingArguments, tell: OnProgress) -> ShuffledStream[RootExample]:
     """Text targets, made as the data is read."""
-    read = encoded(text.dialogues, pair, args)
+    read = encoded(text, pair, args)
 
     def examples() -> Iterator[RootExample]:
         for number, example in enumerate(read):
             yield replace(with_text_targets(example, args.depths, pair.end_ids), number=number)
-        tell(Progress("data", f"read to its end: {text.account().summary()}; {read.report.summary()}"))
+        tell(Progress("data", f"read to its end: {text.report.summary()}; {read.report.summary()}"))
 
     buffer, batch = args.shuffle_buffer, global_batch(args)
-    return ShuffledStream(examples, example_length, buffer=buffer, batch=batch, seed=args.seed)
+    return ShuffledStream(examples, len, buffer=buffer, batch=batch, seed=args.seed)
 
 
 def distilled(
@@ -111,7 +104,7 @@ def distilled(
         process=(args.process_index, args.world_size),
     )
     tell(Progress("targets", f"distilled targets: {store}"))
-    return [RootExample(row.input_ids, row.positions, row.targets[:, : args.depths]) for row in rows]
+    return [replace(row, targets=row.targets[:, : args.depths]) for row in rows]
 
 
 def check_depths(examples: Sequence[RootExample], depths: int) -> None:
@@ -126,7 +119,7 @@ def check_depths(examples: Sequence[RootExample], depths: int) -> None:
 
 def padding(examples: Sequence[RootExample], args: TrainingArguments) -> float:
     """The share of a batch's tokens that is wasted."""
-    lengths = [example_length(example) for example in examples]
+    lengths = [len(example) for example in examples]
     order: Sequence[int] = range(len(lengths))
     if args.train_sampling_strategy == "group_by_length":
         order = grouped_order(lengths, global_batch(args), torch.Generator().manual_seed(args.seed))
