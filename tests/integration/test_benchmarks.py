@@ -17,8 +17,8 @@ from recurrent_drafter.bench.workload import (
     SHAPES,
     BenchCell,
     demo_prompts,
-    model_of_shape,
     oracle_for,
+    random_model,
     random_prompts,
 )
 from recurrent_drafter.cli.main import launch
@@ -269,7 +269,7 @@ def test_ten_thousand_tokens_take_no_more_memory():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_random_weights_generate_varied_text(name):
-    model = model_of_shape(name, torch.float32, "cpu")
+    model = random_model(SHAPES[name](), torch.float32, "cpu")
     prompt = random_prompts(30_000, 1, 128)[0][None]
     output = model.generate(input_ids=prompt, max_new_tokens=64, do_sample=False)
     assert output.shape == (1, 192)

@@ -19,7 +19,15 @@ from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import run_records
 from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.bench.profile import Memory, Profile, memory_of, profiled
-from recurrent_drafter.bench.workload import DEMO, BenchCell, demo_prompts, model_of_shape, oracle_for, random_prompts
+from recurrent_drafter.bench.workload import (
+    DEMO,
+    SHAPES,
+    BenchCell,
+    demo_prompts,
+    oracle_for,
+    random_model,
+    random_prompts,
+)
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
@@ -56,7 +64,7 @@ def verifier_of(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, Ca
     if name == DEMO:
         model, tokenizer = load_verifier(DEMO, dtype=dtype, device=device)
         return model, lambda count, length: demo_prompts(tokenizer, count, length)
-    model = model_of_shape(name, getattr(torch, dtype), device)
+    model = random_model(SHAPES[name](), getattr(torch, dtype), device)
     vocabulary = Verifier(model).vocab_size
     return model, lambda count, length: random_prompts(vocabulary, count, length)
 

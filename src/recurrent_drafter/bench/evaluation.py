@@ -12,7 +12,6 @@ from recurrent_drafter.data.questions import Question
 from recurrent_drafter.data.templates import RefusedError, encode_prompt
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import Batch, Decoding, explaining, our_arm
-from recurrent_drafter.measure.divergence import Divergence
 from recurrent_drafter.measure.replies import left_padded
 from recurrent_drafter.measure.ruler import OTHER_PROMPT, Arm, Run, Trial, Verdict, interleave, judge
 
@@ -98,8 +97,7 @@ class Interview:
 
     def ask(self, questions: Sequence[Question]) -> Iterator[Trial]:
         """A trial for every turn of every batch that can be asked; a run's ``more`` are its answers."""
-        for trial in interleave(self.arms, self._turns(questions)):
-            yield self._answered(trial)
+        yield from map(self._answered, interleave(self.arms, self._turns(questions)))
 
     def _turns(self, questions: Sequence[Question]) -> Iterator[_Asked]:
         for start in range(0, len(questions), self.batch_size):
@@ -108,39 +106,31 @@ class Interview:
             for turn in range(max(len(question.turns) for question in chosen)):
                 asked, prompts = [], []
                 for conversation in (c for c in conversations if turn < len(c.question.turns)):
-                    reason, encoded = self._prompts(conversation, turn)
-                    if reason:
-                        conversation.is_over = True
-                        self.skipped.append(Skipped(conversation.question.name, turn + 1, reason))
-                    else:
+                    try:
+                        prompts.append(self._prompts(conversation, turn))
                         asked.append(conversation)
-                        prompts.append(encoded)
+                    except RefusedError as error:
+                        conversation.is_over = True
+                        self.skipped.append(Skipped(conversation.question.name, turn + 1, str(error)))
                 if asked:
-                    yield _Asked(asked, turn, self._batches(asked, turn, prompts))
+                    row_ids = [conversation.question.number * TURNS_AT_MOST + turn for conversation in asked]
+                    padded = {
+                        arm.name: left_padded([own[arm.name] for own in prompts], self.verifier.device)
+                        for arm in self.arms
+                    }
+                    yield _Asked(asked, turn, {name: Batch(*batch, row_ids) for name, batch in padded.items()})
 
-    def _prompts(self, conversation: _Conversation, turn: int) -> tuple[str, dict[str, Tensor]]:
-        """Why the question cannot be asked, or nothing; and each arm's prompt (S,)."""
+    def _prompts(self, conversation: _Conversation, turn: int) -> dict[str, Tensor]:
+        """Each arm's prompt (S,). Raises RefusedError, which says why, where the question cannot be asked."""
         if conversation.is_over:
-            return "an earlier turn was skipped", {}
-        question = Turn("user", conversation.question.turns[turn])
-        try:
-            encoded = {
-                name: encode_prompt([*history, question], self.tokenizer)
-                for name, history in conversation.histories.items()
-            }
-        except RefusedError as error:
-            return str(error), {}
+            raise RefusedError("an earlier turn was skipped")
+        said = Turn("user", conversation.question.turns[turn])
+        histories = conversation.histories.items()
+        encoded = {name: encode_prompt([*history, said], self.tokenizer) for name, history in histories}
         length = max(map(len, encoded.values()))
         if self.longest is not None and length > self.longest:
-            return f"{length} tokens, {self.longest} at most", {}
-        return "", encoded
-
-    def _batches(self, asked: list[_Conversation], turn: int, prompts: list[dict[str, Tensor]]) -> dict[str, Batch]:
-        row_ids = [conversation.question.number * TURNS_AT_MOST + turn for conversation in asked]
-        return {
-            arm.name: Batch(*left_padded([own[arm.name] for own in prompts], self.verifier.device), row_ids)
-            for arm in self.arms
-        }
+            raise RefusedError(f"{length} tokens, {self.longest} at most")
+        return encoded
 
     def _answered(self, trial: Trial) -> Trial:
         """Compare the replies, and carry them into the conversations."""
@@ -161,15 +151,9 @@ class Interview:
         own, other = (trial.batch.batches[arm] for arm in (name, reference))
         explained = explaining(self.verifier, self.decoding)(own)
         alike = [own.prompt(row).equal(other.prompt(row)) for row in range(len(own.row_ids))]
-
-        def explain(row: int, expected: Sequence[int], found: Sequence[int]) -> Divergence | None:
-            return explained(row, expected, found) if alike[row] else None
-
-        verdicts = judge(trial.runs[name], trial.runs[reference], explain)
-        return [
-            replace(verdict, outcome=verdict.outcome if same else OTHER_PROMPT)
-            for verdict, same in zip(verdicts, alike, strict=True)
-        ]
+        runs = trial.runs[name], trial.runs[reference]
+        verdicts = judge(*runs, lambda row, *ids: explained(row, *ids) if alike[row] else None)
+        return [found if same else Verdict(OTHER_PROMPT) for found, same in zip(verdicts, alike, strict=True)]
 
     def _answer(self, asked: _Asked, name: str, run: Run, row: int, verdict: Verdict) -> Answer:
         question, ids, found = asked.conversations[row].question, list(run.ids[row]), verdict.divergence

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,12 @@ class ArmScores:
     @property
     def tokens_per_step(self) -> Estimate:
         """Tokens after prefill's own over steps."""
-        return self._by_question({answer.key: (len(answer.ids) - 1, answer.steps) for answer in self.answers})
+        return self._by_question(lambda answer: (len(answer.ids) - 1, answer.steps))
 
     @property
     def acceptance_rate(self) -> Estimate:
         """Accepted over drafted tokens."""
-        return self._by_question({a.key: (sum(a.acceptance.accepted), sum(a.acceptance.drafted)) for a in self.answers})
+        return self._by_question(lambda answer: (sum(answer.acceptance.accepted), sum(answer.acceptance.drafted)))
 
     @property
     def acceptance(self) -> Acceptance:
@@ -73,15 +73,12 @@ class ArmScores:
         }
         return {name: value for name, value in found.items() if value == value}
 
-    @staticmethod
-    def _by_question(counts: dict[tuple[str, int], tuple[int, int]]) -> Estimate:
+    def _by_question(self, counts: Callable[[Answer], tuple[int, int]]) -> Estimate:
         """Sum over sum; all turns of a question are one row."""
-        rows: dict[str, list[int]] = {}
-        for (question, _), (above, below) in counts.items():
-            row = rows.setdefault(question, [0, 0])
-            row[0] += above
-            row[1] += below
-        return ruler.interval(list(rows.values()), ruler.ratio_of_sums)
+        rows: dict[str, list[tuple[int, int]]] = {}
+        for answer in self.answers:
+            rows.setdefault(answer.question, []).append(counts(answer))
+        return ruler.interval([tuple(map(sum, zip(*row, strict=True))) for row in rows.values()], ruler.ratio_of_sums)
 
 
 @dataclass
@@ -144,14 +141,13 @@ class Evaluation:
 
     def of_category(self, category: str) -> "Evaluation":
         """The answers of one category; the seconds mean something only if no batch holds another one too."""
-        trials = []
-        for trial in self.trials:
-            runs = {}
-            for name, run in trial.runs.items():
-                answers = [answer for answer in run.more if answer.category == category]
-                runs[name] = replace(run, ids=[answer.ids for answer in answers], more=answers)
-            trials += [Trial(None, runs)] if runs[self.main.name].more else []
-        return replace(self, trials=trials)
+
+        def part(run: Run) -> Run:
+            answers = [answer for answer in run.more if answer.category == category]
+            return replace(run, ids=[answer.ids for answer in answers], more=answers)
+
+        trials = [Trial(None, {name: part(run) for name, run in trial.runs.items()}) for trial in self.trials]
+        return replace(self, trials=[trial for trial in trials if trial.runs[self.main.name].more])
 
     @property
     def equality(self) -> str:
@@ -178,8 +174,8 @@ class Evaluation:
         """All of it, for a file."""
 
         def batch(run: Run) -> dict[str, Any]:
-            answers = [asdict(answer) for answer in run.more]
-            return {"seconds": run.seconds, "first_seconds": run.first_seconds, "answers": answers}
+            seconds = {"seconds": run.seconds, "first_seconds": run.first_seconds}
+            return {**seconds, "answers": list(map(asdict, run.more))}
 
         return {
             "kind": KIND,
@@ -258,9 +254,6 @@ def _judged(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _run(record: dict[str, Any]) -> Run:
-    answers = []
-    for entry in record["answers"]:
-        acceptance = Acceptance(*(tuple(entry["acceptance"][name]) for name in ("drafted", "accepted")))
-        answers.append(Answer(**{**entry, "acceptance": acceptance}))
+    answers = [Answer(**{**entry, "acceptance": Acceptance(**entry["acceptance"])}) for entry in record["answers"]]
     first = record.get("first_seconds", float("nan"))  # which older files lack
     return Run([answer.ids for answer in answers], record["seconds"], first, more=answers)

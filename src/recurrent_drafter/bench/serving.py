@@ -1,5 +1,6 @@
 """vLLM's engine with and without drafters, side by side: each arm in a process of its own, in short turns."""
 
+import itertools
 import multiprocessing
 import os
 import time
@@ -107,30 +108,12 @@ class Engine:
         from vllm import LLM
 
         self._engine = LLM(**arm.settings(longest, most)).llm_engine
-        self._count = 0
+        self._count = itertools.count(1)
 
     def run(self, work: Work) -> Run:
-        waiting = list(enumerate(work.prompts))[::-1]
-        running: dict[str, _Running] = {}
-        done: dict[int, Request] = {}
-        begun = time.perf_counter()
-        while waiting or running:
-            while waiting and len(running) < work.concurrency:
-                number, prompt = waiting.pop()
-                running[self._add(prompt, work)] = _Running(number, time.perf_counter())
-            for output in self._engine.step():
-                one = running[output.request_id]
-                one.add(output.outputs[0])
-                if output.finished:
-                    done[one.number] = one.ended(output.outputs[0].spec_decode_metrics)
-                    del running[output.request_id]
-        return as_run([done[number] for number in sorted(done)], time.perf_counter() - begun)
-
-    def _add(self, prompt: list[int], work: Work) -> str:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        self._count += 1
         # No seed: with one vLLM (0.32.0) samples row by row, which is another speed.
         options = SamplingParams(
             temperature=work.temperature,
@@ -139,33 +122,44 @@ class Engine:
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
         )
-        self._engine.add_request(str(self._count), {"prompt_token_ids": prompt}, options)
-        return str(self._count)
+        waiting = list(enumerate(work.prompts))[::-1]
+        running: dict[str, _Running] = {}
+        done: dict[int, Request] = {}
+        begun = time.perf_counter()
+        while waiting or running:
+            while waiting and len(running) < work.concurrency:
+                number, prompt = waiting.pop()
+                name = str(next(self._count))
+                running[name] = _Running(number)
+                self._engine.add_request(name, {"prompt_token_ids": prompt}, options)
+            for output in self._engine.step():
+                one = running[output.request_id]
+                one.add(output.outputs[0].token_ids)
+                if output.finished:
+                    done[one.number] = one.ended(output.outputs[0].spec_decode_metrics)
+                    del running[output.request_id]
+        return as_run([done[number] for number in sorted(done)], time.perf_counter() - begun)
 
 
+@dataclass
 class _Running:
-    """A request on its way."""
+    """A request on its way: when it began, and when tokens came."""
 
-    def __init__(self, number: int, begun: float) -> None:
-        self.number, self._begun = number, begun
-        self._tokens: list[int] = []
-        self._first = self._last = begun
+    number: int
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=lambda: [time.perf_counter()])
 
-    def add(self, output: Any) -> None:
-        self._last = time.perf_counter()
-        if not self._tokens:
-            self._first = self._last
-        self._tokens += output.token_ids
+    def add(self, tokens: Sequence[int]) -> None:
+        self.tokens += tokens
+        if self.tokens:
+            self.times.append(time.perf_counter())
 
     def ended(self, drafted: Any) -> Request:
         histogram = drafted.histogram if drafted is not None else []
-        return Request(
-            self._tokens,
-            self._first - self._begun,
-            (self._last - self._first) / max(len(self._tokens) - 1, 1),
-            sum(histogram),
-            sum(count * accepted for accepted, count in enumerate(histogram)),
-        )
+        begun, first, last = self.times[0], self.times[1], self.times[-1]
+        between = (last - first) / max(len(self.tokens) - 1, 1)
+        accepted = sum(count * steps for count, steps in enumerate(histogram))
+        return Request(self.tokens, first - begun, between, sum(histogram), accepted)
 
 
 def _engine_process(arm: EngineArm, longest: int, most: int, connection: Any) -> None:

@@ -11,9 +11,8 @@ from recurrent_drafter.bench.serving import SYNCHRONOUS, Record, Request, Work, 
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.metrics import Walk, walk
 from recurrent_drafter.core.tree import prefix_tree
-from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure import ruler
-from recurrent_drafter.measure.divergence import Divergence, first_divergence
+from recurrent_drafter.measure.divergence import first_divergence
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply, accepted_along
 from recurrent_drafter.measure.ruler import Run, Trial, Verdict
 from recurrent_drafter.models.drafter import RecurrentDrafter
@@ -45,13 +44,16 @@ def judged(
     verifier draws that very token.
     """
     trials = trials_of(records)
-    if works[0].temperature == 0:
-        for name in trials[0].runs:
-            verdicts = _judged(trials, works, name, verifier)
-            ties = [v.margin for v in verdicts if v.outcome == ruler.TIE]
-            bugs = [f"prompt {n}, {v.divergence.verdict}" for n, v in enumerate(verdicts)
-                    if v.outcome == ruler.BUG and v.divergence is not None]  # fmt: skip
-            yield {"kind": "equality", "arm": name, "ties": len(ties), "margins": ties, "bugs": bugs}
+    for name in trials[0].runs if works[0].temperature == 0 else ():
+        verdicts = [
+            verdict
+            for trial, work in zip(trials, works, strict=True)
+            for verdict in ruler.judge(trial.runs[name], trial.runs[SYNCHRONOUS], explaining(verifier, work))
+        ]
+        ties = [verdict.margin for verdict in verdicts if verdict.outcome == ruler.TIE]
+        bugs = [f"prompt {n}, {v.divergence.verdict}" for n, v in enumerate(verdicts)
+                if v.outcome == ruler.BUG and v.divergence is not None]  # fmt: skip
+        yield {"kind": "equality", "arm": name, "ties": len(ties), "margins": ties, "bugs": bugs}
     replies = [
         Reply(torch.tensor(prompt), torch.tensor(reply))
         for trial, work in zip(trials, works, strict=True)
@@ -64,28 +66,16 @@ def judged(
             yield {"kind": "predicted", "arm": arm.name, "tokens_per_step": predicted}
 
 
-def _judged(trials: Sequence[Trial], works: Sequence[Work], name: str, verifier: Verifier) -> list[Verdict]:
-    """All of an arm's replies against the base's, in order."""
-    verdicts = []
-    for trial, work in zip(trials, works, strict=True):
-
-        def explain(row: int, expected: Sequence[int], found: Sequence[int], work: Work = work) -> Divergence | None:
-            return first_divergence(verifier, torch.tensor(work.prompts[row]), expected, found)
-
-        verdicts += ruler.judge(trial.runs[name], trial.runs[SYNCHRONOUS], explain)
-    return verdicts
+def explaining(verifier: Verifier, work: Work) -> ruler.Explain:
+    """Greedy divergences of this work's requests."""
+    return lambda row, *ids: first_divergence(verifier, torch.tensor(work.prompts[row]), *ids)
 
 
-@torch.inference_mode()
 def chain_tokens_per_step(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> float:
     """What decoding of these replies yields where of each step's beams only the best is verified."""
-    total = Walk(0, 0)
-    draft = BeamDrafter(drafter, held_out.verifier.embed)
-    for tokens, hiddens in held_out.pairs():
-        root = tokens.to(hiddens.device)
-        tree = prefix_tree(root, best_beam(draft(hiddens, root, width, length)), length + 1)
-        total += walk(accepted_along(tokens, tree).n_accepted.tolist())
-    return total.tokens_per_step
+    drafts = held_out.drafts(drafter, width, length)
+    accepted = (accepted_along(root, prefix_tree(root, best_beam(beams), length + 1)) for root, beams in drafts)
+    return sum((walk(one.n_accepted.tolist()) for one in accepted), Walk(0, 0)).tokens_per_step
 
 
 def best_beam(beams: Beams) -> Beams:

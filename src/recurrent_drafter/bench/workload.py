@@ -84,11 +84,6 @@ def selected(cells: Sequence[BenchCell], patterns: Sequence[str]) -> list[BenchC
     return [cell for cell in cells if any(fnmatch(cell.name, pattern) for pattern in patterns)]
 
 
-def model_of_shape(name: str, dtype: torch.dtype, device: str) -> PreTrainedModel:
-    """A model of a known shape with random weights."""
-    return random_model(SHAPES[name](), dtype, device)
-
-
 def random_model(config: PreTrainedConfig, dtype: torch.dtype, device: str) -> PreTrainedModel:
     """Random weights, the same every time, with which greedy output varies and never ends."""
     torch.manual_seed(0)
@@ -102,16 +97,14 @@ def random_model(config: PreTrainedConfig, dtype: torch.dtype, device: str) -> P
     return model.to(device=device, dtype=dtype)
 
 
-def oracle_for(
-    model: PreTrainedModel, hit_rate: float, *, draft_vocab_size: int = DRAFT_VOCABULARY
-) -> RecurrentDraftingSpeculator:
+def oracle_for(model: PreTrainedModel, hit_rate: float) -> RecurrentDraftingSpeculator:
     """An oracle with the drafter that would suit the model: E = H, 2 layers; drafts 4 beams of 8 tokens."""
     verifier = Verifier(model)
     torch.manual_seed(0)
     config = RecurrentDraftingConfig(
         hidden_size=verifier.hidden_size,
         vocab_size=verifier.vocab_size,
-        draft_vocab_size=min(draft_vocab_size, verifier.vocab_size),
+        draft_vocab_size=min(DRAFT_VOCABULARY, verifier.vocab_size),
         beam_width=4,
         beam_length=8,
     )

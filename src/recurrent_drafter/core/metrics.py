@@ -62,8 +62,8 @@ def visited(n_accepted: list[int]) -> list[int]:
 class Acceptance:
     """How many steps drafted, and how many accepted, k tokens or more: entry k - 1 of each."""
 
-    drafted: tuple[int, ...] = ()
-    accepted: tuple[int, ...] = ()
+    drafted: tuple[int, ...]
+    accepted: tuple[int, ...]
 
     @classmethod
     def of(cls, drafts: Iterable[tuple[int, int]]) -> "Acceptance":

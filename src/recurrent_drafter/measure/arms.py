@@ -1,7 +1,7 @@
 """Prompts in batches, and the ways of generating from them that are compared, all through transformers' `generate`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -109,46 +109,30 @@ def explaining(verifier: Verifier, decoding: Decoding) -> Callable[[Batch], Expl
 def hf_arm(name: str, model: PreTrainedModel, decoding: Decoding, **more: Any) -> Arm:
     """Transformers' own decoding. When sampling its noise is another one, so only its speed can be compared."""
     generate: Any = model.generate
-
-    def generated(batch: Batch, arguments: dict[str, Any]) -> Tensor:
-        output: Tensor = generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, **arguments, **more)
-        return output
-
-    return Arm(name, lambda batch: timed(generated, batch, decoding), is_compared=not decoding.is_sampled)
+    return Arm(name, lambda batch: timed(partial(generate, **more), batch, decoding), not decoding.is_sampled)
 
 
 def our_arm(name: str, speculator: RecurrentDraftingSpeculator, decoding: Decoding) -> Arm:
     """This package's decoding."""
 
-    def generated(batch: Batch, arguments: dict[str, Any]) -> Tensor:
-        output = speculator.generate(
-            batch.input_ids, batch.attention_mask, seed=decoding.seed, row_ids=batch.row_ids, **arguments
-        )
-        assert isinstance(output, Tensor)
-        return output
-
     def run(batch: Batch) -> Run:
-        return timed(generated, batch, decoding, speculator)
+        generate = partial(speculator.generate, seed=decoding.seed, row_ids=batch.row_ids)
+        timing = timed(generate, batch, decoding)
+        return replace(timing, steps=speculator.stats.steps, drafts=speculator.stats.drafts)
 
     return Arm(name, run)
 
 
-def timed(
-    generated: Callable[[Batch, dict[str, Any]], Tensor],
-    batch: Batch,
-    decoding: Decoding,
-    speculator: RecurrentDraftingSpeculator | None = None,
-) -> Run:
+def timed(generate: Callable[..., Any], batch: Batch, decoding: Decoding) -> Run:
     """Generate one token, then the replies; a clock around each."""
+    prompts = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     begun = now()
-    generated(batch, decoding.arguments(new_tokens=1))
+    generate(**prompts, **decoding.arguments(new_tokens=1))
     first = now()
-    output = generated(batch, decoding.arguments())
+    output = generate(**prompts, **decoding.arguments())
     seconds = now() - first
     ids = [until_end(row, decoding.end_ids) for row in output[:, batch.input_ids.shape[1] :].tolist()]
-    if speculator is None:
-        return Run(ids, seconds, first - begun)
-    return Run(ids, seconds, first - begun, speculator.stats.steps, speculator.stats.drafts)
+    return Run(ids, seconds, first - begun)
 
 
 def shape_name(shape: DraftShape) -> str:

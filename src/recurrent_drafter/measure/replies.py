@@ -141,10 +141,7 @@ class HeldOutReplies:
         accepted = torch.cat([_n_accepted(draft, shape, *piece) for piece in pieces])
         results = walk_metrics([n.tolist() for n in accepted.split(list(map(len, self.hiddens)))], shape.beam_length)
         if top_k > 0:
-            known = _TeacherForced(shape.beam_length, min(top_k, len(drafter.draft_ids)))
-            for hidden, token, ahead in pieces:
-                known.add(drafter, verifier, hidden, token, ahead[:, :-1])
-            results |= known.metrics()
+            results |= _teacher_forced(drafter, verifier, pieces, min(top_k, len(drafter.draft_ids)))
         return results
 
 
@@ -177,33 +174,22 @@ def walk_metrics(n_accepted: Sequence[list[int]], length: int) -> dict[str, floa
     return {"tokens_per_step": total.tokens_per_step, **shares}
 
 
-class _TeacherForced:
-    """Counts of the teacher-forced figures: hits (L, top_k) among tokens (L,), and the loss of those (L,) in D."""
-
-    def __init__(self, depths: int, top_k: int) -> None:
-        self.hits = torch.zeros(depths, top_k, dtype=torch.int64)
-        self.tokens = torch.zeros(depths, dtype=torch.int64)
-        self.losses, self.labels = torch.zeros(depths, dtype=torch.float64), torch.zeros(depths, dtype=torch.int64)
-
-    def add(
-        self, drafter: RecurrentDrafter, verifier: Verifier, hidden: Tensor, root: Tensor, targets: Tensor
-    ) -> None:  # (n, H), (n,), (n, L)
-        read = torch.cat([root[:, None], targets[:, :-1].clamp(min=0)], dim=1)
-        logits = drafter(hidden, verifier.embed(read))
-        best = drafter.draft_ids[logits.topk(self.hits.shape[1]).indices]  # (n, L, top_k)
+def _teacher_forced(
+    drafter: RecurrentDrafter, verifier: Verifier, pieces: Sequence[Sequence[Tensor]], top_k: int
+) -> dict[str, float]:
+    """From hidden states (n, H), roots (n,) and the tokens (n, L + 1) that follow them."""
+    sums = []
+    for hidden, root, future in pieces:
+        targets = future[:, :-1]
+        logits = drafter(hidden, verifier.embed(torch.cat([root[:, None], targets[:, :-1].clamp(min=0)], dim=1)))
+        best = drafter.draft_ids[logits.topk(top_k).indices]  # (n, L, top_k)
+        hits = (best == targets[:, :, None]).cumsum(-1).sum(0)
         labels = draft_labels(targets, drafter.draft_ids, verifier.vocab_size)
-        self.hits += (best == targets[:, :, None]).cumsum(-1).sum(0).cpu()
-        self.tokens += (targets != IGNORED).sum(0).cpu()
-        self.losses += cross_entropy(logits, labels).cpu()
-        self.labels += (labels != IGNORED).sum(0).cpu()
-
-    def metrics(self) -> dict[str, float]:
-        depths, top_k = self.hits.shape
-        shares = (self.hits / self.tokens.clamp(min=1)[:, None]).tolist()
-        loss = float((self.losses * depth_weights(self.labels, 1.0)).sum())
-        accuracies = {
-            f"topk_accuracy_{k}_depth{d}": shares[d - 1][k - 1]
-            for d in range(1, depths + 1)
-            for k in range(1, top_k + 1)
-        }
-        return {**accuracies, "loss": loss}
+        known = (targets != IGNORED).sum(0), cross_entropy(logits, labels).double(), (labels != IGNORED).sum(0)
+        sums.append((hits.cpu(), *(one.cpu() for one in known)))
+    hits, tokens, losses, counted = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+    shares = (hits / tokens.clamp(min=1)[:, None]).tolist()  # (L, top_k)
+    accuracies = {
+        f"topk_accuracy_{k}_depth{d}": share for d, row in enumerate(shares, 1) for k, share in enumerate(row, 1)
+    }
+    return {**accuracies, "loss": float((losses * depth_weights(counted, 1.0)).sum())}

@@ -1,8 +1,8 @@
 """Options of what decodes: which verifier and drafter, how tokens are drawn, what is asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.data.parsing import check_file
@@ -14,6 +14,15 @@ from recurrent_drafter.training.options import TrackerOptions, check_paths, opti
 def require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def given(options: Any, *names: str) -> dict[str, Any]:
+    """Those of some options that are not None."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def flags(names: Iterable[str]) -> str:
+    return " and ".join(f"--{name}" for name in names)
 
 
 def is_text(line: str) -> bool:
@@ -82,8 +91,7 @@ class SpeculatorOptions(PairOptions):
     @property
     def shape(self) -> dict[str, int]:
         """What is given of the draft's shape."""
-        names = ("beam_width", "beam_length", "max_tree_nodes")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return given(self, "beam_width", "beam_length", "max_tree_nodes")
 
 
 @dataclass(frozen=True)
@@ -119,22 +127,17 @@ class SamplingOptions:
             f"--greedy_search and --temperature {self.temperature} contradict each other: leave one out",
         )
 
-    def arguments(self, temperature: float = 0.0) -> dict[str, float | int | bool]:
+    def arguments(self, temperature: float = 0.0) -> dict[str, Any]:
         """Arguments of ``generate``, at ``temperature`` if none was given; the seed is not among them."""
-        given: dict[str, float | int | bool] = {
-            name: value
-            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-            if (value := getattr(self, name)) is not None
-        }
-        if given.setdefault("temperature", temperature) > 0 and not self.greedy_search:
-            return {"do_sample": True, **given}
-        warpers = [f"--{name}" for name in ("top_p", "top_k", "min_p") if name in given]
+        penalty, warpers = given(self, "repetition_penalty"), given(self, "top_p", "top_k", "min_p")
+        chosen = temperature if self.temperature is None else self.temperature
+        if chosen > 0 and not self.greedy_search:
+            return {"do_sample": True, "temperature": chosen, **warpers, **penalty}
         require(
             not warpers,
-            f"{' and '.join(warpers)} only matters when sampling: give a --temperature above 0, or leave it out",
+            f"{flags(warpers)} only matters when sampling: give a --temperature above 0, or leave it out",
         )
-        kept = {name: given[name] for name in ("repetition_penalty",) if name in given}
-        return {"do_sample": False, **kept}
+        return {"do_sample": False, **penalty}
 
 
 @dataclass(frozen=True)
@@ -191,21 +194,18 @@ class EvaluationOptions(TrackerOptions):
             self.wandb_project is None or "wandb" in self.services, "--wandb_project is for W&B: give --use_wandb too"
         )
 
-    @property
-    def given(self) -> list[str]:
-        plain = type(self)()
-        return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]
-
 
 def check_generate(
     which: SpeculatorOptions, sampling: SamplingOptions, options: GenerateOptions, asked: EvaluationOptions
 ) -> None:
     sampling.arguments()
-    drafting = [*(["speculator_path"] if which.speculator_path is not None else []), *which.shape]
+    drafting = given(which, "speculator_path", *which.shape)
     if options.autoregressive and drafting:
-        raise ValueError(f"--autoregressive drafts nothing: drop {' and '.join(f'--{name}' for name in drafting)}")
-    if asked.given and not options.is_evaluation:
-        raise ValueError(f"{' and '.join(asked.given)} only matters with --eval_mt_bench or --compare")
+        raise ValueError(f"--autoregressive drafts nothing: drop {flags(drafting)}")
+    plain = EvaluationOptions()
+    changed = [f.name for f in fields(asked) if getattr(asked, f.name) != getattr(plain, f.name)]
+    if changed and not options.is_evaluation:
+        raise ValueError(f"{flags(changed)} only matters with --eval_mt_bench or --compare")
     if options.prompt is not None and (asked.dataset_path is not None or asked.max_num_prompts is not None):
         raise ValueError("--dataset_path and --max_num_prompts choose among questions: drop them, or --prompt")
     check_paths(which, asked)
