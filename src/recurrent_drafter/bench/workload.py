@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
 WEIGHT_SCALE = 4.0  # of random matrices, beyond transformers' own: so that greedy output varies
 DRAFT_VOCABULARY = 8192
 DEMO = "demo"
-FACTORS = {"batch": (2, 4, 8, 16), "context": (64, 512, 896), "temperature": (0.7, 1.0)}
+FACTORS: dict[str, Sequence[Any]] = {"batch": (2, 4, 8, 16), "context": (64, 512, 896), "temperature": (0.7, 1.0)}
 HIT_RATES = (0.0, 0.3, 0.6, 0.8, 0.95)
 
 
