@@ -54,7 +54,7 @@ def open_conversation(options: ConversationOptions, beyond: int = 0) -> Opened:
     dialogues = load_dialogues(name, options.dataset_path, "eval" if name else "all", limit=wanted).dialogues
     if len(dialogues) < wanted:
         raise ValueError(
-            f"--conversation is {options.conversation}, expected less than {len(dialogues)}: that is all there is"
+            f"--conversation is {options.conversation}, expected less than {len(dialogues)}, all there are"
         )
     pair = pair_of(*load_verifier(options.base_model, dtype=options.dtype, device=options.device))
     context = pair.verifier.context_length
