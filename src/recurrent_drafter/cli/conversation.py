@@ -32,7 +32,7 @@ SHOWN_TOKENS, SHOWN_CHARACTERS = 16, 40  # of the context's end
 def open_conversation(options: ConversationOptions, beyond: int = 0) -> tuple[Pair, Callable[[bool], TrainExample]]:
     """The model, and the conversation as training reads it, by whether that is of the assistant only.
 
-    It is cut where ``beyond`` more tokens fit the model's context. Raises DataError for a scope that holds nothing to learn.
+    It is cut so that ``beyond`` more tokens fit the context. Raises DataError where a scope holds nothing to learn.
     """
     name = None if options.dataset_path else options.dataset_name or "demo"
     wanted = options.conversation + 1
