@@ -17,8 +17,7 @@ from recurrent_drafter.measure.ruler import tokens_per_step
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hashes import saved_fingerprint
-from recurrent_drafter.records.provenance import VERIFICATION_FILE, provenance, write_json
+from recurrent_drafter.records.provenance import VERIFICATION_FILE, provenance, saved_fingerprint, write_json
 from recurrent_drafter.report.tables import Columns, terminal
 
 
