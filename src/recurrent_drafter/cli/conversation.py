@@ -35,12 +35,10 @@ def open_conversation(options: ConversationOptions, beyond: int = 0) -> tuple[Pa
     It is cut so that ``beyond`` more tokens fit the context. Raises DataError where a scope holds nothing to learn.
     """
     name = None if options.dataset_path else options.dataset_name or "demo"
-    wanted = options.conversation + 1
-    dialogues = load_dialogues(name, options.dataset_path, "eval" if name else "all", limit=wanted).dialogues
-    if len(dialogues) < wanted:
-        raise ValueError(
-            f"--conversation is {options.conversation}, expected less than {len(dialogues)}, all there are"
-        )
+    which = options.conversation
+    dialogues = load_dialogues(name, options.dataset_path, "eval" if name else "all", limit=which + 1).dialogues
+    if len(dialogues) <= which:
+        raise ValueError(f"--conversation is {which}, expected less than {len(dialogues)}: that is all there is")
     pair = pair_of(*load_verifier(options.base_model, dtype=options.dtype, device=options.device))
     context = pair.verifier.context_length
     length = options.model_max_length if context is None else min(options.model_max_length, context - beyond)

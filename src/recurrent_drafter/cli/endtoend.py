@@ -72,9 +72,8 @@ class Journey:
     def train(self) -> str:
         """A few steps on a few conversations: the loss falls."""
         self._command("train", *self._data(), *TRAINING, *self.flags, "--output_dir", str(self.drafter))
-        losses = [
-            entry["loss"] for entry in json.loads((self.drafter / RUN_RECORD).read_text())["history"] if "loss" in entry
-        ]
+        history = json.loads((self.drafter / RUN_RECORD).read_text())["history"]
+        losses = [entry["loss"] for entry in history if "loss" in entry]
         require(all(map(math.isfinite, losses)), f"the losses are not numbers: {losses}")
         first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
         require(last < first, f"the loss does not fall: {losses}")
