@@ -24,7 +24,6 @@ def evenly(items: list[str], count: int) -> list[str]:
 
 
 def read_gzip_lines(path: Path) -> list[str]:
-    """The non-empty lines of a gzip text file."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return [line.strip() for line in lines if line.strip()]
 
@@ -50,7 +49,6 @@ def excerpt(text: str, size: int) -> str:
 
 
 def main() -> None:
-    """Build every sample and say how large it became."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the full sets")
     parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: the package's assets)")

@@ -43,9 +43,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument(
-        "--work", type=Path, default=Path("models/demo-drafter-work"), help="generated text, checkpoints"
-    )
+    work = Path("models/demo-drafter-work")
+    parser.add_argument("--work", type=Path, default=work, help="generated text, checkpoints")
     parser.add_argument("--dialogues", type=int, default=1600)
     parser.add_argument("--problems", type=int, default=192)
     parser.add_argument("--new_tokens", type=int, default=256)

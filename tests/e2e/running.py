@@ -22,7 +22,7 @@ from recurrent_drafter.training import quick
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload([f"recurrent_drafter.cli.{name}" for name in ("main", "train", "generate", "demo")])
+CONTEXT.set_forkserver_preload([f"recurrent_drafter.cli.{name}" for name in ("main", "train", "generate", "bench")])
 SECONDS = 100
 
 

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from recurrent_drafter import RecurrentDrafter
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
-from recurrent_drafter.cli.convert import read
 from recurrent_drafter.cli.main import launch
+from recurrent_drafter.cli.publishing import open_drafter
 from recurrent_drafter.models.loading import load_drafter
 
 H, V = 8, 12
@@ -121,7 +121,11 @@ def test_an_empty_target_is_filled(tmp_path):
     (tmp_path / "made").mkdir()
     assert launch("convert", [str(tmp_path / "apple"), str(tmp_path / "made")]) == 0
     assert launch("convert", [str(tmp_path / "apple"), str(tmp_path / "new/deep")]) == 0
-    assert read(tmp_path / "made").config.hidden_size == read(tmp_path / "new/deep").config.hidden_size == H
+    assert (
+        open_drafter(tmp_path / "made").config.hidden_size
+        == open_drafter(tmp_path / "new/deep").config.hidden_size
+        == H
+    )
 
 
 def cut(folder, name):
@@ -213,15 +217,15 @@ def test_a_full_disk_leaves_nothing(folder, tmp_path, monkeypatch, capsys):
 
 
 def test_a_target_filled_meanwhile_is_left_alone(tmp_path, monkeypatch, capsys):
-    from recurrent_drafter.cli import convert
+    from recurrent_drafter.cli import publishing
 
     def filled(source):
         (tmp_path / "new").mkdir()
         (tmp_path / "new/mine").write_text("mine")
         return located(source)
 
-    located = convert.located
-    monkeypatch.setattr(convert, "located", filled)
+    located = publishing.located
+    monkeypatch.setattr(publishing, "located", filled)
     apples(tmp_path / "apple")
     assert launch("convert", [str(tmp_path / "apple"), str(tmp_path / "new")]) == 2
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["mine"]

@@ -290,6 +290,17 @@ def test_both_forms_show_the_same_table():
     assert Page(page).words.split() == "A & B One One <i> Caption a b x|y 1".split()
 
 
+def test_a_picture_is_found_whatever_its_set_is_called(tmp_path):
+    data = tmp_path / "my dätä (1).jsonl"
+    data.write_text('{"text": "one"}\n')
+    results = small(tmp_path / "out", eval_dataset_name=[], eval_dataset_path=[str(data)])
+    walked = {"set": "my dätä (1)", "beam_width": 3, "beam_length": 5, "nodes": 16, "steps": [9, 9], "tokens": [12, 20]}
+    results.write(results.plan.names[0], training("ground_truth", 0, [], evaluations=[walked]))
+    page, text, _ = write_report(results, provenance(["x"]))
+    assert [src[:15] for src in Page(page.read_text()).sources if not src.startswith("#")] == ["data:image/svg+"] * 2
+    assert len(list((tmp_path / "out/pictures").iterdir())) == 2 and "tokens-per-step-my%20d" in text.read_text()
+
+
 def test_options_come_back_from_the_folder(tmp_path):
     (options,) = OptionParser(ReproduceOptions).options(
         ["--quick", "--output_dir", str(tmp_path), "--seeds", "3", "4", "--no_sweeps"]

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from recurrent_drafter.bench.workload import demo_prompts
-from recurrent_drafter.cli.server import totals
+from recurrent_drafter.cli.serve import totals
 from recurrent_drafter.models.loading import load_verifier
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(600)]

@@ -90,22 +90,21 @@ class Chat:
     def reply(self, turns: Sequence[Turn]) -> tuple[str, bool]:
         """Stream one reply, then its figures. Returns its text, and whether Ctrl-C ended it."""
         how: dict[str, Any] = {**self.sampling.arguments(), "seed": self.sampling.seed}
+        how["max_new_tokens"] = self.options.max_generation_length
         shown = Streamed(self.tokenizer, self._show, parted=self.options.show_drafts)
         interrupted = False
         drafts: Sequence[tuple[int, int]] = ()
         begun = time.perf_counter()
         try:
             prompt = encode_prompt(turns, self.tokenizer)[None].to(self.speculator.verifier.device)
-            with closing(
-                self.speculator.stream(prompt, max_new_tokens=self.options.max_generation_length, **how)
-            ) as stream:
+            with closing(self.speculator.stream(prompt, **how)) as stream:
                 for new in stream:
                     (drafts,) = self.speculator.stats.drafts
                     shown.add(new, accepted=drafts[-1][1] if drafts else 0)
         except KeyboardInterrupt:
             interrupted = True
             print(" [interrupted]", end="")
-        run = Run([shown.tokens], time.perf_counter() - begun, drafts=[drafts])
+        run = Run([shown.tokens], time.perf_counter() - begun, drafts=[list(drafts)])
         self.runs.setdefault(self._way, []).append(run)
         print(f"\n\nGenerated {told([run])}")
         return shown.text, interrupted

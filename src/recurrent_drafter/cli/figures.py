@@ -18,12 +18,8 @@ from recurrent_drafter.report.tables import Columns, terminal
 
 def arm_table(trials: Sequence[Trial], decoding: Decoding, dtype: torch.dtype, batch_size: int) -> Table:
     """Ways of decoding side by side: speed, tokens per step, and whether the output is the same."""
-    return terminal(
-        rows_of(trials),
-        NARROW,
-        f"{decoding.protocol}, {decoding.drawing}, {named(dtype)}, batch {batch_size}",
-        tight=True,
-    )
+    title = f"{decoding.protocol}, {decoding.drawing}, {named(dtype)}, batch {batch_size}"
+    return terminal(rows_of(trials), NARROW, title, tight=True)
 
 
 def compared(
@@ -63,7 +59,9 @@ def show(console: Console, evaluation: Evaluation) -> None:
             if value:
                 say(console, f"   {label}: {value}")
     elif arms:
-        console.print(summary_table(arms))
+        shown = [summary_rows(arm) for arm in arms]
+        columns: Columns = {"Method": str, **{own["Method"]: own.__getitem__ for own in shown}}
+        console.print(terminal(list(shown[0])[1:], columns, "Evaluation Summary"))
         print_comparison(console, evaluation)
     if arms and len(evaluation.categories) > 1:
         console.print(category_table(evaluation))
@@ -93,12 +91,6 @@ def summary_rows(arm: ArmScores) -> dict[str, str]:
         "Acceptance rate": f"{arm.acceptance_rate:.1%}",
         "Acceptance by position": " ".join(f"{share:.0%}" for share in arm.acceptance.by_position),
     }
-
-
-def summary_table(arms: Sequence[ArmScores]) -> Table:
-    shown = [summary_rows(arm) for arm in arms]
-    columns: Columns = {"Method": str, **{own["Method"]: own.__getitem__ for own in shown}}
-    return terminal(list(shown[0])[1:], columns, "Evaluation Summary")
 
 
 def print_comparison(console: Console, evaluation: Evaluation) -> None:

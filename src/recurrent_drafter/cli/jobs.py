@@ -8,8 +8,7 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from rich.progress import track
 from recurrent_drafter.cli import train
 from recurrent_drafter.cli.errors import reporting
 from recurrent_drafter.cli.main import quiet
-from recurrent_drafter.cli.terminal import TrainingTerminal
+from recurrent_drafter.cli.train import TrainingTerminal
 from recurrent_drafter.reproduce.plan import training_flags
 from recurrent_drafter.reproduce.results import Results, failure
 from recurrent_drafter.reproduce.workshop import Workshop
@@ -28,9 +27,9 @@ ERROR = "error.txt"  # a failed job's traceback, in its folder
 
 
 @reporting
-def main(argv: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Do the jobs of a reproduction's folder that have no outcome yet; 1 as soon as one of them fails."""
-    (folder,) = sys.argv[1:] if argv is None else argv
+    (folder,) = sys.argv[1:]
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # a log file shows what is going on
     quiet()
@@ -40,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     state = PartialState()
     parent, pending = os.getppid(), results.pending
     state.wait_for_everyone()  # before one of several processes changes what is pending
-    with ExitStack() as stack:
-        if rank > 0:
-            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank > 0 else sys.stdout):
         with TrainingTerminal() as terminal:
             workshop = Workshop(results, train.options, partial(track, transient=True), terminal, sys.argv)
         for name in pending:
@@ -64,4 +61,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(None))
+    sys.exit(main())

@@ -70,7 +70,7 @@ COMMANDS = {
     ),
     "deploy": Command(
         "publish a drafter on the Hugging Face Hub, with its card and its figures",
-        (publishing.DeployOptions,), "deploy:run", publishing.check_deploy,
+        (publishing.DeployOptions,), "publishing:deploy", publishing.check_deploy,
     ),
     "serve": Command(
         "an OpenAI server: vLLM with a drafter", (serving.ServeOptions,), "serve:run", serving.check_serve,
@@ -78,10 +78,10 @@ COMMANDS = {
     ),
     "convert": Command(
         "rewrite a drafter in another layout: Apple's, or ours with what vLLM and speculators look for",
-        (publishing.ConvertOptions,), "convert:run", publishing.check_convert,
+        (publishing.ConvertOptions,), "publishing:convert", publishing.check_convert,
     ),
     "demo": Command(
-        "train a drafter for the bundled model, then compare speed and output", (measuring.DemoOptions,), "demo:run"
+        "train a drafter for the bundled model, then compare speed and output", (measuring.DemoOptions,), "bench:demo"
     ),
 }  # fmt: skip
 SCRIPTS = {
@@ -132,11 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0] if arguments else "--help"
     if name in COMMANDS:
         return launch(name, arguments[1:], f"recurrent-drafter {name}")
-    listing = "\n".join(f"  {name:<10}{command.what}" for name, command in COMMANDS.items())
+    table = "\n".join(f"  {name:<10}{command.what}" for name, command in COMMANDS.items())
     if name in ("-h", "--help"):
-        print(
-            f"usage: recurrent-drafter COMMAND [flags]\n\n{listing}\n\n`recurrent-drafter COMMAND --help`: its flags."
-        )
+        print(f"usage: recurrent-drafter COMMAND [flags]\n\n{table}\n\n`recurrent-drafter COMMAND --help`: its flags.")
         return 0
     if name == "--version":
         print(f"recurrent-drafter {recurrent_drafter.__version__}")

@@ -1,20 +1,25 @@
 """``train_speculator.py`` and ``recurrent-drafter train``: the training library at the terminal."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, redirect_stdout
+from contextlib import redirect_stdout
+from typing import Any
+
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bar
 
 from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.options.training import read_training
 from recurrent_drafter.cli.parser import OptionParser
-from recurrent_drafter.cli.terminal import TrainingTerminal
 from recurrent_drafter.measure.estimate import expected_tokens
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.estimation import STEPS, TrainingEstimate
 from recurrent_drafter.training.options import TrainingOptions
 from recurrent_drafter.training.pipeline import TrainedDrafter, estimate, evaluate, train
+from recurrent_drafter.training.progress import Progress
 
 RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ATTAINABLE = 0.8  # acceptance per draft token that a good drafter can be hoped to have
@@ -28,9 +33,8 @@ def run(own: TrainingOptions, *, argv: list[str]) -> int:
     if args.demo:
         print(plan(args))
         return 0
-    with ExitStack() as stack:
-        if args.process_index > 0:  # one of several processes speaks
-            stack.enter_context(redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    # One of several processes speaks.
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if args.process_index > 0 else sys.stdout):
         try:
             return do(args, ["train_speculator.py", *argv], started)
         except KeyboardInterrupt:
@@ -68,6 +72,60 @@ def do(args: TrainingArguments, command: Sequence[str], started: float) -> int:
     if args.process_index == 0:
         print("\n".join(lines))
     return 0
+
+
+class TrainingTerminal:
+    """Prints a training's sentences, draws a bar for each of its phases, and takes Ctrl-C as a wish once steps begin.
+
+    The first Ctrl-C then ends training after the step at hand, with a checkpoint of it; a second one ends it at once.
+    """
+
+    def __init__(self) -> None:
+        self.bar: Bar | None = None
+        self.phase, self.task = "", TaskID(0)
+        self.interrupted = False
+        self._before: Any = None
+
+    def __enter__(self) -> "TrainingTerminal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._close()
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.done is not None:
+            if self.bar is None or progress.phase != self.phase:
+                self._open(progress.phase)
+            assert self.bar is not None
+            self.bar.update(self.task, total=progress.total, completed=progress.done, note=progress.text)
+        elif progress.phase != "training" or self.bar is None or not self.bar.console.is_terminal:
+            print(progress.text)  # of training, a terminal shows the same beside the bar
+
+    def should_stop(self) -> bool:
+        return self.interrupted
+
+    def _open(self, phase: str) -> None:
+        self._close()
+        self.phase = phase
+        self.bar = Bar(
+            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
+        )  # fmt: skip
+        self.task = self.bar.add_task(phase, total=None, note="")
+        self.bar.start()
+        if phase == "training":
+            self._before = signal.signal(signal.SIGINT, self._note)
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        self.bar = None
+
+    def _note(self, *_: Any) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self._before)
 
 
 def training_lines(trained: TrainedDrafter, args: TrainingArguments, minutes: float) -> Iterator[str]:

@@ -10,15 +10,14 @@ from rich.table import Table
 
 from recurrent_drafter.cli.figures import named
 from recurrent_drafter.cli.inputs import decoding_of, load_prompts, open_speculator
-from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOptions
+from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOptions, given
 from recurrent_drafter.cli.options.measuring import SAMPLED, PromptOptions, VerifyOptions
 from recurrent_drafter.measure.arms import batches_of
 from recurrent_drafter.measure.ruler import tokens_per_step
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
 from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hashes import saved_fingerprint
-from recurrent_drafter.records.provenance import VERIFICATION_FILE, provenance, write_json
+from recurrent_drafter.records.provenance import VERIFICATION_FILE, provenance, saved_fingerprint, write_json
 from recurrent_drafter.report.tables import Columns, terminal
 
 
@@ -37,8 +36,7 @@ def run(
     folder = local_folder(which.speculator_path)
     of = None if folder is None else saved_fingerprint(folder)
     prompts = load_prompts(asked, Verifier(model), tokenizer, count=50)
-    penalty = {name: value for name, value in draws.items() if name == "repetition_penalty"}
-    greedy = decoding_of(asked, model, {"do_sample": False, **penalty})
+    greedy = decoding_of(asked, model, {"do_sample": False, **given(sampling, "repetition_penalty")})
     sampled = decoding_of(asked, model, draws, sampling.seed or 0) if draws["do_sample"] else None
     passes = verifications(speculator, greedy, sampled, auto=options.auto)
     console, batches = Console(), batches_of(prompts, options.batch_size, model.device, whole=False)
@@ -48,8 +46,9 @@ def run(
             for batch in way.verify(speculator.verifier, batches):
                 progress.advance(task, len(batch.row_ids))
     console.print(table(passes, f"{greedy.protocol}, {named(model.dtype)}, batch {options.batch_size}"))
-    for name, found in ((way.name, found) for way in passes for found in way.differing):
-        console.print(f"{name}, {found.explained(tokenizer)}", markup=False, highlight=False)
+    for way in passes:
+        for found in way.differing:
+            console.print(f"{way.name}, {found.explained(tokenizer)}", markup=False, highlight=False)
     made = {**provenance(argv, model.device.type), "dtype": str(model.dtype), **as_record(passes)}
     made |= {"base_model": which.base_model, "prompts": len(prompts), "sustained": asked.sustained}
     if folder is not None:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from recurrent_drafter.data.dialogues import DataError
 
 SUFFIXES = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".txt", ".parquet")
 
+_BETWEEN = re.compile(r"[ \t\r\n,]*")  # records
 _PIECE = 2_000  # characters after which a plain text is divided at the next blank line ...
 _LONG_PIECE = 8_000  # ... and at the next line end if no blank line comes
 
@@ -94,9 +96,7 @@ def _json(path: Path) -> Iterator[Place]:
         position = text.index("[") + 1
         line += text.count("\n", 0, position)
     while True:
-        start = position
-        while position < len(text) and text[position] in " \t\r\n,":
-            position += 1
+        start, position = position, _BETWEEN.match(text, position).end()  # type: ignore[union-attr]  # it always matches
         line += text.count("\n", start, position)
         if position == len(text):
             if is_array:

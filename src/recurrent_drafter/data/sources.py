@@ -72,7 +72,8 @@ def load_dialogues(
     """
     if limit is not None and limit < 1:
         raise DataError(f"a limit of {limit} conversations, expected at least 1")
-    records, source, own_split = _records(dataset_name, dataset_path, split, cache_dir, streaming=False)
+    records, own_split = _records(dataset_name, dataset_path, split, cache_dir, streaming=False)
+    source = str(dataset_path or dataset_name)
     loaded = _collect(records, source, "all" if own_split else split, limit)
     logger.info("%s (schema %s): %s", source, loaded.report.schema, loaded.report.summary())
     return loaded
@@ -99,16 +100,16 @@ def _as_record(given: DialogueLike) -> Mapping[str, Any]:
 
 def _records(
     dataset_name: str | None, dataset_path: str | None, split: Split, cache_dir: str | None, *, streaming: bool
-) -> tuple[Iterator[Place], str, bool]:
-    """Records, what their source is called, and whether they are of this split already."""
+) -> tuple[Iterator[Place], bool]:
+    """Records, and whether they are of this split already."""
     if dataset_path is not None:
-        return read_records(Path(dataset_path).expanduser()), dataset_path, False
+        return read_records(Path(dataset_path).expanduser()), False
     if dataset_name == "demo":
         sample = sample_path(f"sgd_{'dev' if split == 'eval' else 'train'}.sharegpt.jsonl.gz")
-        return read_records(sample), "demo", True
+        return read_records(sample), True
     name = str(dataset_name)
     check_name(name)
-    return _hub_records(name, split, cache_dir, streaming), name, name in HAVE_EVALUATION_SET
+    return _hub_records(name, split, cache_dir, streaming), name in HAVE_EVALUATION_SET
 
 
 def check_name(name: str) -> None:
@@ -141,9 +142,8 @@ class DialogueStream:
         return self._reading.report()
 
     def __iter__(self) -> Iterator[Dialogue]:
-        found = _records(self.dataset_name, self.dataset_path, "train", self.cache_dir, streaming=True)
-        records, source, own_split = found
-        self._reading = reading = _Reading(source)
+        records, own_split = _records(self.dataset_name, self.dataset_path, "train", self.cache_dir, streaming=True)
+        self._reading = reading = _Reading(self._reading.source)
         for dialogue in reading.dialogues(records):
             if own_split or not _held_out(dialogue):
                 reading.keep(dialogue)

@@ -22,8 +22,8 @@ from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
 from recurrent_drafter.records.paths import check_drafter, check_model
+from recurrent_drafter.records.provenance import hash_of, hash_of_tensors
 
 
 def load_verifier(

@@ -1,5 +1,6 @@
-"""Records beside checkpoints, drafters and results: by what command, code and machine each was made."""
+"""Records beside checkpoints, drafters and results: by what command, code and machine each was made; fingerprints."""
 
+import hashlib
 import json
 import os
 import platform
@@ -7,14 +8,14 @@ import re
 import resource
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from recurrent_drafter.records.hashes import saved_fingerprint
 from recurrent_drafter.records.paths import written_whole
 
 RUN_RECORD = "run.json"
@@ -111,6 +112,29 @@ def read_verification(folder: Path) -> dict[str, Any]:
     if bugs:
         raise ValueError(f"the last verification of the drafter at {folder} found {bugs} bugs: {again}")
     return record
+
+
+def hash_of(settings: Mapping[str, Any]) -> str:
+    """Of plain settings, whatever their order."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def hash_of_tensors(tensors: Iterable[Tensor]) -> str:
+    """Of shapes, dtypes and every byte, in order."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def saved_fingerprint(folder: Path) -> str:
+    """Of what is saved of a drafter: its config and its weights, as the files are."""
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
+        digest.update(f"{file.name} {file.stat().st_size} ".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _processor() -> str:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
+from urllib.parse import unquote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markdown_it import MarkdownIt
@@ -42,7 +43,7 @@ def page(text: str, pictures: Mapping[str, bytes]) -> str:
             heading.attrSet("id", anchor)
             contents[anchor] = words.content
     for part in (child for token in tokens for child in token.children or () if child.type == "image"):
-        drawn = base64.b64encode(pictures[str(part.attrs["src"])]).decode()
+        drawn = base64.b64encode(pictures[unquote(str(part.attrs["src"]))]).decode()
         part.attrSet("src", f"data:image/svg+xml;base64,{drawn}")
     title, body = (parser.renderer.render(some, parser.options, {}) for some in (tokens[:3], tokens[3:]))
     body = body.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>")

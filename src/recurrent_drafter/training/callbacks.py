@@ -10,8 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from recurrent_drafter.records.hashes import hash_of
-from recurrent_drafter.records.provenance import RUN_RECORD, write_run
+from recurrent_drafter.records.provenance import RUN_RECORD, hash_of, write_run
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.options import BEST
 from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop, never

@@ -109,9 +109,7 @@ def load_part(data: Sequence[DialogueLike] | None, args: TrainingArguments, spli
 def read_before(checkpoint: str | None) -> LoadReport | None:
     """The account of the data up to a checkpoint; None where there is none, or a kill came before its record."""
     record = Path(checkpoint or "") / RUN_RECORD
-    if checkpoint is None or not record.is_file():
-        return None
-    return LoadReport(**json.loads(record.read_text())["data"])
+    return LoadReport(**json.loads(record.read_text())["data"]) if checkpoint and record.is_file() else None
 
 
 def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> tuple[Dialogue, ...]:

@@ -4,12 +4,10 @@ import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
-from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.data.sources import LoadedDialogues
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.measure.estimate import break_even, ceiling, training_bytes
@@ -20,7 +18,7 @@ from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import peak_bytes
 from recurrent_drafter.training.arguments import TrainingArguments, global_batch
 from recurrent_drafter.training.callbacks import CallerAnswers
-from recurrent_drafter.training.corpus import Pair, TrainingText
+from recurrent_drafter.training.corpus import TrainingText
 from recurrent_drafter.training.distillation import with_distilled_targets
 from recurrent_drafter.training.progress import OnProgress
 from recurrent_drafter.training.targets import Material, draft_vocabulary, encoded, with_text
@@ -81,7 +79,9 @@ def estimated(text: TrainingText, material: Material, args: TrainingArguments, t
         steps = args.num_train_epochs * max(texts / global_batch(args), 1)
     distilled, each = 0, 0.0
     if args.use_distilled_dataset:
-        distilled, each = min(args.distill_max_examples, round(texts)), distilling_seconds(pair, examples, args)
+        some, begun = examples[:DISTILLED], time.perf_counter()
+        with_distilled_targets(verifier, some, args.distill_num_future_tokens, pair.end_ids)
+        distilled, each = min(args.distill_max_examples, round(texts)), (time.perf_counter() - begun) / len(some)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
     return TrainingEstimate(costs, args.depths, steps, seconds, distilled, distilled * each, peak, kept)
 
@@ -107,11 +107,3 @@ def step_seconds(material: Material, draft_ids: torch.Tensor, args: TrainingArgu
         clock = CallerAnswers(lambda _: ends.append(time.perf_counter()))
         new_trainer(new_drafter(material.pair, draft_ids, brief), material, brief, clock).train()
     return statistics.median(end - begun for begun, end in itertools.pairwise(ends[1:]))
-
-
-def distilling_seconds(pair: Pair, examples: Sequence[TrainExample], args: TrainingArguments) -> float:
-    """What one conversation takes to distil."""
-    some = examples[:DISTILLED]
-    begun = time.perf_counter()
-    with_distilled_targets(pair.verifier, some, args.distill_num_future_tokens, pair.end_ids)
-    return (time.perf_counter() - begun) / len(some)

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.encoding import TrainExample
-from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
+from recurrent_drafter.records.provenance import hash_of, hash_of_tensors
 
 
 @dataclass(frozen=True)
@@ -37,27 +37,21 @@ def loss_mask(example: TrainExample, end_ids: Sequence[int]) -> Tensor:  # (S,) 
 
 
 def with_text_targets(example: TrainExample, depths: int, end_ids: Sequence[int]) -> RootExample:
-    """Ground truth: each root's targets are the text that follows it."""
-    roots = loss_mask(example, end_ids)
-    targets = text_targets(example.input_ids, example.span_ids, roots, depths, tuple(end_ids))
-    return RootExample(example.input_ids, roots.nonzero()[:, 0], targets)
+    """Ground truth: each root's targets are the text that follows it, within its span and up to an end token."""
+    ids, spans = example.input_ids, example.span_ids
+    positions = loss_mask(example, end_ids).nonzero()[:, 0]
+    ahead = positions[:, None] + torch.arange(1, depths + 1, device=ids.device)  # (P, K)
+    inside = ahead < len(ids)
+    ahead = ahead.clamp(max=len(ids) - 1)
+    inside &= spans[ahead] == spans[positions, None]
+    targets = ids[ahead].masked_fill(~inside, IGNORED)
+    return RootExample(ids, positions, cut_after_end(targets, tuple(end_ids)))
 
 
 def cut_after_end(targets: Tensor, end_ids: tuple[int, ...]) -> Tensor:  # (P, K) -> (P, K)
     """Targets with `IGNORED` after the first end token, which itself counts."""
     ends = torch.isin(targets, targets.new_tensor(end_ids)).int()
     return targets.masked_fill(ends.cumsum(1) > ends, IGNORED)
-
-
-def text_targets(input_ids: Tensor, span_ids: Tensor, roots: Tensor, depths: int, end_ids: tuple[int, ...]) -> Tensor:
-    """Ground truth: the tokens that follow each marked position (P, K), within its span and up to an end token."""
-    (length,) = input_ids.shape
-    positions = roots.nonzero()[:, 0, None]  # (P, 1)
-    ahead = positions + torch.arange(1, depths + 1, device=input_ids.device)  # (P, K)
-    inside = ahead < length
-    ahead = ahead.clamp(max=length - 1)
-    inside &= span_ids[ahead] == span_ids[positions]
-    return cut_after_end(input_ids[ahead].masked_fill(~inside, IGNORED), end_ids)
 
 
 def frequent_tokens(examples: Sequence[RootExample], size: int, vocab_size: int, always: Sequence[int]) -> Tensor:

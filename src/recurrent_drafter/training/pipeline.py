@@ -120,14 +120,17 @@ def evaluate(
     with _session(verifier, tokenizer, data, arguments, on_progress) as (args, pair):
         folder = Path(str(args.output_dir))
         name = drafter if isinstance(drafter, str) else drafter.name_or_path
-        drafter = _opened(drafter, pair)
+        found = load_drafter(drafter, dtype=torch.float32) if isinstance(drafter, str) else drafter
+        check_pair(found.config, pair.verifier.hidden_size, pair.verifier.vocab_size)
+        check_tokenizer(str(found.name_or_path), found.config, pair.tokenizer)
+        found.to(pair.verifier.device)  # type: ignore[arg-type]
         held_out = held_out_replies(data, pair, args, on_progress)
-        metrics = new_trainer(drafter, Material(pair, (), held_out), args).evaluate()
+        metrics = new_trainer(found, Material(pair, (), held_out), args).evaluate()
         if args.process_index == 0:
             on = args.eval_dataset_name or args.eval_dataset_path or args.dataset_name or args.dataset_path
             record = RunRecord(command, (TAG, "eval"), drafter=name, dataset=on)
             record.write(folder, EVALUATION, metrics=metrics)
-        return _with_speedup(TrainedDrafter(drafter, _figures(metrics), folder), pair.verifier, args)
+        return _with_speedup(TrainedDrafter(found, _figures(metrics), folder), pair.verifier, args)
 
 
 def estimate(
@@ -237,14 +240,6 @@ def _session(
     finally:
         if bars:
             hf_logging.enable_progress_bar()
-
-
-def _opened(drafter: RecurrentDrafter | str, pair: Pair) -> RecurrentDrafter:
-    """In float32 as it is trained. Raises OSError where it cannot be read, ValueError where it is of another pair."""
-    found = load_drafter(drafter, dtype=torch.float32) if isinstance(drafter, str) else drafter
-    check_pair(found.config, pair.verifier.hidden_size, pair.verifier.vocab_size)
-    check_tokenizer(str(found.name_or_path), found.config, pair.tokenizer)
-    return found.to(pair.verifier.device)  # type: ignore[arg-type]
 
 
 def _figures(metrics: dict[str, float]) -> dict[str, float]:

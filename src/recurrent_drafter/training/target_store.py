@@ -18,9 +18,8 @@ from safetensors.torch import load_file, save_file
 from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.hashes import hash_of, hash_of_tensors
 from recurrent_drafter.records.paths import written_whole
-from recurrent_drafter.records.provenance import write_json
+from recurrent_drafter.records.provenance import hash_of, hash_of_tensors, write_json
 from recurrent_drafter.training.distillation import GREEDY, TokenDraw, packed_for_passes, with_distilled_targets
 from recurrent_drafter.training.examples import RootExample
 

@@ -13,7 +13,7 @@ from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected_coverage, weights_read
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.models.loading import verifier_fingerprint
-from recurrent_drafter.records.hashes import hash_of
+from recurrent_drafter.records.provenance import hash_of
 from recurrent_drafter.training.arguments import TrainingArguments, global_batch
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import TokenDraw

@@ -1,8 +1,8 @@
 """Options of what decodes: which verifier and drafter, how tokens are drawn, what is asked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.data.parsing import check_file
@@ -16,6 +16,15 @@ def require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def given(options: Any, *names: str) -> dict[str, Any]:
+    """Those of some options that are not None."""
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def flags(names: Iterable[str]) -> str:
+    return " and ".join(f"--{name}" for name in names)
+
+
 def is_text(line: str) -> bool:
     """Whether a string from the command line or standard input is text; bytes that are not UTF-8 come as surrogates."""
     return line.encode(errors="ignore").decode() == line
@@ -23,9 +32,7 @@ def is_text(line: str) -> bool:
 
 @dataclass(frozen=True)
 class VerifierOptions:
-    base_model: str = option(
-        "demo", "verifier: a hub name, a directory, or 'demo' (the bundled model, default)", check=check_model
-    )
+    base_model: str = option("demo", "verifier: hub name, directory, or 'demo' (bundled; default)", check=check_model)
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,7 @@ class DeviceOptions(VerifierOptions):
 
 @dataclass(frozen=True)
 class PairOptions(DeviceOptions):
-    speculator_path: str | None = option(
-        None, "a trained drafter; for 'demo' the bundled one is used without it", check=check_drafter
-    )
+    speculator_path: str | None = option(None, "a trained drafter; 'demo' has a bundled one", check=check_drafter)
 
     def drafter(self) -> str:
         return drafter_path(self.base_model, self.speculator_path)
@@ -63,9 +68,7 @@ class SourceOptions:
     dataset_name: str | None = option(
         None, "evaluation split of demo (default), sharegpt, alpaca, mtbench or wikitext", check=check_name
     )
-    dataset_path: str | None = option(
-        None, "a local file instead: .json .jsonl .jsonl.gz .txt .parquet", check=check_file
-    )
+    dataset_path: str | None = option(None, "or a local file: .json[.gz] .jsonl[.gz] .txt .parquet", check=check_file)
 
     def __post_init__(self) -> None:
         refuse_both(self, ("dataset_name", "dataset_path"))
@@ -73,17 +76,14 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class SpeculatorOptions(PairOptions):
-    beam_width: int | None = option(
-        None, "W, beams; giving any of these three fixes the shape, which else follows cost", least=1
-    )
+    beam_width: int | None = option(None, "W, beams; any of these three fixes the shape, else cost decides", least=1)
     beam_length: int | None = option(None, "L, tokens per beam, the root not counted", least=1)
     max_tree_nodes: int | None = option(None, "N, nodes verified per step, root included", least=2)
 
     @property
     def shape(self) -> dict[str, int]:
         """What is given of the draft's shape."""
-        names = ("beam_width", "beam_length", "max_tree_nodes")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return given(self, "beam_width", "beam_length", "max_tree_nodes")
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,11 @@ class SamplingOptions:
     """How the verifier draws its tokens. What is not given is the model's own setting, as in transformers."""
 
     greedy_search: bool = option(False, "always the most probable token; verify then leaves its sampled pass out")
-    temperature: float | None = option(
-        None, "more than 0 samples, 0 is greedy: default 0 (verify: 0.8 in its sampled pass)"
-    )
+    temperature: float | None = option(None, "more than 0 samples, 0 is greedy: default 0 (verify samples at 0.8)")
     top_p: float | None = option(None, "sample from the likeliest tokens of this total mass")
     top_k: int | None = option(None, "sample from so many likeliest tokens; 0: from all")
     min_p: float | None = option(None, "sample from tokens at least this share as likely as the likeliest")
-    repetition_penalty: float | None = option(
-        None, "above 1 makes tokens that have occurred less likely; greedy search heeds it too"
-    )
+    repetition_penalty: float | None = option(None, "above 1 makes earlier tokens less likely, in greedy search too")
     seed: int | None = option(None, "of the draws; the same seed gives the same tokens")
 
     def __post_init__(self) -> None:
@@ -119,22 +115,17 @@ class SamplingOptions:
             f"--greedy_search and --temperature {self.temperature} contradict each other: leave one out",
         )
 
-    def arguments(self, temperature: float = 0.0) -> dict[str, float | int | bool]:
+    def arguments(self, temperature: float = 0.0) -> dict[str, Any]:
         """Arguments of ``generate``, at ``temperature`` if none was given; the seed is not among them."""
-        given: dict[str, float | int | bool] = {
-            name: value
-            for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-            if (value := getattr(self, name)) is not None
-        }
-        if given.setdefault("temperature", temperature) > 0 and not self.greedy_search:
-            return {"do_sample": True, **given}
-        warpers = [f"--{name}" for name in ("top_p", "top_k", "min_p") if name in given]
+        penalty, warpers = given(self, "repetition_penalty"), given(self, "top_p", "top_k", "min_p")
+        chosen = temperature if self.temperature is None else self.temperature
+        if chosen > 0 and not self.greedy_search:
+            return {"do_sample": True, "temperature": chosen, **warpers, **penalty}
         require(
             not warpers,
-            f"{' and '.join(warpers)} only matters when sampling: give a --temperature above 0, or leave it out",
+            f"{flags(warpers)} only matters when sampling: give a --temperature above 0, or leave it out",
         )
-        kept = {name: given[name] for name in ("repetition_penalty",) if name in given}
-        return {"do_sample": False, **kept}
+        return {"do_sample": False, **penalty}
 
 
 @dataclass(frozen=True)
@@ -175,37 +166,30 @@ class EvaluationOptions(TrackerOptions):
     """What ``--eval_mt_bench`` and ``--compare`` ask, and where their results go."""
 
     dataset_path: str | None = option(
-        None, "other questions, in FastChat's format (default: MT-Bench's 80, bundled)", check=check_file
+        None, "questions in FastChat's format (default: MT-Bench, bundled)", check=check_file
     )
     max_num_prompts: int | None = option(None, "questions at most, evenly over the categories (default: all)", least=1)
-    max_prompt_length: int | None = option(
-        None, "tokens of a prompt at most (default: what the context leaves)", least=1
-    )
+    max_prompt_length: int | None = option(None, "prompt tokens at most (default: what the context leaves)", least=1)
     batch_size: int = option(1, "questions answered together", least=1)
     output_file: str | None = option(None, "every reply and all figures, as JSON", check=check_writable)
     wandb_project: str | None = option(None, "default: WANDB_PROJECT, otherwise 'recurrent-drafter'")
 
     def __post_init__(self) -> None:
-        require(self.run_name is None or bool(self.services), "--run_name is for trackers: give --report_to too")
-        require(
-            self.wandb_project is None or "wandb" in self.services, "--wandb_project is for W&B: give --use_wandb too"
-        )
-
-    @property
-    def given(self) -> list[str]:
-        plain = type(self)()
-        return [f"--{f.name}" for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]
+        require(self.run_name is None or bool(self.services), "--run_name is for trackers: add --report_to")
+        require(self.wandb_project is None or "wandb" in self.services, "--wandb_project is for W&B: add --use_wandb")
 
 
 def check_generate(
     which: SpeculatorOptions, sampling: SamplingOptions, options: GenerateOptions, asked: EvaluationOptions
 ) -> None:
     sampling.arguments()
-    drafting = [*(["speculator_path"] if which.speculator_path is not None else []), *which.shape]
+    drafting = given(which, "speculator_path", *which.shape)
     if options.autoregressive and drafting:
-        raise ValueError(f"--autoregressive drafts nothing: drop {' and '.join(f'--{name}' for name in drafting)}")
-    if asked.given and not options.is_evaluation:
-        raise ValueError(f"{' and '.join(asked.given)} only matters with --eval_mt_bench or --compare")
+        raise ValueError(f"--autoregressive drafts nothing: drop {flags(drafting)}")
+    plain = EvaluationOptions()
+    changed = [f.name for f in fields(asked) if getattr(asked, f.name) != getattr(plain, f.name)]
+    if changed and not options.is_evaluation:
+        raise ValueError(f"{flags(changed)} only matters with --eval_mt_bench or --compare")
     if options.prompt is not None and (asked.dataset_path is not None or asked.max_num_prompts is not None):
         raise ValueError("--dataset_path and --max_num_prompts choose among questions: drop them, or --prompt")
     check_paths(which, asked)

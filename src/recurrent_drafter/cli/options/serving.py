@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
 
-from recurrent_drafter.cli.options.decoding import drafter_path
+from recurrent_drafter.cli.options.decoding import drafter_path, given
 from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.records.paths import check_drafter, check_model
 from recurrent_drafter.training.options import check_least, check_paths, option
@@ -70,21 +70,17 @@ class ServeOptions:
     def names(self) -> list[str]:
         return self.served_model_name or [self.base_model]
 
-    def drafter(self) -> str:
-        return drafter_path(self.base_model, self.speculator_path)
-
     @property
     def additional(self) -> dict[str, Any]:
         """VLLM's additional config: what was given, and the drafter's settings in it."""
         try:
-            given = json.loads(self.additional_config or "{}")
+            config = json.loads(self.additional_config or "{}")
         except ValueError as error:
             raise ValueError(f"--additional_config is not JSON ({error})") from None
-        if not isinstance(given, dict):
+        if not isinstance(config, dict):
             raise ValueError(f"--additional_config is {self.additional_config}: expected a JSON object")
-        asked = {"beam_width": self.beam_width, "drafts": self.drafts, "shed": self.shed and None}
-        own = {name: value for name, value in asked.items() if value is not None}
-        return ServingOptions.parse(given, **own).into(given)
+        own = given(self, "beam_width", "drafts") | ({} if self.shed else {"shed": False})
+        return ServingOptions.parse(config, **own).into(config)
 
 
 def read_serve(parser: OptionParser, argv: Sequence[str]) -> tuple[ServeOptions, list[str]]:
@@ -117,7 +113,7 @@ def check_serve(options: ServeOptions, flags: Sequence[str]) -> None:
     if not options.dry_run:
         check_vllm(any_version=options.any_vllm)
         check_port(options.host, options.port)
-    options.drafter()
+    drafter_path(options.base_model, options.speculator_path)
     check_paths(options)
 
 
