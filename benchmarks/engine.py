@@ -30,7 +30,6 @@ vocabulary: there is none here."""
 SOAKED = """- soak: {tokens} tokens in {generations} generations, {step_ms:.2f} ms per step; from the second fifth to
   the last, time per step x {time_growth:.3f} and resident memory {memory_growth_mib:+.1f} MiB
 """
-QUICK = Effort(prompts=3, new_tokens=32)
 
 
 def main() -> int:
@@ -50,8 +49,8 @@ def main() -> int:
     if options.long:
         return run_long(options.output_dir)
     print(LEFT_OUT)
-    quick = QUICK if options.quick else Effort()
-    effort = Effort(options.prompts or quick.prompts, options.new_tokens or quick.new_tokens, options.profile)
+    prompts, new_tokens = (3, 32) if options.quick else (20, 128)
+    effort = Effort(options.prompts or prompts, options.new_tokens or new_tokens, options.profile)
     if not options.table_only:
         for cell in cells:
             run(cell, effort, device, options.output_dir)
@@ -107,7 +106,7 @@ def run_soak(tokens: int, effort: Effort, device: str, output_dir: Path) -> None
 def run_long(output_dir: Path) -> int:
     """1 when a step's own work takes more than `MOST` times as long late in a reply as early."""
     found = list(measure_long_replies())
-    records = [{"kind": "long", **asdict(measured), **provenance(sys.argv)} for measured in found]
+    records = [{**measured.as_record(), **provenance(sys.argv)} for measured in found]
     write_records(path_of("long", output_dir), records)
     print("milliseconds of a step by stage\n", markdown_table(LONG_COLUMNS, long_rows(found)), sep="")
     return 1 if any(measured.ratio > MOST for measured in found) else 0

@@ -12,7 +12,7 @@ from recurrent_drafter.bench.columns import CELLS, recorded_rows, run_records, t
 from recurrent_drafter.bench.engine import Attainable, acceptance_along, attainable
 from recurrent_drafter.bench.long_replies import Soak
 from recurrent_drafter.bench.oracle import OracleDrafter
-from recurrent_drafter.bench.profile import Profile, TensorCount
+from recurrent_drafter.bench.profile import MIB, Profile, TensorCount
 from recurrent_drafter.bench.workload import all_cells, selected
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import prefix_tree
@@ -176,6 +176,7 @@ def test_tensors_are_counted_while_they_live():
 
 
 def test_soak_compares_the_last_fifth_with_the_second():
-    result = Soak(10, [9.0, 2.0, 2.0, 2.0, 3.0], [50, 100, 100, 100, 104])
-    assert result.time_growth == 1.5
-    assert result.memory_growth == 4
+    sizes = [mebibytes * MIB for mebibytes in (50, 100, 100, 100, 104)]
+    found = Soak(10, [9.0, 2.0, 2.0, 2.0, 3.0], sizes).summary()
+    assert found["time_growth"] == 1.5
+    assert found["memory_growth_mib"] == 4

@@ -180,17 +180,14 @@ OVERVIEW: Shown = {  # of `auto` in every cell
 
 def inner_markdown(records: Sequence[Record]) -> str:
     """Profile and memory of one cell; empty where they were not measured."""
-    lines = ""
-    for record in records:
-        if record["kind"] == "profile":
-            stages = ", ".join(f"{name} {ms:.2f} ms ({share:.0%})" for name, ms, share in record["stages"])
-            said = f"{stages}; outside verification and drafting {record['overhead']:.1%}"
-        elif record["kind"] == "memory":
-            said = memory_line(record)
-        else:
-            continue
-        lines += f"- {records[0]['name']}, {record['arm']}: {said}\n"
-    return lines
+    said = {"profile": profile_line, "memory": memory_line}
+    inner = [record for record in records if record["kind"] in said]
+    return "".join(f"- {records[0]['name']}, {one['arm']}: {said[one['kind']](one)}\n" for one in inner)
+
+
+def profile_line(record: Record) -> str:
+    stages = ", ".join(f"{name} {ms:.2f} ms ({share:.0%})" for name, ms, share in record["stages"])
+    return f"{stages}; outside verification and drafting {record['overhead']:.1%}"
 
 
 def memory_line(mebibytes: dict[str, float]) -> str:

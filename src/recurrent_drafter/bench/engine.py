@@ -53,8 +53,8 @@ Record = dict[str, Any]
 class Effort:
     """How much to run: batches per cell, new tokens per reply, whether to profile and count memory too."""
 
-    prompts: int = 20
-    new_tokens: int = 128
+    prompts: int
+    new_tokens: int
     profile: bool = False
 
 

@@ -18,7 +18,7 @@ from recurrent_drafter.bench.workload import oracle_for, random_model, random_pr
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.measure.arms import Decoding
+from recurrent_drafter.measure.arms import AUTO, PLAIN, Decoding
 from recurrent_drafter.measure.ruler import now
 
 MOST = 1.2  # times as long as early that a step's own work may take late
@@ -47,16 +47,48 @@ class Windows:
     replies: int = 3
 
 
-@dataclass(frozen=True)
 class LongReplies:
-    """Medians over steps, in seconds by stage, in both windows; and the ratio of all stages together."""
+    """Seconds of an arm's steps by stage, in two windows of its replies.
 
-    arm: str
-    penalty: float
-    places: tuple[int, int]
-    early: dict[str, float]
-    late: dict[str, float]
-    ratio: float
+    ``counts`` says of a step that drafted and accepted so many tokens whether it counts.
+    """
+
+    def __init__(self, arm: str, penalty: float, windows: Windows, counts: Callable[[tuple[int, int]], bool]) -> None:
+        self.arm, self.penalty, self.around, self.counts = arm, penalty, windows.around, counts
+        self.seconds: dict[int, list[list[float]]] = {windows.early: [], windows.late: []}  # of steps, by place
+
+    def decode(self, speculator: RecurrentDraftingSpeculator, prompt: Tensor, options: dict[str, Any]) -> list[int]:
+        """The reply, its steps timed."""
+        reply: list[int] = []
+        with profiled() as profile:
+            before = np.zeros(len(STAGES))
+            for emitted in speculator.stream(prompt[None], **options):
+                reply += emitted
+                after = np.array([profile.seconds[stage] for stage in STAGES])
+                for place, seconds in self.seconds.items():
+                    within = abs(len(reply) - place) <= self.around and len(emitted) < len(reply)
+                    if within and self.counts(speculator.stats.drafts[0][-1]):
+                        seconds.append((after - before).tolist())
+                before = after
+        return reply
+
+    @property
+    def medians(self) -> dict[int, dict[str, float]]:
+        """Of each stage, by place."""
+        steps = self.seconds.items()
+        return {place: dict(zip(STAGES, np.median(found, axis=0).tolist(), strict=True)) for place, found in steps}
+
+    @property
+    def ratio(self) -> float:
+        """All stages together, late over early."""
+        early, late = (np.median(np.sum(steps, 1)) for steps in self.seconds.values())
+        return float(late / early)
+
+    def as_record(self) -> dict[str, Any]:
+        """For a line of a file."""
+        early, late = self.medians.values()
+        names = {"kind": "long", "arm": self.arm, "penalty": self.penalty, "places": list(self.seconds)}
+        return {**names, "early": early, "late": late, "ratio": self.ratio}
 
 
 def measure_long_replies(windows: Windows = Windows()) -> Iterator[LongReplies]:  # noqa: B008
@@ -70,48 +102,15 @@ def measure_long_replies(windows: Windows = Windows()) -> Iterator[LongReplies]:
     for penalty in PENALTIES:
         options: dict[str, Any] = {"max_new_tokens": windows.late + windows.around, "eos_token_id": [-1]}
         options |= {"do_sample": False, "repetition_penalty": penalty}
-        plain, drafted = Timings(windows, lambda _: True), Timings(windows, lambda step: step == (LONGEST, LONGEST))
+        plain = LongReplies(PLAIN, penalty, windows, lambda _: True)
+        drafted = LongReplies(AUTO, penalty, windows, lambda step: step == (LONGEST, LONGEST))
         for prompt in random_prompts(CONFIG.vocab_size, windows.replies, 32):
             speculator = oracle_for(model, HIT_RATE)
             speculator.costs, speculator.clock = COSTS, itertools.count(0.0).__next__
             assert isinstance(speculator.drafter, OracleDrafter)
             speculator.drafter.learn(prompt, plain.decode(alone, prompt, options))
             drafted.decode(speculator, prompt, options)
-        yield plain.result("autoregression", penalty)
-        yield drafted.result("auto", penalty)
-
-
-class Timings:
-    """Seconds of steps by stage, in two windows.
-
-    ``counts`` says of a step that drafted and accepted so many tokens whether it counts.
-    """
-
-    def __init__(self, windows: Windows, counts: Callable[[tuple[int, int]], bool]) -> None:
-        self._windows, self._counts = windows, counts
-        self._seconds: dict[int, list[list[float]]] = {windows.early: [], windows.late: []}
-
-    def decode(self, speculator: RecurrentDraftingSpeculator, prompt: Tensor, options: dict[str, Any]) -> list[int]:
-        """The reply, its steps timed."""
-        reply: list[int] = []
-        with profiled() as profile:
-            before = np.zeros(len(STAGES))
-            for emitted in speculator.stream(prompt[None], **options):
-                reply += emitted
-                after = np.array([profile.seconds[stage] for stage in STAGES])
-                for place, seconds in self._seconds.items():
-                    within = abs(len(reply) - place) <= self._windows.around and len(emitted) < len(reply)
-                    if within and self._counts(speculator.stats.drafts[0][-1]):
-                        seconds.append((after - before).tolist())
-                before = after
-        return reply
-
-    def result(self, arm: str, penalty: float) -> LongReplies:
-        """The medians of all replies."""
-        early, late = self._seconds.values()
-        stages = [dict(zip(STAGES, np.median(steps, axis=0).tolist(), strict=True)) for steps in (early, late)]
-        ratio = float(np.median(np.sum(late, 1)) / np.median(np.sum(early, 1)))
-        return LongReplies(arm, penalty, (self._windows.early, self._windows.late), stages[0], stages[1], ratio)
+        yield from (plain, drafted)
 
 
 LONG_COLUMNS = ("arm", "repetition penalty", "at token", *STAGES, "late over early")
@@ -121,9 +120,8 @@ def long_rows(found: Sequence[LongReplies]) -> list[list[str]]:
     """Milliseconds of a step by stage, early and late, and the ratio: as `LONG_COLUMNS` says."""
     rows = []
     for measured in found:
-        for place, seconds in zip(measured.places, (measured.early, measured.late), strict=True):
-            ratio = f"{measured.ratio:.2f}" if place == measured.places[-1] else ""
-            figures = [f"{1e3 * seconds[stage]:.3f}" for stage in STAGES]
+        for ratio, (place, stages) in zip(("", f"{measured.ratio:.2f}"), measured.medians.items(), strict=True):
+            figures = [f"{1e3 * seconds:.3f}" for seconds in stages.values()]
             rows.append([measured.arm, f"{measured.penalty:g}", f"{place:,}", *figures, ratio])
     return rows
 
@@ -136,31 +134,17 @@ class Soak:
     step_seconds: list[float] = field(default_factory=list)
     resident: list[int] = field(default_factory=list)
 
-    @property
-    def memory_growth(self) -> int:
-        """Bytes between the second fifth and the last one, medians: the first fifth fills pools and caches."""
-        second, last = _second_and_last_fifth(self.resident)
-        return int(last - second)
-
-    @property
-    def time_growth(self) -> float:
-        """Seconds per step in the last fifth over those in the second one, medians."""
-        second, last = _second_and_last_fifth(self.step_seconds)
-        return last / second
-
     def summary(self) -> dict[str, Any]:
+        """Growth is from the second fifth of the generations to the last: the first one fills pools and caches."""
+        series = self.step_seconds, self.resident
+        times, sizes = ([np.median(fifth) for fifth in np.array_split(values, 5)] for values in series)
         return {
             "tokens": self.tokens,
             "generations": len(self.resident),
             "step_ms": 1e3 * float(np.median(self.step_seconds)),
-            "time_growth": self.time_growth,
-            "memory_growth_mib": self.memory_growth / MIB,
+            "time_growth": float(times[4] / times[1]),
+            "memory_growth_mib": float(sizes[4] - sizes[1]) / MIB,
         }
-
-
-def _second_and_last_fifth(values: Sequence[float]) -> tuple[float, float]:
-    fifths = np.array_split(np.asarray(values), 5)
-    return float(np.median(fifths[1])), float(np.median(fifths[4]))
 
 
 def soak(speculator: RecurrentDraftingSpeculator, prompt: Tensor, tokens: int, decoding: Decoding) -> Soak:

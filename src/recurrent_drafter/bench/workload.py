@@ -1,8 +1,10 @@
 """What is measured: cells that vary one factor at a time, models and prompts."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,7 +38,7 @@ SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
 WEIGHT_SCALE = 4.0  # of random matrices, beyond transformers' own: so that greedy output varies
 DRAFT_VOCABULARY = 8192
 DEMO = "demo"
-BATCHES, CONTEXTS, TEMPERATURES = (2, 4, 8, 16), (64, 512, 896), (0.7, 1.0)
+FACTORS: dict[str, Sequence[Any]] = {"batch": (2, 4, 8, 16), "context": (64, 512, 896), "temperature": (0.7, 1.0)}
 HIT_RATES = (0.0, 0.3, 0.6, 0.8, 0.95)
 
 
@@ -61,18 +63,14 @@ def all_cells(models: Sequence[str], base_dtype: str) -> list[BenchCell]:
     dtypes = sorted(("float32", "bfloat16"), key=lambda dtype: dtype != base_dtype)
     cells: list[BenchCell] = []
     for model in models:
-        if model != DEMO:
-            cells += [
-                BenchCell(f"{model}/{dtype}/oracle-{rate:g}", model, dtype, hit_rate=rate)
-                for dtype in dtypes
-                for rate in HIT_RATES
-            ]
-            continue
-        base = BenchCell(f"{DEMO}/base", DEMO, base_dtype)
-        cells += [base, replace(base, name=f"{DEMO}/{dtypes[1]}", dtype=dtypes[1])]
-        cells += [replace(base, name=f"{DEMO}/batch-{count}", batch=count) for count in BATCHES]
-        cells += [replace(base, name=f"{DEMO}/context-{length}", context=length) for length in CONTEXTS]
-        cells += [replace(base, name=f"{DEMO}/temperature-{heat:g}", temperature=heat) for heat in TEMPERATURES]
+        if model == DEMO:
+            base = BenchCell(f"{DEMO}/base", DEMO, base_dtype)
+            cells += [base, replace(base, name=f"{DEMO}/{dtypes[1]}", dtype=dtypes[1])]
+            for factor, values in FACTORS.items():
+                cells += [replace(base, name=f"{DEMO}/{factor}-{value:g}", **{factor: value}) for value in values]
+        else:
+            for dtype, rate in itertools.product(dtypes, HIT_RATES):
+                cells.append(BenchCell(f"{model}/{dtype}/oracle-{rate:g}", model, dtype, hit_rate=rate))
     return cells
 
 
@@ -131,12 +129,11 @@ def behind_others(texts: Sequence[Tensor], number: int, length: int) -> Tensor:
     >>> behind_others(texts, 0, 4).tolist()
     [4, 5, 1, 2]
     """
-    parts, total, index = [texts[number]], len(texts[number]), number
-    while total < length:
-        index = (index + 1) % len(texts)
-        parts.append(texts[index])
-        total += len(texts[index])
-    return torch.cat(parts[::-1])[-length:]
+    text = texts[number]
+    while len(text) < length:
+        number = (number + 1) % len(texts)
+        text = torch.cat([texts[number], text])
+    return text[-length:]
 
 
 def random_prompts(vocabulary: int, count: int, length: int) -> list[Tensor]:

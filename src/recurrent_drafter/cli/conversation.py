@@ -3,8 +3,7 @@
 import itertools
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.cli.options.measuring import ConversationOptions, TargetOptions
 from recurrent_drafter.core.losses import IGNORED
-from recurrent_drafter.data.dialogues import Dialogue
 from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.measure.divergence import first_divergence
@@ -31,54 +29,43 @@ SCOPES = {"--train_on_assistant_only": True, "without it": False}
 SHOWN_TOKENS, SHOWN_CHARACTERS = 16, 40  # of the context's end
 
 
-@dataclass(frozen=True)
-class Opened:
-    """A verifier with its tokenizer, and a conversation that is cut at ``length`` tokens."""
+def open_conversation(options: ConversationOptions, beyond: int = 0) -> tuple[Pair, Callable[[bool], TrainExample]]:
+    """The model, and the conversation as training reads it, by whether that is of the assistant only.
 
-    pair: Pair
-    dialogue: Dialogue
-    length: int
-
-    def example(self, assistant_only: bool) -> TrainExample:
-        """The conversation as training reads it. Raises DataError where that scope holds nothing to learn."""
-        encoded = EncodedDialogues(
-            [self.dialogue], self.pair.tokenizer, max_length=self.length, assistant_only=assistant_only
-        )
-        return next(iter(encoded))
-
-
-def open_conversation(options: ConversationOptions, beyond: int = 0) -> Opened:
-    """Load the model and the conversation, so much of it that ``beyond`` more tokens fit the model's context."""
+    It is cut so that ``beyond`` more tokens fit the context. Raises DataError where a scope holds nothing to learn.
+    """
     name = None if options.dataset_path else options.dataset_name or "demo"
-    wanted = options.conversation + 1
-    dialogues = load_dialogues(name, options.dataset_path, "eval" if name else "all", limit=wanted).dialogues
-    if len(dialogues) < wanted:
-        raise ValueError(
-            f"--conversation is {options.conversation}, expected less than {len(dialogues)}: that is all there is"
-        )
+    which = options.conversation
+    dialogues = load_dialogues(name, options.dataset_path, "eval" if name else "all", limit=which + 1).dialogues
+    if len(dialogues) <= which:
+        raise ValueError(f"--conversation is {which}, expected less than {len(dialogues)}: that is all there is")
     pair = pair_of(*load_verifier(options.base_model, dtype=options.dtype, device=options.device))
     context = pair.verifier.context_length
     length = options.model_max_length if context is None else min(options.model_max_length, context - beyond)
     if length < 2:
         raise ValueError(f"{beyond} tokens more do not fit the context of {context} tokens: ask for fewer")
-    return Opened(pair, dialogues[-1], length)
+
+    def example(only: bool) -> TrainExample:
+        return next(iter(EncodedDialogues(dialogues[-1:], pair.tokenizer, max_length=length, assistant_only=only)))
+
+    return pair, example
 
 
 def show_scope(options: ConversationOptions, *, argv: list[str]) -> int:
-    opened = open_conversation(options)
+    pair, example_of = open_conversation(options)
     console = Console(highlight=False)
     key = ("context", "trained") if console.is_terminal else ("context", "[[trained]]")
-    examples = {name: opened.example(assistant_only) for name, assistant_only in SCOPES.items()}
+    examples = {name: example_of(assistant_only) for name, assistant_only in SCOPES.items()}
     for name, example in examples.items():
         console.print(Text.assemble(f"{name}: ", (key[0], CONTEXT), " ", (key[1], TRAINED)))
-        console.print(marked(example, opened.pair.tokenizer, color=console.is_terminal), soft_wrap=True, end="\n\n")
+        console.print(marked(example, pair.tokenizer, color=console.is_terminal), soft_wrap=True, end="\n\n")
     trained = {name: int((example.span_ids >= 0).sum()) for name, example in examples.items()}
     columns: Columns = {
         "scope": str,
         "tokens": lambda name: f"{len(examples[name].input_ids):,}",
         "context only": lambda name: f"{len(examples[name].input_ids) - trained[name]:,}",
         "trained on": lambda name: f"{trained[name]:,}",
-        "positions": lambda name: f"{int(loss_mask(examples[name], opened.pair.end_ids).sum()):,}",
+        "positions": lambda name: f"{int(loss_mask(examples[name], pair.end_ids).sum()):,}",
     }
     console.print(terminal(list(examples), columns))
     console.print(
@@ -116,8 +103,8 @@ def runs(example: TrainExample, tokenizer: PreTrainedTokenizerBase) -> Iterator[
 
 def show_targets(which: ConversationOptions, options: TargetOptions, *, argv: list[str]) -> int:
     count = options.distill_num_future_tokens
-    opened = open_conversation(which, beyond=count)
-    pair, example = opened.pair, opened.example(options.train_on_assistant_only)
+    pair, example_of = open_conversation(which, beyond=count)
+    example = example_of(options.train_on_assistant_only)
     roots = loss_mask(example, pair.end_ids).nonzero()[: options.positions, 0]
     begun = time.perf_counter()
     (targets,) = distil(pair.verifier, [example.input_ids], [roots], count, pair.end_ids)

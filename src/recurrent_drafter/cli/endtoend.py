@@ -25,7 +25,7 @@ from recurrent_drafter.cli.options.decoding import VerifierOptions
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.records.provenance import EVALUATION as EVALUATION_RECORD
-from recurrent_drafter.records.provenance import RUN_RECORD, read_verification
+from recurrent_drafter.records.provenance import RUN_RECORD, read_verification, write_records
 
 CONVERSATIONS = 60
 TRAINING = ["--model_max_length", "128", "--draft_vocab_size", "512", "--max_steps", "12", "--learning_rate", "2e-3"]
@@ -72,7 +72,8 @@ class Journey:
     def train(self) -> str:
         """A few steps on a few conversations: the loss falls."""
         self._command("train", *self._data(), *TRAINING, *self.flags, "--output_dir", str(self.drafter))
-        losses = [entry["loss"] for entry in record(self.drafter / RUN_RECORD)["history"] if "loss" in entry]
+        history = json.loads((self.drafter / RUN_RECORD).read_text())["history"]
+        losses = [entry["loss"] for entry in history if "loss" in entry]
         require(all(map(math.isfinite, losses)), f"the losses are not numbers: {losses}")
         first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
         require(last < first, f"the loss does not fall: {losses}")
@@ -112,8 +113,8 @@ class Journey:
         folder = self.folder / "evaluation"
         named = ["--phase", "eval", "--drafter_name_or_path", str(self.drafter), "--output_dir", str(folder)]
         self._command("train", *self._data(), *named)
-        files = self.drafter / RUN_RECORD, folder / EVALUATION_RECORD
-        before, after = (record(file)["metrics"]["eval_tokens_per_step"] for file in files)
+        records = [json.loads(file.read_text()) for file in (self.drafter / RUN_RECORD, folder / EVALUATION_RECORD)]
+        before, after = (record["metrics"]["eval_tokens_per_step"] for record in records)
         require(math.isclose(before, after, rel_tol=1e-3), f"{after:.3f} tokens per step, in training {before:.3f}")
         return f"{after:.2f} tokens per step on held-out prompts, as in training"
 
@@ -142,10 +143,6 @@ class Journey:
         return output.getvalue()
 
 
-def record(file: Path) -> Any:
-    return json.loads(file.read_text())
-
-
 def require(holds: bool, message: str) -> None:
     if not holds:
         raise StepError(message)
@@ -172,9 +169,11 @@ def all_journeys(folder: Path, model: str, tokenizer: PreTrainedTokenizerBase) -
 def check(options: VerifierOptions, journeys: Callable[[Path, str, PreTrainedTokenizerBase], Iterable[Journey]]) -> int:
     """Go through the steps, a line for each: 0 if all pass, else 1."""
     _, tokenizer = load_verifier(options.base_model)  # one that cannot be loaded is no failed check
+    dialogues = load_dialogues("demo", None, "train", limit=CONVERSATIONS).dialogues
+    conversations = [{"messages": [dataclasses.asdict(turn) for turn in dialogue.turns]} for dialogue in dialogues]
     begun, passed, failed = time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory() as temporary:
-        write_conversations(Path(temporary) / "conversations.jsonl")
+        write_records(Path(temporary) / "conversations.jsonl", conversations)
         for journey in journeys(Path(temporary), options.base_model, tokenizer):
             for name, step in journey.steps():
                 started = time.monotonic()
@@ -189,12 +188,6 @@ def check(options: VerifierOptions, journeys: Callable[[Path, str, PreTrainedTok
                 print(f"PASS  {journey.name}: {name}: {said} ({time.monotonic() - started:.1f} s)", flush=True)
     print(f"{passed} passed, {failed} failed, {time.monotonic() - begun:.0f} s")
     return 1 if failed else 0
-
-
-def write_conversations(path: Path) -> None:
-    dialogues = load_dialogues("demo", None, "train", limit=CONVERSATIONS).dialogues
-    records = ({"messages": [dataclasses.asdict(turn) for turn in dialogue.turns]} for dialogue in dialogues)
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 def random_model(name: str, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:

@@ -39,12 +39,6 @@ class Task:
     speculator: RecurrentDraftingSpeculator
     tokenizer: PreTrainedTokenizerBase
 
-    @property
-    def name(self) -> str:
-        """What trackers call it unless told."""
-        way = "comparison" if self.options.compare else AUTOREGRESSIVE if self.options.autoregressive else SPECULATIVE
-        return f"{way}-{time.strftime('%Y%m%d-%H%M%S')}"
-
 
 def prepare(options: decoding.GenerateOptions, asked: decoding.EvaluationOptions) -> list[Question]:
     """The questions; what can be wrong with them and with the trackers is found here, before a model is loaded."""
@@ -65,7 +59,8 @@ def run(task: Task) -> int:
     prompts = sum(len(question.turns) for question in task.questions)
     interview = Interview(arms, task.tokenizer, way, asked.batch_size, longest)
     evaluation = Evaluation(settings, prompts, list(arms), skipped=interview.skipped)
-    run_name = asked.run_name or os.environ.get("WANDB_NAME") or task.name
+    kind = "comparison" if task.options.compare else next(iter(arms))
+    run_name = asked.run_name or os.environ.get("WANDB_NAME") or f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
     with reporting_to(
         asked.services, run_name=run_name, project=asked.wandb_project, settings={**settings, **drafting}
     ) as log:

@@ -132,11 +132,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = arguments[0] if arguments else "--help"
     if name in COMMANDS:
         return launch(name, arguments[1:], f"recurrent-drafter {name}")
-    listing = "\n".join(f"  {name:<10}{command.what}" for name, command in COMMANDS.items())
+    table = "\n".join(f"  {name:<10}{command.what}" for name, command in COMMANDS.items())
     if name in ("-h", "--help"):
-        print(
-            f"usage: recurrent-drafter COMMAND [flags]\n\n{listing}\n\n`recurrent-drafter COMMAND --help`: its flags."
-        )
+        print(f"usage: recurrent-drafter COMMAND [flags]\n\n{table}\n\n`recurrent-drafter COMMAND --help`: its flags.")
         return 0
     if name == "--version":
         print(f"recurrent-drafter {recurrent_drafter.__version__}")

@@ -77,17 +77,15 @@ def cost(results: Results) -> str:
     """What is left to do, in time where that is known."""
     options, plan = results.options, results.plan
     finished = {record["name"]: record["seconds"] for record in results.records if record["status"] == "finished"}
-    left = [cell.name for cell in plan.cells if cell.name not in finished]
+    left = sum(cell.name not in finished for cell in plan.cells)
     done = f"{len(finished)} of {len(plan.names)} jobs are finished; "
     trained = [finished[cell.name] for cell in plan.cells if cell.name in finished]
     if trained:
         mean = sum(trained) / len(trained)
-        return f"{done}{len(left)} trainings are left, {duration(len(left) * mean)} at {duration(mean)} each as so far"
+        return f"{done}{left} trainings are left, {duration(left * mean)} at {duration(mean)} each as so far"
     if options.cell_seconds is None:
-        return f"{len(left)} trainings by epochs; train_speculator.py --estimate measures what one of them takes here"
-    return (
-        f"{len(left)} trainings of about {options.cell_seconds:g} seconds: {duration(len(left) * options.cell_seconds)}"
-    )
+        return f"{left} trainings by epochs; train_speculator.py --estimate measures what one of them takes here"
+    return f"{left} trainings of about {options.cell_seconds:g} seconds: {duration(left * options.cell_seconds)}"
 
 
 def do_jobs(results: Results) -> int:

@@ -48,10 +48,8 @@ def beam_search(step: DraftStep, draft_ids: Tensor, width: int, length: int, dee
     """W beams by cumulative log-probability, L steps; whatever the drafter says is what is used, no hidden top-k.
 
     Args:
-        step: one depth of the drafter.
         draft_ids: (D,), the verifier's id of each draft token.
         width: W, at most D.
-        length: L.
         deeper: asked after each level but the last; where it says no, the beams are as long as they are by then.
     """
     vocabulary = draft_ids.shape[0]
@@ -80,9 +78,7 @@ def sampled_chain(
     """One chain of L tokens for each row, every token drawn from the drafter's distribution at the row's temperature.
 
     Args:
-        step: one depth of the drafter.
         draft_ids: (D,), the verifier's id of each draft token.
-        length: L.
         temperature: (B,); at 0 a row takes the likeliest token.
         draw: maps probabilities (B, D) to one index per row (B,).
 

@@ -50,13 +50,9 @@ def depth_weights(counts: Tensor, gamma: float) -> Tensor:  # (K,) -> (K,)
 
 
 def chunked_loss(exits: Tensor, head: Tensor, loss: ChunkLoss, chunk: int) -> Tensor:  # (P, K, E), (D, E) -> ()
-    """Sum of ``loss`` over chunks of roots, whose logits exist one chunk at a time.
+    """Sum of ``loss``, a chunk's share with every weight in it, over chunks of so many roots.
 
-    Args:
-        exits: what the head reads.
-        head: its weight.
-        loss: a chunk's share of the loss, with every weight in it.
-        chunk: roots per chunk.
+    ``exits`` are what the ``head``, given by its weight, reads. Logits exist one chunk at a time.
     """
     total: Tensor = _ChunkedLoss.apply(exits, head, loss, chunk)  # type: ignore[no-untyped-call]
     return total

@@ -31,10 +31,7 @@ class Walk:
 
 
 def walk(n_accepted: list[int]) -> Walk:
-    """Jump along one reply as decoding would (DESIGN: acceptance without decoding).
-
-    Args:
-        n_accepted: entry i is what a draft with the reply's token i as its root would have accepted.
+    """Jump along one reply as decoding would: a draft with token i as its root would have ``n_accepted[i]`` accepted.
 
     The reply's first token is prefill's; its last is nobody's root because nothing follows it. A jump that would pass
     the end emits only what is left.

@@ -3,16 +3,17 @@
 import dataclasses
 import json
 import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from timeit import timeit
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.optimize import isotonic_regression
 from transformers import PreTrainedModel
 
 from recurrent_drafter.core.accept import follow_tree
@@ -38,19 +39,14 @@ LEAST = 1e-6  # seconds, of what a clock cannot tell from nothing
 class Costs:
     """What the parts of a step take on one machine, in seconds: verifying by nodes, drafting by width and length.
 
-    Args:
-        rows: how many nodes a pass verified, all rows of a batch together, ascending.
-        verify: seconds of a step for each of ``rows``, with everything but drafting.
-        draft_level: seconds of drafting for one more token of a draft's length.
-        drafts: seconds of drafting W beams of L tokens, by (W, L). Empty: ``draft_level`` for each token, at any width.
-        batch: how many rows of a batch were measured.
+    ``drafts`` has the seconds of W beams of L tokens, by (W, L). Empty: ``draft_level`` for each token, at any width.
     """
 
-    rows: tuple[int, ...]
-    verify: tuple[float, ...]
-    draft_level: float
+    rows: tuple[int, ...]  # how many nodes a pass verified, all rows of a batch together, ascending
+    verify: tuple[float, ...]  # of a step for each of ``rows``, with everything but drafting
+    draft_level: float  # of drafting for one more token of a draft's length
     drafts: Mapping[tuple[int, int], float] = field(default_factory=dict)
-    batch: int = 1
+    batch: int = 1  # how many rows of a batch were measured
 
     def verifying(self, rows: npt.ArrayLike) -> Floats:
         """Seconds of verifying so many nodes: linear between the measured ones and beyond the last."""
@@ -81,20 +77,6 @@ class Costs:
         return dataclasses.replace(self, draft_level=max(level, LEAST), drafts={})
 
 
-def isotonic(hits: Floats, trials: Floats) -> Floats:
-    """Rates hits / trials that never fall, by pooling neighbors that do (least squares, weighted by trials).
-
-    >>> isotonic(np.array([1.0, 6.0, 3.0]), np.array([10.0, 10.0, 10.0])).tolist()
-    [0.1, 0.45, 0.45]
-    """
-    pools: list[tuple[float, float, int]] = []
-    for pool in zip(hits, trials, [1] * len(hits), strict=True):
-        while pools and pools[-1][0] / pools[-1][1] >= pool[0] / pool[1]:
-            pool = tuple(a + b for a, b in zip(pools.pop(), pool, strict=True))
-        pools.append(pool)
-    return np.repeat([hit / trial for hit, trial, _ in pools], [count for *_, count in pools])
-
-
 def measure_costs(
     verifier: Verifier,
     draft: Draft,
@@ -106,11 +88,10 @@ def measure_costs(
     lengths: Sequence[int] = (USUAL_LENGTH,),
     repeats: int = 5,
 ) -> Costs:
-    """Time real steps after texts of ``context`` tokens, and drafts; layers packed or not, as they are.
+    """Time real steps of B rows after ``context`` tokens each, and drafts; layers packed or not, as they are.
 
     Args:
-        verifier: the verifier. draft: what drafts. context: tokens of each row's text.
-        batch: B, the rows that take a step together. rows: nodes that each of them verifies, ascending from 1.
+        rows: how many nodes each row of the batch verifies, ascending from 1.
         widths: W of the drafts; `Costs.draft_level` is the first one's.
         lengths: L of the drafts. Levels are alike, so each width's times are put on a line over its lengths.
         repeats: rounds over everything; the least time of each counts.
@@ -130,8 +111,9 @@ def measure_costs(
 
     shapes = [(width, length) for width in widths for length in lengths]
     works = [*(partial(step, count) for count in rows), *(partial(drafting, *shape) for shape in shapes)]
-    taken = least_seconds(works, repeats)
-    verify = isotonic(np.array(taken[: len(rows)]), np.ones(len(rows)))  # more nodes never take less, noise or not
+    rounds = [[timeit(work, number=1) for work in works] for _ in range(repeats + 1)]  # the first warms up
+    taken = np.min(rounds[1:], axis=0).tolist()  # what else runs on a machine only ever adds to it
+    verify = isotonic_regression(taken[: len(rows)]).x  # more nodes never take less, noise or not
     drafts = dict(zip(shapes, on_lines(lengths, taken[len(rows) :]), strict=True))
     costs = Costs(tuple(batch * count for count in rows), tuple(verify.tolist()), LEAST, drafts, batch)
     return dataclasses.replace(costs, draft_level=costs.of_width(widths[0]).draft_level)
@@ -146,33 +128,13 @@ def on_lines(lengths: Sequence[int], seconds: Sequence[float]) -> list[float]:
     return smooth
 
 
-def least_seconds(works: Sequence[Callable[[], None]], repeats: int) -> list[float]:
-    """The least time that each work took in ``repeats`` rounds over all of them, after one to warm up.
-
-    The least, because what else runs on a machine only ever adds to it, and costs are compared with each other.
-    """
-    taken = np.full((repeats + 1, len(works)), np.inf)
-    for turn in range(repeats + 1):
-        for number, work in enumerate(works):
-            began = time.perf_counter()
-            work()
-            taken[turn, number] = time.perf_counter() - began
-    return taken[1:].min(0).tolist()
-
-
 @dataclass(frozen=True)
 class Tuning:
-    """What was found, and what it holds for.
+    """What was found, and what it holds for."""
 
-    Args:
-        shape: the fastest.
-        costs: a single sequence's, with ``shape``'s width.
-        holds_for: `conditions` under which it was measured.
-    """
-
-    shape: DraftShape
-    costs: Costs
-    holds_for: dict[str, Any]
+    shape: DraftShape  # the fastest
+    costs: Costs  # a single sequence's, with the shape's width
+    holds_for: dict[str, Any]  # `conditions` under which it was measured
 
     def as_record(self) -> dict[str, Any]:
         """As `from_folder` reads it."""

@@ -21,15 +21,11 @@ Embed = Callable[[Tensor], Tensor]  # tokens (...) to a verifier's input embeddi
 class Draft(Protocol):
     """Makes beams: `BeamDrafter`, or another way."""
 
-    def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
-        """W beams of L tokens, or of fewer where ``deeper`` says so, from hidden states (B, H) and root tokens (B,)."""
-
-
-class DraftMethod(Draft, Protocol):
-    """Drafts for one generation after another."""
-
     def follow(self, state: GenerationState) -> None:
         """A generation begins, whose replies these are."""
+
+    def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
+        """W beams of L tokens, or of fewer where ``deeper`` says so, from hidden states (B, H) and root tokens (B,)."""
 
 
 class DraftController(Protocol):
@@ -64,8 +60,7 @@ class FixedController:
     def budget(self, beams: Beams) -> int:
         """The shape's nodes, or all there are."""
         limit = self.shape.max_tree_nodes if self.shape is not None else None
-        everything = 1 + beams.tokens[0].numel()
-        return everything if limit is None else min(limit, everything)
+        return limit or 1 + beams.tokens[0].numel()
 
     def observe(self, step: Step) -> None:
         """Nothing to learn."""
@@ -145,11 +140,6 @@ class BeamDrafter:
                 self._reads = self.drafter.read(self.embed(draft_ids))
             self._version = version
 
-    def _read(self, tokens: Tensor) -> Tensor:  # (B, W) -> (B, W, H)
-        if self._reads is not None:
-            return self._reads[tokens]
-        return self.drafter.read(self.embed(self.drafter.draft_ids[tokens]))
-
     def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:
         return beam_search(self.steps(hidden, root), self.drafter.draft_ids, width, length, deeper)
 
@@ -159,8 +149,11 @@ class BeamDrafter:
         context = self.drafter.context(hidden)[:, None]  # (B, 1, E)
 
         def step(tokens: Tensor | None, state: Tensor | None) -> tuple[Tensor, Tensor]:
-            # The root may be any of the verifier's tokens.
-            read = self.drafter.read(self.embed(root[:, None])) if tokens is None else self._read(tokens)
+            if tokens is not None and self._reads is not None:
+                read = self._reads[tokens]
+            else:  # the root may be any of the verifier's tokens
+                ids = root[:, None] if tokens is None else self.drafter.draft_ids[tokens]
+                read = self.drafter.read(self.embed(ids))  # (B, W, H)
             logits, state = self.drafter.step(read, torch.zeros_like(read) if state is None else state, context)
             return logits.float().log_softmax(-1), state
 

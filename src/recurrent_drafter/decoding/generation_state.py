@@ -70,7 +70,7 @@ class Step:
 class DecodeStats:
     """What a generation took: steps after prefill, and the tokens emitted in them, summed over the rows.
 
-    ``drafts`` has an entry for each row: of every step, how many tokens deep the draft was and how many were accepted.
+    ``drafts`` has an entry for each row: of every step, how many tokens deep the draft was and how many were emitted.
     """
 
     steps: int
@@ -85,9 +85,6 @@ class DecodeStats:
 
 class GenerationState:
     """The replies of a batch as they grow; which rows have ended, and what became of each row's drafts.
-
-    ``drafts`` holds for every verification of a row, prefill's own aside, how many tokens deep its beams were and how
-    many draft tokens of them were emitted.
 
     Args:
         prompts: (B, S), pads included.
@@ -109,9 +106,10 @@ class GenerationState:
         self.end_ids = frozenset(end_ids)
         self.criteria = tuple(criteria)
         self.generated: list[list[int]] = [[] for _ in range(batch)]
-        self.drafts: list[list[tuple[int, int]]] = [[] for _ in range(batch)]
+        self.drafts: list[list[tuple[int, int]]] = [[] for _ in range(batch)]  # as in `DecodeStats`
         self.rows = list(range(batch))  # those that have not ended; row i of the loop is row rows[i] of the batch
         self.stayed: list[int] | None = None  # which of the loop's rows the last step left, if it ended any
+        self._texts = GrowingRows(prompts)
 
     @classmethod
     def from_hf(
@@ -145,14 +143,14 @@ class GenerationState:
         return list(map(len, self.drafts))
 
     @property
-    def remaining(self) -> int:
-        """The most tokens that any unfinished row may still emit."""
-        return self.max_new_tokens - min(len(self.generated[row]) for row in self.rows)
-
-    @property
     def lengths(self) -> list[int]:
         """Tokens generated so far by each unfinished row."""
         return [len(self.generated[row]) for row in self.rows]
+
+    @property
+    def remaining(self) -> int:
+        """The most tokens that any unfinished row may still emit."""
+        return self.max_new_tokens - min(self.lengths)
 
     @property
     def stats(self) -> DecodeStats:
@@ -175,10 +173,6 @@ class GenerationState:
         return self._vocabularies.extended(row, self.generated[row], drawn)
 
     @cached_property
-    def _texts(self) -> "GrowingRows":
-        return GrowingRows(self.prompts)
-
-    @cached_property
     def _vocabularies(self) -> "GrowingRows":
         return GrowingRows(self.prompts, [set(prompt) for prompt in self.prompts.tolist()])
 
@@ -190,25 +184,19 @@ class GenerationState:
         emitted: list[list[int]] = [[] for _ in self.generated]
         stayed = []
         for index, row in enumerate(self.rows):
-            begins = not self.generated[row]
-            ended, emitted[row] = self._emit_row(index, step.tokens[index][: step.n_accepted[index] + 1])
-            if not begins:
-                self.drafts[row].append((step.drafted, min(step.n_accepted[index], len(emitted[row]))))
-            if not ended:
+            reply, before = self.generated[row], len(self.generated[row])
+            for token in step.tokens[index][: step.n_accepted[index] + 1]:
+                reply.append(token)
+                if token in self.end_ids or len(reply) == self.max_new_tokens or self._asked_to_stop(index):
+                    break
+            else:
                 stayed.append(index)
+            emitted[row] = reply[before:]
+            if before:
+                self.drafts[row].append((step.drafted, min(step.n_accepted[index], len(emitted[row]))))
         self.stayed = stayed if len(stayed) < len(self.rows) else None
         self.rows = [self.rows[index] for index in stayed]
         return emitted
-
-    def _emit_row(self, index: int, tokens: Sequence[int]) -> tuple[bool, list[int]]:
-        row = self.rows[index]
-        reply = self.generated[row]
-        before = len(reply)
-        for token in tokens:
-            reply.append(token)
-            if token in self.end_ids or len(reply) == self.max_new_tokens or self._asked_to_stop(index):
-                return True, reply[before:]
-        return False, reply[before:]
 
     def _asked_to_stop(self, index: int) -> bool:
         if not self.criteria:
@@ -219,7 +207,8 @@ class GenerationState:
                 asked, row = prefix, 0
             else:  # it may ask which row it is given: it finds this one at its place
                 asked, row = prefix.repeat(batch, 1), self.rows[index]
-            if _of_row(criterion(asked, None), row):
+            answers = torch.as_tensor(criterion(asked, None)).flatten()  # one for each row, or one for all
+            if answers[row] if len(answers) > 1 else answers.any():
                 return True
         return False
 
@@ -251,12 +240,6 @@ class GrowingRows:
         if end > start:
             self._ids[row, start:end] = torch.tensor([*new, *drawn]).to(self._ids.device, non_blocking=True)
         return self._ids[row, None, :end]
-
-
-def _of_row(answer: Tensor | bool, row: int) -> bool:
-    """What a criterion says of one row: it answers for each, or for all at once."""
-    answers = torch.as_tensor(answer).flatten()
-    return bool(answers[row] if len(answers) > 1 else answers.any())
 
 
 def as_tuple(ids: int | Sequence[int] | None) -> tuple[int, ...]:

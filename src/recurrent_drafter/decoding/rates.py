@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import isotonic_regression
 
-from recurrent_drafter.decoding.costs import Floats, isotonic
+from recurrent_drafter.decoding.costs import Floats
 
 PROBE_COST = 0.02  # at most this share of the time goes into steps of lengths that were slower
 COMPARE = 64  # steps between those of a shorter length than the best: they tell of times, which change slowly
@@ -115,7 +116,7 @@ class AcceptanceByClaim(AcceptanceCounts):
 
     def __call__(self, log_probs: npt.NDArray[Any]) -> Floats:
         if self._rates is None:
-            self._rates = isotonic(self.hits, self.trials)
+            self._rates = isotonic_regression(self.hits / self.trials, weights=self.trials).x
         return self._rates[np.digitize(log_probs, self.EDGES)]
 
     def verified(self, log_probs: npt.NDArray[Any], accepted: npt.NDArray[np.bool_]) -> None:

@@ -1,9 +1,11 @@
 """A drafter at work inside transformers' own ``generate``."""
 
 import copy
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from recurrent_drafter.decoding import preconditions
 from recurrent_drafter.decoding.costs import Costs, Tuning, measure_costs
-from recurrent_drafter.decoding.decode import BeamDrafter, DraftController, DraftMethod, Embed, FixedController, decode
+from recurrent_drafter.decoding.decode import BeamDrafter, Draft, DraftController, Embed, FixedController, decode
 from recurrent_drafter.decoding.draft_controller import LONGEST, TreeController
 from recurrent_drafter.decoding.generation_state import DecodeStats, GenerationState, as_tuple, bind_stop_strings
 from recurrent_drafter.decoding.sampler import Sampler
@@ -50,7 +52,7 @@ class RecurrentDraftingSpeculator:
         self,
         drafter: RecurrentDrafter | None,
         shape: DraftShape | None = None,
-        drafting: Callable[[RecurrentDrafter, Embed], DraftMethod] = BeamDrafter,
+        drafting: Callable[[RecurrentDrafter, Embed], Draft] = BeamDrafter,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.drafter = drafter
@@ -63,7 +65,7 @@ class RecurrentDraftingSpeculator:
         self.stats = DecodeStats(steps=0, tokens=0)
         self._verifier: Verifier | None = None
         self.packed: list[PackedLinears] = []  # the layers that compute from packed weights while decoding
-        self._draft: DraftMethod | None = None
+        self._draft: Draft | None = None
         self._controllers: dict[float, TreeController] = {}  # by temperature
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RecurrentDraftingSpeculator":
@@ -114,14 +116,8 @@ class RecurrentDraftingSpeculator:
         """Write the drafter's weights (safetensors) and config; a shape that was fixed becomes the saved one."""
         if self.drafter is None:
             raise ValueError("there is no drafter to save: this speculator decodes autoregressively")
-        if (shape := self.shape) is not None:
-            self.drafter.config.update(
-                {
-                    "beam_width": shape.beam_width,
-                    "beam_length": shape.beam_length,
-                    "max_tree_nodes": shape.max_tree_nodes,
-                }
-            )
+        if self.shape is not None:
+            self.drafter.config.update(dataclasses.asdict(self.shape))
         self.drafter.save_pretrained(path, **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> Any:
@@ -131,7 +127,7 @@ class RecurrentDraftingSpeculator:
         return self.drafter.push_to_hub(repo_id, **options)  # type: ignore[arg-type]
 
     def attach_verifier(self, model: PreTrainedModel) -> None:
-        """Join with a model, to whose device and dtype the drafter moves.
+        """Join with a model, to whose device and dtype the drafter moves; a tuning is used where it holds.
 
         Raises ValueError when the drafter was made for another width or vocabulary.
         """
@@ -140,19 +136,14 @@ class RecurrentDraftingSpeculator:
             check_pair(self.drafter.config, verifier.hidden_size, verifier.vocab_size)
             self.drafter.to(device=verifier.device, dtype=model.dtype).eval()  # type: ignore[arg-type, call-arg]
             self._draft = self.drafting(self.drafter, verifier.embed)
+        if self.tuning is not None:
+            reason = self.tuning.mismatch(model)
+            self.costs, self._tuned_shape = (self.tuning.costs, self.tuning.shape) if reason is None else (None, None)
+            if reason is not None:  # costs are measured anew
+                logger.info("%s is not used: %s", TUNING_FILE, reason)
         self._verifier = verifier
-        self._take_tuning(model)
         self.packed = [PackedLinears(module) for module in (model, self.drafter) if module is not None]
         self._controllers = {}
-
-    def _take_tuning(self, model: PreTrainedModel) -> None:
-        """Use what was tuned if it was on this hardware, dtype and architecture; otherwise costs are measured anew."""
-        if self.tuning is None:
-            return
-        reason = self.tuning.mismatch(model)
-        self.costs, self._tuned_shape = (self.tuning.costs, self.tuning.shape) if reason is None else (None, None)
-        if reason is not None:
-            logger.info("%s is not used: %s", TUNING_FILE, reason)
 
     @property
     def verifier(self) -> Verifier:
@@ -212,10 +203,7 @@ class RecurrentDraftingSpeculator:
         ``streamer``, and ``stop_strings`` with their ``tokenizer``, work here: inside ``custom_generate`` transformers
         drops them.
         """
-
-        def method(model: PreTrainedModel, input_ids: Tensor, **arguments: Any) -> Tensor | GenerateDecoderOnlyOutput:
-            return self(model, input_ids, streamer=streamer, seed=seed, row_ids=row_ids, **arguments)
-
+        method = partial(self, streamer=streamer, seed=seed, row_ids=row_ids)
         return self._through_hf(method, input_ids, attention_mask, options)
 
     def stream(
@@ -235,21 +223,15 @@ class RecurrentDraftingSpeculator:
         if len(input_ids) != 1:
             raise ValueError(f"a batch of {len(input_ids)} prompts cannot be streamed: expected one")
 
-        def method(
-            model: PreTrainedModel,
-            input_ids: Tensor,
-            generation_config: GenerationConfig,
-            logits_processor: LogitsProcessorList,
-            stopping_criteria: StoppingCriteriaList,
-            **model_kwargs: Any,
-        ) -> Iterator[list[list[int]]]:
+        def method(model: PreTrainedModel, input_ids: Tensor, **prepared: Any) -> Iterator[list[list[int]]]:
             if len(input_ids) != 1:
                 raise ValueError(f"{len(input_ids)} sequences cannot be streamed: expected num_return_sequences=1")
-            state = GenerationState.from_hf(input_ids, stopping_criteria, generation_config)
+            config = prepared.pop("generation_config")
+            state = GenerationState.from_hf(input_ids, prepared.pop("stopping_criteria"), config)
             if end_ids is not None:
                 state.end_ids = frozenset(end_ids)
-            sampler = Sampler.from_hf(state, logits_processor, generation_config, seed, None)
-            return self._steps(model, generation_config, state, sampler, model_kwargs)
+            sampler = Sampler.from_hf(state, prepared.pop("logits_processor"), config, seed, None)
+            return self._steps(model, config, state, sampler, prepared)
 
         return (emitted[0] for emitted in self._through_hf(method, input_ids, attention_mask, options))
 

@@ -5,10 +5,9 @@ own replies, and takes t(N) and the drafting. So hundreds of shapes are compared
 only the few best have to prove themselves.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import AUTO, PLAIN, Decoding
-from recurrent_drafter.measure.replies import HeldOutReplies, accepted_along, greedy_replies
+from recurrent_drafter.measure.replies import HeldOutReplies, Reply, accepted_along, greedy_replies
 from recurrent_drafter.measure.ruler import Estimate, Trial, compare, ratio, tokens_per_step
 from recurrent_drafter.measure.verification import Comparison
 from recurrent_drafter.models.config import DraftShape
@@ -149,9 +148,8 @@ class Search:
 
     @property
     def drafter(self) -> RecurrentDrafter:
-        drafter = self.speculator.drafter
-        assert drafter is not None
-        return drafter
+        assert self.speculator.drafter is not None
+        return self.speculator.drafter
 
     def run(self) -> tuple[list["BatchFindings"], Costs]:
         """Acceptance once; costs, predictions and their check at every batch size; and a single sequence's costs."""
@@ -167,12 +165,10 @@ class Search:
 
     def _acceptances(self) -> dict[int, DraftRanks]:
         verifier, decoding = self.speculator.verifier, self.decoding
+        replies: list[Reply] = []
         batches = [self.prompts[start : start + REPLIES] for start in range(0, len(self.prompts), REPLIES)]
-        replies = [
-            reply
-            for prompts in self.tracked(batches, "the verifier's own replies")
-            for reply in greedy_replies(verifier, prompts, decoding.new_tokens, decoding.end_ids)
-        ]
+        for prompts in self.tracked(batches, "the verifier's own replies"):
+            replies += greedy_replies(verifier, prompts, decoding.new_tokens, decoding.end_ids)
         held_out, longest = HeldOutReplies(verifier, replies), max(self.lengths)
         widths = self.tracked(self.widths, "acceptance at each width")
         return {width: measure_acceptance(held_out, self.drafter, width, longest) for width in widths}
@@ -181,11 +177,8 @@ class Search:
         """In the middle of replies to prompts of the usual length."""
         context = sorted(map(len, self.prompts))[len(self.prompts) // 2] + self.decoding.new_tokens // 2
         most = min(MOST_NODES, 1 + max(self.widths) * max(self.lengths))
-        rows = [count for count in MEASURED_ROWS if count <= most]
-        return packed_costs(
-            self.speculator.verifier, self.drafter, context, batch=batch, rows=rows, widths=self.widths,
-            lengths=self.lengths,
-        )  # fmt: skip
+        timed = {"rows": [n for n in MEASURED_ROWS if n <= most], "widths": self.widths, "lengths": self.lengths}
+        return packed_costs(self.speculator.verifier, self.drafter, context, batch=batch, **timed)
 
     def _check(self, batch: int, best: Sequence[Prediction], single: Costs) -> list[Trial]:
         """Decode with the best shapes and `auto`, interleaved with autoregression, whose output is the reference."""
@@ -235,24 +228,18 @@ class BatchFindings:
         return [found for found in compared if found.verdict.divergence is not None]
 
     def as_record(self) -> dict[str, Any]:
-        drafts = [
-            {"beam_width": width, "beam_length": length, "seconds": seconds}
-            for (width, length), seconds in self.costs.drafts.items()
-        ]
+        drafts = [{"beam_width": w, "beam_length": n, "seconds": taken} for (w, n), taken in self.costs.drafts.items()]
         decoded = {
             arm: {
                 "tokens_per_step": tokens_per_step(self.trials, arm),
-                "speedup": dataclasses.astuple(self.speedup(arm)),
-                "decoding_only": dataclasses.astuple(self.speedup(arm, decoding_only=True)),
+                "speedup": astuple(self.speedup(arm)),
+                "decoding_only": astuple(self.speedup(arm, decoding_only=True)),
             }
             for arm in self.arms
         }
-        return {
-            "batch_size": self.batch,
-            "costs": {"rows": self.costs.rows, "verify": self.costs.verify, "draft": drafts},
-            "predicted": [dataclasses.asdict(cell) for cell in self.cells.values()],
-            "decoded": decoded,
-        }
+        costs = {"rows": self.costs.rows, "verify": self.costs.verify, "draft": drafts}
+        predicted = list(map(asdict, self.cells.values()))
+        return {"batch_size": self.batch, "costs": costs, "predicted": predicted, "decoded": decoded}
 
 
 def label(shape: DraftShape) -> str:

@@ -32,29 +32,24 @@ class Comparison:
     def kind(self) -> str:
         return "BUG" if self.verdict.outcome == BUG else self.verdict.outcome
 
+    def as_row(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """For a file: a divergence's place, margin and both tokens, which are nothing where a reply has ended."""
+        row = {"prompt": self.prompt, "reference": self.reference, "candidate": self.candidate, "verdict": self.kind}
+        if (found := self.verdict.divergence) is not None:
+            row |= {"position": found.position, "margin": found.margin, "tolerance": found.tolerance}
+            for side, token in (("expected", found.expected), ("found", found.found)):
+                known = token != NOTHING
+                row[side] = {"id": token if known else None, "text": tokenizer.decode([token]) if known else None}
+        return row
+
     def explained(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """A divergence in one line; prompts and tokens are counted from 0."""
-        found = self.verdict.divergence
+        row, found = self.as_row(tokenizer), self.verdict.divergence
         assert found is not None
-        tokens = [
-            "nothing" if token == NOTHING else f"{token} {tokenizer.decode([token])!r}"
-            for token in (found.expected, found.found)
-        ]
-        return (
-            f"prompt {self.prompt}, token {found.position}: {self.reference} has {tokens[0]}, "
-            f"{self.candidate} {tokens[1]}: {found.verdict}"
-        )
-
-    def as_row(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        names = {"prompt": self.prompt, "reference": self.reference, "candidate": self.candidate}
-        if (found := self.verdict.divergence) is None:
-            return {**names, "verdict": self.kind}
-        sides = {
-            side: {"id": None, "text": None} if token == NOTHING else {"id": token, "text": tokenizer.decode([token])}
-            for side, token in (("expected", found.expected), ("found", found.found))
-        }
-        where = {"position": found.position, "margin": found.margin, "tolerance": found.tolerance}
-        return {**names, "verdict": self.kind, **where, **sides}
+        sides = (row["expected"], row["found"])
+        has, instead = ("nothing" if side["id"] is None else "{id} {text!r}".format(**side) for side in sides)
+        where = f"prompt {self.prompt}, token {found.position}"
+        return f"{where}: {self.reference} has {has}, {self.candidate} {instead}: {found.verdict}"
 
 
 @dataclass

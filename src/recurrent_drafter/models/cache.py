@@ -5,11 +5,12 @@ last tree it accepted: accepting moves the accepted columns to the front of thos
 in place and grown by doubling. Columns past those that a row keeps are stale, and the mask hides them.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
@@ -31,7 +32,7 @@ class TreeCache(Cache):
         self._lengths: list[int] = []
         self._stores: list[Tensor] = []
         self._first: dict[int, tuple[Tensor, Tensor]] = {}  # layer: keys and values of the first pass
-        self._where: dict[tuple[int, str], tuple[int, int]] = {}  # (layer, keys or values): store, index in it
+        self._where: dict[int, list[tuple[int, int]]] = defaultdict(list)  # layer: its keys' store and place, values'
 
     @property
     def lengths(self) -> list[int]:
@@ -58,18 +59,20 @@ class TreeCache(Cache):
             return keys, values
         end = self.longest + keys.shape[2]
         if end > self.capacity:
-            self.capacity = max(2 * self.capacity, end)
-            self._stores = [self._grown(store) for store in self._stores]
-        return self._put(layer, "keys", keys, end), self._put(layer, "values", values, end)
+            more = max(self.capacity, end - self.capacity)
+            self._stores = [nn.functional.pad(store, (0, 0, 0, more)) for store in self._stores]
+            self.capacity += more
+        own_keys, own_values = (self._stores[store][index] for store, index in self._where[layer])
+        return put_after(own_keys, self.base, keys)[:, :, :end], put_after(own_values, self.base, values)[:, :, :end]
 
     def keep_all(self) -> None:
         """Keep every column of the first pass, and allocate for those to come."""
         groups: dict[tuple[Any, ...], list[Tensor]] = {}
         for layer, pair in self._first.items():
-            for part, block in zip(("keys", "values"), pair, strict=True):
+            for block in pair:
                 kind = (*block.shape, block.dtype, block.device)
                 group = groups.setdefault(kind, [])
-                self._where[layer, part] = list(groups).index(kind), len(group)
+                self._where[layer].append((list(groups).index(kind), len(group)))
                 group.append(block)
         for (batch, heads, columns, width, *_), blocks in groups.items():
             store = blocks[0].new_zeros(len(blocks), batch, heads, self.capacity, width)
@@ -111,20 +114,15 @@ class TreeCache(Cache):
         self._stores = [store.repeat_interleave(times, dim=1) for store in self._stores]
         self.lengths = [length for length in self._lengths for _ in range(times)]
 
-    def _put(self, layer: int, part: str, block: Tensor, end: int) -> Tensor:
-        store, index = self._where[layer, part]
-        own = self._stores[store][index]
-        if isinstance(self.base, int):
-            own[:, :, self.base : end] = block
-        else:
-            columns = self.base.to(own.device) + torch.arange(block.shape[2], device=own.device)  # (B, N)
-            own.scatter_(2, columns[:, None, :, None].expand_as(block), block)
-        return own[:, :, :end]
 
-    def _grown(self, store: Tensor) -> Tensor:
-        grown = store.new_zeros(*store.shape[:3], self.capacity, store.shape[4])
-        grown[:, :, :, : store.shape[3]] = store
-        return grown
+def put_after(own: Tensor, base: int | Tensor, block: Tensor) -> Tensor:  # (B, h, columns, ...), (B, h, N, ...)
+    """Write a block after the first ``base`` columns, (B, 1) where rows differ in them; returns ``own``."""
+    if isinstance(base, int):
+        own[:, :, base : base + block.shape[2]] = block
+    else:
+        columns = base.to(own.device) + torch.arange(block.shape[2], device=own.device)  # (B, N)
+        own.scatter_(2, columns.view(len(columns), 1, -1, *[1] * (block.dim() - 3)).expand_as(block), block)
+    return own
 
 
 class _Columns(CacheLayerMixin):

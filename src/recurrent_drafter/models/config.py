@@ -11,9 +11,10 @@ from transformers import PreTrainedConfig
 SPECULATORS_VERSION = "0.9.0"  # of the package whose format is written and read
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+def _require_at_least(least: int, owner: object, *names: str) -> None:
+    for name in names:
+        if (value := getattr(owner, name)) < least:
+            raise ValueError(f"{name} is {value}, expected at least {least}")
 
 
 @strict
@@ -56,14 +57,10 @@ class RecurrentDraftingConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: object) -> None:
         self.exit_dim = self.exit_dim or self.hidden_size
         self.draft_vocab_size = self.draft_vocab_size or self.vocab_size
-        _require(self.hidden_size > 0, f"hidden_size is {self.hidden_size}, expected at least 1")
-        _require(self.vocab_size > 0, f"vocab_size is {self.vocab_size}, expected at least 1")
-        _require(self.exit_dim > 0, f"exit_dim is {self.exit_dim}, expected at least 1")
-        _require(self.num_draft_layers >= 0, f"num_draft_layers is {self.num_draft_layers}, expected at least 0")
-        _require(
-            1 <= self.draft_vocab_size <= self.vocab_size,
-            f"draft_vocab_size is {self.draft_vocab_size}, expected 1 to {self.vocab_size} (the verifier's vocabulary)",
-        )
+        _require_at_least(1, self, "hidden_size", "vocab_size", "exit_dim")
+        _require_at_least(0, self, "num_draft_layers")
+        if not 1 <= (size := self.draft_vocab_size) <= self.vocab_size:
+            raise ValueError(f"draft_vocab_size is {size}, expected 1 to {self.vocab_size} (the verifier's vocabulary)")
         for name in [*kwargs]:
             if name.startswith("speculators_") or name == "transformer_layer_config":
                 del kwargs[name]
@@ -72,16 +69,15 @@ class RecurrentDraftingConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """What config.json holds: the fields, and for a drafter that names its verifier the speculators format."""
         written: dict[str, Any] = super().to_dict()
-        return written | self._speculators_format() if self.verifier_name_or_path else written
-
-    def _speculators_format(self) -> dict[str, Any]:
+        if not self.verifier_name_or_path:
+            return written
         chain = {  # of which a token is accepted where it is the verifier's own, and no other
             "proposal_type": "greedy",
             "speculative_tokens": self.beam_length,
             "verifier_accept_k": 1,
             "accept_tolerance": 0.0,
         }
-        return {
+        return written | {
             "speculators_model_type": self.model_type,
             "speculators_version": SPECULATORS_VERSION,
             "speculators_config": {
@@ -118,13 +114,11 @@ class DraftShape:
 
     def __post_init__(self) -> None:
         for name in ("beam_width", "beam_length"):
-            _require(isinstance(getattr(self, name), int), f"{name} is {getattr(self, name)!r}, expected an integer")
-        _require(self.beam_width >= 1, f"beam_width is {self.beam_width}, expected at least 1")
-        _require(self.beam_length >= 1, f"beam_length is {self.beam_length}, expected at least 1")
-        _require(
-            self.max_tree_nodes is None or self.max_tree_nodes >= 2,
-            f"max_tree_nodes is {self.max_tree_nodes}, expected at least 2 (the root and one draft token)",
-        )
+            if not isinstance(value := getattr(self, name), int):
+                raise ValueError(f"{name} is {value!r}, expected an integer")
+        _require_at_least(1, self, "beam_width", "beam_length")
+        if (most := self.max_tree_nodes) is not None and most < 2:
+            raise ValueError(f"max_tree_nodes is {most}, expected at least 2 (the root and one draft token)")
 
     @property
     def nodes(self) -> int:

@@ -3,7 +3,7 @@
 This file and ``cache.py`` are the only ones that know how Hugging Face models are called.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from recurrent_drafter.core.tree import DraftTree
-from recurrent_drafter.models.cache import TreeCache
+from recurrent_drafter.models.cache import TreeCache, put_after
 from recurrent_drafter.models.compatibility import why_unsuitable
 
 
@@ -88,7 +88,7 @@ class Verifier:
     def hiddens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # (B, S) -> (B, S, H)
         """Last hidden states of whole sequences, as the LM head reads them, without paying for the head."""
         positions = None if attention_mask is None else positions_under(attention_mask)
-        with self._head_input(keep_rows=1) as captured:
+        with self._head_reading(lambda given: given[:, -1:]) as captured:
             self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
         return captured[0]
 
@@ -98,15 +98,8 @@ class Verifier:
         The model reads one token meanwhile, whose place before the head ``hiddens`` take.
         """
         token = torch.zeros(1, 1, dtype=torch.int64, device=self.device)
-
-        def instead(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (hiddens.flatten(0, -2)[None].to(args[0].dtype), *args[1:])
-
-        handle = self.head.register_forward_pre_hook(instead)
-        try:
+        with self._head_reading(lambda given: hiddens.flatten(0, -2)[None].to(given.dtype)):
             output = self.model(input_ids=token, use_cache=False)
-        finally:
-            handle.remove()
         return output.logits.view(*hiddens.shape[:-1], -1)
 
     @contextmanager
@@ -154,7 +147,7 @@ class Verifier:
             distance: (B, N, kept + N), how many tokens back each column lies; needed where there is a ``window``.
             last_only: logits for the last token only, (B, 1, V).
         """
-        with self._head_input(keep_rows=1 if last_only else None) as captured:
+        with self._head_reading(lambda given: given[:, -1:] if last_only else given) as captured:
             output = self.model(
                 input_ids=tokens,
                 position_ids=positions,
@@ -195,13 +188,13 @@ class Verifier:
         return VerifierSession(self, cache, own, is_causal=visible is None), result
 
     @contextmanager
-    def _head_input(self, keep_rows: int | None) -> Iterator[list[Tensor]]:
-        """Collect what the LM head is given; let it compute only the last ``keep_rows`` positions if asked."""
+    def _head_reading(self, instead: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
+        """Collect what the LM head is given; it computes from what ``instead`` makes of that."""
         captured: list[Tensor] = []
 
-        def collect(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        def collect(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             captured.append(args[0])
-            return None if keep_rows is None else (args[0][:, -keep_rows:], *args[1:])
+            return (instead(args[0]), *args[1:])
 
         handle = self.head.register_forward_pre_hook(collect)
         try:
@@ -256,7 +249,7 @@ class VerifierSession:
             if not isinstance(base, int):
                 stale = torch.arange(width, device=bias.device) >= base  # (B, columns), the tree's own among them
                 bias.masked_fill_(stale[:, None], self.verifier.hidden_bias)
-            self._put(bias, self.verifier.as_bias(tree.ancestors))
+            put_after(bias, base, self.verifier.as_bias(tree.ancestors))
         return bias
 
     def keep(self, path: Tensor, n_accepted: list[int]) -> None:
@@ -274,17 +267,8 @@ class VerifierSession:
     def _distance(self, positions: Tensor, width: int) -> Tensor:  # (B, N) -> (B, N, columns)
         """How many tokens each column lies before each node; a column of the text stands where its number says."""
         columns = torch.arange(width, device=positions.device) - self._pads
-        self._put(columns[:, None], positions[:, None])
+        put_after(columns[:, None], self.cache.base, positions[:, None])  # the tree's own, after each row's text
         return positions[:, :, None] - columns[:, None]
-
-    def _put(self, rows: Tensor, block: Tensor) -> None:  # (B, n, columns), (B, n, N)
-        """Write what holds for the tree's own columns, which come after each row's text."""
-        base, nodes = self.cache.base, block.shape[2]
-        if isinstance(base, int):
-            rows[:, :, base : base + nodes] = block
-        else:
-            columns = base + torch.arange(nodes, device=block.device)  # (B, N)
-            rows.scatter_(2, columns[:, None].expand_as(block), block)
 
 
 def positions_under(attention_mask: Tensor) -> Tensor:  # (B, S) -> (B, S)

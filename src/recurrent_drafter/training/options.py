@@ -19,16 +19,16 @@ BEST = "eval_tokens_per_step"  # what the best checkpoint is chosen by
 QUICK_DEPTHS, QUICK_DRAFT_VOCABULARY = 5, "2048"
 
 
-def option(default: Any, text: str, **more: Any) -> Any:
+def option(default: Any, text: str, *, repr: bool = True, **more: Any) -> Any:
     """A field with its default (``...`` for none: it must be given) and its help.
 
     ``more`` may hold ``least``, which `check_least` holds it to; ``check``, a function that raises for what is wrong
-    with the path it names; and what else the command line reads.
+    with the path it names; and what else the command line reads. Without ``repr`` it is kept out of the class's own.
     """
     metadata = {"help": text, **more}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
-    return field(default=dataclasses.MISSING if default is ... else default, metadata=metadata)
+    return field(default=dataclasses.MISSING if default is ... else default, repr=repr, metadata=metadata)
 
 
 def check_least(options: Any) -> None:
@@ -88,9 +88,7 @@ class DataOptions:
         "sharegpt (default), alpaca, mtbench, wikitext, or 'demo' (the bundled conversations, default for demo)",
         check=check_name,
     )
-    dataset_path: str | None = option(
-        None, "a local file instead: .json, .jsonl, either with .gz, .txt or .parquet", check=check_file
-    )
+    dataset_path: str | None = option(None, "or a local file: .json[.gz] .jsonl[.gz] .txt .parquet", check=check_file)
     eval_dataset_name: str | None = option(
         None, "evaluate on the held-out part of this set; default the training's", check=check_name
     )
@@ -127,9 +125,7 @@ class DrafterOptions:
 class MethodOptions:
     """Which targets are made of the data; without any of these the text itself."""
 
-    use_distilled_dataset: bool = option(
-        False, "the paper's targets: the verifier's own continuation of every position"
-    )
+    use_distilled_dataset: bool = option(False, "the paper's targets: the verifier's continuation of every position")
     distill_num_future_tokens: int = option(5, "tokens per continuation", least=1)
     distill_temperature: float = option(0.0, "0 continues greedily, as in the paper", least=0)
     distill_max_examples: int = option(1000, "conversations to distil at most", least=1)
@@ -177,9 +173,7 @@ class RunningOptions:
     load_best_model_at_end: bool | None = option(
         None, f"end with the checkpoint of the highest {BEST}; default yes, when each is evaluated"
     )
-    early_stopping_patience: int | None = option(
-        None, f"stop after so many evaluations without a higher {BEST}", least=1
-    )
+    early_stopping_patience: int | None = option(None, f"stop after N evaluations without a higher {BEST}", least=1)
 
 
 NEEDS = {

@@ -84,14 +84,10 @@ class RecurrentDraftProposer:
                 tokens, laws = self.chains(hidden, roots, length, metadata.temperature[rows], generators)
                 self.laws.remember([runner.input_batch.req_ids[row] for row in rows], laws)
             else:
-                tokens = self.beams(hidden, roots, length)
+                tokens = self.search(hidden, roots, self.width, length).paths[:, 0]  # the best beam
             for row, chain in zip(rows, tokens.tolist(), strict=True):
                 chains[row] = chain[: room_before_end(runner.requests[runner.input_batch.req_ids[row]], length)]
         return chains
-
-    def beams(self, hidden: Tensor, roots: Tensor, length: int) -> Tensor:  # (R, H), (R,) -> (R, L)
-        """The best beam from each root."""
-        return self.search(hidden, roots, self.width, length).paths[:, 0]
 
     def chains(
         self, hidden: Tensor, roots: Tensor, length: int, temperature: Tensor, generators: dict[int, torch.Generator]
@@ -107,40 +103,16 @@ class RecurrentDraftProposer:
         return sampled_chain(self.search.steps(hidden, roots), self.drafter.draft_ids, length, temperature, draw)
 
 
-def propose_draft_token_ids(
-    original: Any,
-    runner: Any,
-    scheduler_output: Any,
-    sampled_token_ids: Any,
-    sampling_metadata: Any,
-    hidden_states: Tensor,
-    sample_hidden_states: Tensor,
-    aux_hidden_states: Any,
-    spec_decode_metadata: Any,
-    common_attn_metadata: Any,
-    slot_mappings: Any,
-) -> Any:
+def propose_draft_token_ids(original: Any, runner: Any, *arguments: Any) -> Any:
     """A chain for every request that got a token in this step, at most K long; none for the others."""
     proposer = runner.drafter
     if not isinstance(proposer, RecurrentDraftProposer):
-        return original(
-            runner,
-            scheduler_output,
-            sampled_token_ids,
-            sampling_metadata,
-            hidden_states,
-            sample_hidden_states,
-            aux_hidden_states,
-            spec_decode_metadata,
-            common_attn_metadata,
-            slot_mappings,
-        )
-    drafted = spec_decode_metadata.num_draft_tokens if spec_decode_metadata else [0] * len(sampled_token_ids)
-    length = proposer.planned_length(scheduler_output, drafted, sampled_token_ids)
+        return original(runner, *arguments)
+    scheduled, sampled, sampling, _, states, _, verified, *_ = arguments  # in the order that was checked
+    drafted = verified.num_draft_tokens if verified else [0] * len(sampled)
+    length = proposer.planned_length(scheduled, drafted, sampled)
     proposer.laws.forget(runner)
-    proposer.laws.newest = proposer.drafts(
-        runner, sample_hidden_states, sampling_metadata, drafted, sampled_token_ids, length
-    )
+    proposer.laws.newest = proposer.drafts(runner, states, sampling, drafted, sampled, length)
     return proposer.laws.newest
 
 

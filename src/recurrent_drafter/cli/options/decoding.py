@@ -32,9 +32,7 @@ def is_text(line: str) -> bool:
 
 @dataclass(frozen=True)
 class VerifierOptions:
-    base_model: str = option(
-        "demo", "verifier: a hub name, a directory, or 'demo' (the bundled model, default)", check=check_model
-    )
+    base_model: str = option("demo", "verifier: hub name, directory, or 'demo' (bundled; default)", check=check_model)
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,7 @@ class DeviceOptions(VerifierOptions):
 
 @dataclass(frozen=True)
 class PairOptions(DeviceOptions):
-    speculator_path: str | None = option(
-        None, "a trained drafter; for 'demo' the bundled one is used without it", check=check_drafter
-    )
+    speculator_path: str | None = option(None, "a trained drafter; 'demo' has a bundled one", check=check_drafter)
 
     def drafter(self) -> str:
         return drafter_path(self.base_model, self.speculator_path)
@@ -72,9 +68,7 @@ class SourceOptions:
     dataset_name: str | None = option(
         None, "evaluation split of demo (default), sharegpt, alpaca, mtbench or wikitext", check=check_name
     )
-    dataset_path: str | None = option(
-        None, "a local file instead: .json .jsonl .jsonl.gz .txt .parquet", check=check_file
-    )
+    dataset_path: str | None = option(None, "or a local file: .json[.gz] .jsonl[.gz] .txt .parquet", check=check_file)
 
     def __post_init__(self) -> None:
         refuse_both(self, ("dataset_name", "dataset_path"))
@@ -82,9 +76,7 @@ class SourceOptions:
 
 @dataclass(frozen=True)
 class SpeculatorOptions(PairOptions):
-    beam_width: int | None = option(
-        None, "W, beams; giving any of these three fixes the shape, which else follows cost", least=1
-    )
+    beam_width: int | None = option(None, "W, beams; any of these three fixes the shape, else cost decides", least=1)
     beam_length: int | None = option(None, "L, tokens per beam, the root not counted", least=1)
     max_tree_nodes: int | None = option(None, "N, nodes verified per step, root included", least=2)
 
@@ -99,15 +91,11 @@ class SamplingOptions:
     """How the verifier draws its tokens. What is not given is the model's own setting, as in transformers."""
 
     greedy_search: bool = option(False, "always the most probable token; verify then leaves its sampled pass out")
-    temperature: float | None = option(
-        None, "more than 0 samples, 0 is greedy: default 0 (verify: 0.8 in its sampled pass)"
-    )
+    temperature: float | None = option(None, "more than 0 samples, 0 is greedy: default 0 (verify samples at 0.8)")
     top_p: float | None = option(None, "sample from the likeliest tokens of this total mass")
     top_k: int | None = option(None, "sample from so many likeliest tokens; 0: from all")
     min_p: float | None = option(None, "sample from tokens at least this share as likely as the likeliest")
-    repetition_penalty: float | None = option(
-        None, "above 1 makes tokens that have occurred less likely; greedy search heeds it too"
-    )
+    repetition_penalty: float | None = option(None, "above 1 makes earlier tokens less likely, in greedy search too")
     seed: int | None = option(None, "of the draws; the same seed gives the same tokens")
 
     def __post_init__(self) -> None:
@@ -178,21 +166,17 @@ class EvaluationOptions(TrackerOptions):
     """What ``--eval_mt_bench`` and ``--compare`` ask, and where their results go."""
 
     dataset_path: str | None = option(
-        None, "other questions, in FastChat's format (default: MT-Bench's 80, bundled)", check=check_file
+        None, "questions in FastChat's format (default: MT-Bench, bundled)", check=check_file
     )
     max_num_prompts: int | None = option(None, "questions at most, evenly over the categories (default: all)", least=1)
-    max_prompt_length: int | None = option(
-        None, "tokens of a prompt at most (default: what the context leaves)", least=1
-    )
+    max_prompt_length: int | None = option(None, "prompt tokens at most (default: what the context leaves)", least=1)
     batch_size: int = option(1, "questions answered together", least=1)
     output_file: str | None = option(None, "every reply and all figures, as JSON", check=check_writable)
     wandb_project: str | None = option(None, "default: WANDB_PROJECT, otherwise 'recurrent-drafter'")
 
     def __post_init__(self) -> None:
-        require(self.run_name is None or bool(self.services), "--run_name is for trackers: give --report_to too")
-        require(
-            self.wandb_project is None or "wandb" in self.services, "--wandb_project is for W&B: give --use_wandb too"
-        )
+        require(self.run_name is None or bool(self.services), "--run_name is for trackers: add --report_to")
+        require(self.wandb_project is None or "wandb" in self.services, "--wandb_project is for W&B: add --use_wandb")
 
 
 def check_generate(

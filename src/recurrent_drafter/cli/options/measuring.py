@@ -121,20 +121,14 @@ def check_tune(which: decoding.SpeculatorOptions, prompts: PromptOptions, option
 def tuning_folder(which: decoding.SpeculatorOptions, options: TuneOptions) -> Path:
     """Where to save, found to be writable before anything is measured."""
     if which.shape:
-        raise ValueError(
-            "tune finds the shape: give --widths and --lengths to try instead of one --beam_width and so on"
-        )
+        raise ValueError("tune finds the shape: give --widths and --lengths instead of one --beam_width and so on")
     if options.output_dir is not None:
         folder = Path(options.output_dir).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         if options.copy_drafter and (folder / "config.json").exists():
-            raise ValueError(
-                f"{folder} holds a model already, which --copy_drafter would overwrite: name another folder"
-            )
+            raise ValueError(f"{folder} holds a model, which --copy_drafter would overwrite: name another folder")
     elif which.speculator_path is None:
-        raise ValueError(
-            "the bundled drafter stays as it is: give --output_dir DIR (and --copy_drafter, to use it there)"
-        )
+        raise ValueError("the bundled drafter stays as is: give --output_dir DIR (and --copy_drafter, to use it there)")
     else:
         folder = Path(which.speculator_path).expanduser()
         if not folder.is_dir():

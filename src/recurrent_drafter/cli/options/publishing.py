@@ -1,6 +1,6 @@
 """Options of what gives a drafter away: deploy and convert."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -14,19 +14,13 @@ class DeployOptions:
     model_path: str = option(..., "the folder that a drafter was saved to")
     repo_name: str = option(..., "user/name on the Hub; made if it is not there yet")
     private: bool = option(False, "a private repository")
-    token: str | None = field(
-        default=None,
-        repr=False,
-        metadata={
-            "help": "an access token that may write; better HF_TOKEN or `hf auth login`, which no shell remembers"
-        },
+    token: str | None = option(
+        None, "an access token that may write; better HF_TOKEN or `hf auth login`, which no shell remembers", repr=False
     )
     dry_run: bool = option(False, "write the folder that would be uploaded, and upload nothing")
     output_dir: str | None = option(None, "where --dry_run writes it: default the repository's name and -upload")
     commit_message: str = option("Recurrent drafter", "of the upload")
-    base_model: str | None = option(
-        None, "the verifier's name on the Hub, where the drafter was trained with a local copy"
-    )
+    base_model: str | None = option(None, "the verifier's name on the Hub, if training used a local copy")
     license: str | None = option(None, "the weights' license as the Hub names it, such as apache-2.0: yours to say")
     bench_file: str | None = option(
         None,
