@@ -16,7 +16,7 @@ from itertools import zip_longest
 
 @dataclass(frozen=True)
 class Walk:
-    """Steps that decoding would take along known replies, and the tokens that they emit."""
+    """Steps that decoding takes, or would take along known replies, and the tokens that they emit."""
 
     steps: int
     tokens: int

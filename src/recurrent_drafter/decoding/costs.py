@@ -51,9 +51,8 @@ class Costs:
     def verifying(self, rows: npt.ArrayLike) -> Floats:
         """Seconds of verifying so many nodes: linear between the measured ones and beyond the last."""
         wanted, x, y = np.asarray(rows), np.asarray(self.rows, dtype=float), np.asarray(self.verify)
-        inside = np.interp(wanted, x, y)
         slope = (y[-1] - y[-2]) / (x[-1] - x[-2]) if len(x) > 1 else y[-1]
-        return np.where(wanted > x[-1], y[-1] + slope * (wanted - x[-1]), inside)
+        return np.interp(wanted, x, y) + slope * np.maximum(wanted - x[-1], 0)
 
     def drafting(self, width: int, length: int) -> float:
         """Seconds of drafting W beams of L tokens. Raises KeyError for a pair that ``drafts`` lacks."""

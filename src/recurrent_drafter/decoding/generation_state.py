@@ -21,6 +21,7 @@ from transformers.generation.stopping_criteria import (
 )
 
 from recurrent_drafter.core.accept import Accepted
+from recurrent_drafter.core.metrics import Walk
 from recurrent_drafter.core.tree import DraftTree
 
 # What these say of a row depends on that row alone, so it is asked of alone: a whole batch would cost its square.
@@ -67,20 +68,13 @@ class Step:
 
 
 @dataclass(frozen=True)
-class DecodeStats:
+class DecodeStats(Walk):
     """What a generation took: steps after prefill, and the tokens emitted in them, summed over the rows.
 
     ``drafts`` has an entry for each row: of every step, how many tokens deep the draft was and how many were emitted.
     """
 
-    steps: int
-    tokens: int
     drafts: Sequence[Sequence[tuple[int, int]]] = ()
-
-    @property
-    def tokens_per_step(self) -> float:
-        """Tokens per verification; NaN when prefill's token was the only one."""
-        return self.tokens / self.steps if self.steps else float("nan")
 
 
 class GenerationState:

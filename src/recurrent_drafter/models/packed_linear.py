@@ -20,9 +20,9 @@ Forwards = list[tuple[nn.Module, Callable[[Tensor], Tensor]]]
 Fingerprint = tuple[int, int, bytes]
 
 
-def pays(rows: int) -> bool:
+def pays(rows: int, few: range = FEW_ROWS) -> bool:
     """Whether passes over so many rows gain from packed weights: one row does only if threads share it."""
-    return rows in FEW_ROWS and (rows > 1 or torch.get_num_threads() > 1)
+    return rows in few and (rows > 1 or torch.get_num_threads() > 1)
 
 
 @contextmanager
@@ -115,9 +115,6 @@ def _few_row_forward(layer: nn.Linear | Conv1D, packed: Tensor, few: range) -> C
     multiply = torch.ops.mkldnn._linear_pointwise.default
 
     def forward(x: Tensor) -> Tensor:
-        rows = x.numel() // x.shape[-1]
-        if rows not in few or (rows == 1 and torch.get_num_threads() == 1):
-            return default(x)
-        return multiply(x, packed, bias, "none", [], "")
+        return multiply(x, packed, bias, "none", [], "") if pays(x.numel() // x.shape[-1], few) else default(x)
 
     return forward

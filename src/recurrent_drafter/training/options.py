@@ -84,22 +84,16 @@ class DataOptions:
     """What to train and to evaluate on."""
 
     dataset_name: str | None = option(
-        None,
-        "sharegpt (default), alpaca, mtbench, wikitext, or 'demo' (the bundled conversations, default for demo)",
-        check=check_name,
+        None, "sharegpt (default), alpaca, mtbench, wikitext, or 'demo' (bundled; default for demo)", check=check_name
     )
     dataset_path: str | None = option(None, "or a local file: .json[.gz] .jsonl[.gz] .txt .parquet", check=check_file)
-    eval_dataset_name: str | None = option(
-        None, "evaluate on the held-out part of this set; default the training's", check=check_name
-    )
+    eval_dataset_name: str | None = option(None, "evaluate on this set; default the training's", check=check_name)
     eval_dataset_path: str | None = option(None, "evaluate on the held-out part of this file", check=check_file)
     eval_max_examples: int = option(16, "held-out prompts to evaluate on", least=1)
     eval_max_new_tokens: int = option(96, "tokens of the verifier's reply to each of them", least=2)
     model_max_length: int = option(512, "tokens of an example", least=2)
     train_on_assistant_only: bool = option(False, "roots in assistant replies only")
-    chat_template: str | None = option(
-        None, "a Jinja chat template, or a file of one; default the verifier's own", check=read_template
-    )
+    chat_template: str | None = option(None, "Jinja, or a file of it; default the verifier's", check=read_template)
     streaming: bool = option(False, "read the data as training goes: for sets larger than memory, needs --max_steps")
     shuffle_buffer: int = option(1000, "with --streaming: examples that are shuffled together", least=1)
 
@@ -108,17 +102,13 @@ class DataOptions:
 class DrafterOptions:
     """Architecture of the drafter, and what it learns to predict."""
 
-    drafter_predict_n_tokens: int | None = option(
-        None, "K, depths to train: default 4, with distillation as many as are distilled", least=1
-    )
+    drafter_predict_n_tokens: int | None = option(None, "K, depths to train: 4, or as many as distilled", least=1)
     drafter_num_layers: int = option(2, "residual layers in front of the draft head", least=0)
     drafter_top_k: int = option(5, "report accuracies among the 1 to k most probable draft tokens", least=1)
     rnn: bool = option(True, "recurrent state (otherwise a running sum of embeddings)")
     exit_dim_multiplier: float = option(1.0, "E as a multiple of the verifier's width")
     emb_norm: bool = option(False, "normalize the embeddings that enter the recurrence")
-    draft_vocab_size: str | None = option(
-        None, "D, how many of the most frequent target tokens can be drafted: a number, 'all', or 'auto' (default)"
-    )
+    draft_vocab_size: str | None = option(None, "D, how many frequent tokens: a number, 'all' or 'auto' (default)")
 
 
 @dataclass

@@ -95,18 +95,11 @@ def _claimed(directory: Path, settings: Mapping[str, Any], shards: int) -> list[
 
 
 def _write_shard(path: Path, rows: Sequence[RootExample]) -> None:
-    def packed(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(list(tensors)).to(torch.int32)
-
-    shard = {
-        "input_ids": packed([row.input_ids for row in rows]),
-        "lengths": torch.tensor([len(row.input_ids) for row in rows], dtype=torch.int32),
-        "positions": packed([row.positions for row in rows]),
-        "roots": torch.tensor([len(row.positions) for row in rows], dtype=torch.int32),
-        "targets": packed([row.targets for row in rows]),
-    }
+    shard = {name: torch.cat([getattr(row, name) for row in rows]) for name in ("input_ids", "positions", "targets")}
+    shard["lengths"] = torch.tensor([len(row.input_ids) for row in rows])
+    shard["roots"] = torch.tensor([len(row.positions) for row in rows])
     with written_whole(path) as unfinished:
-        save_file(shard, unfinished)
+        save_file({name: tensor.int() for name, tensor in shard.items()}, unfinished)
 
 
 def _read_shard(path: Path) -> list[RootExample]:

@@ -28,8 +28,9 @@ class ServingOptions:
     shed: bool = True
 
     def __post_init__(self) -> None:
+        width = self.beam_width
         for name, holds, expected in (
-            ("beam_width", self.beam_width is None or _is_count(self.beam_width), "an integer of at least 1"),
+            ("beam_width", width is None or (type(width) is int and width >= 1), "an integer of at least 1"),
             ("drafts", self.drafts in ("beam", "sampled", None), "'beam' or 'sampled'"),
             ("shed", isinstance(self.shed, bool), "true or false"),
         ):
@@ -49,7 +50,3 @@ class ServingOptions:
     def into(self, additional_config: Mapping[str, Any]) -> dict[str, Any]:
         """VLLM's ``additional_config`` with these options in it."""
         return {**additional_config, KEY: asdict(self)}
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
