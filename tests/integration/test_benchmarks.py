@@ -184,14 +184,15 @@ def test_memory_names_the_packed_copy(model):
     speculator = oracle_on(model, 0.6, batches, 16)
     arm = standard_arms(speculator, Decoding(16), [], lookup=False)[-1]
     arm.run(batches[0])
-    memory = memory_of(speculator, lambda: arm.run(batches[0]))
+    memory = {name: size * MIB for name, size in memory_of(speculator, lambda: arm.run(batches[0])).items()}
     linears = [m for part in (model, speculator.drafter) for m in part.modules() if hasattr(m, "in_features")]
     packed = sum(4 * getattr(m, "forward_weight", m.weight).numel() for m in linears if min(m.weight.shape) >= 64)
-    assert memory.packed in (0, packed)  # none where oneDNN is missing
+    assert memory["packed"] in (0, packed)  # none where oneDNN is missing
     column = 2 * 2 * 4 * 16 * 4  # bytes: keys and values, layers, heads, head width, float32
-    assert memory.cache >= column * (12 + 16)
-    assert memory.cache % column == 0
-    assert 0 < memory.working < MIB
+    assert memory["cache"] >= column * (12 + 16)
+    assert memory["cache"] % column == 0
+    assert 0 < memory["working"] < MIB
+    assert memory["beyond"] == memory["packed"] + memory["working"]
 
 
 def test_curves_are_measured_at_the_batch(model):

@@ -12,7 +12,6 @@ from recurrent_drafter.measure.estimate import (
     choose_draft_vocabulary,
     expected_coverage,
     expected_tokens,
-    predicted_speedup,
     weights_read,
 )
 from recurrent_drafter.models.config import DraftShape
@@ -76,7 +75,7 @@ def test_of_two_tokens_that_are_everything_no_more_are_drafted():
 def test_measured_break_even_and_ceiling():
     costs = Costs(rows=(1, 2, 4, 8), verify=(10.0, 10.0, 12.0, 20.0), draft_level=1.0)
     assert break_even(costs, DraftShape(1, 3)) == pytest.approx(1.5)
-    assert predicted_speedup(costs, DraftShape(1, 3), 3.0) == pytest.approx(2.0)
+    assert 3.0 / break_even(costs, DraftShape(1, 3)) == pytest.approx(2.0)
     assert ceiling(costs, 1.0, 3) == pytest.approx((4 / 1.5, 3))
     speed, levels = ceiling(costs, 0.4, 7)
     assert levels == 1 and speed == pytest.approx(1.4 / 1.1)

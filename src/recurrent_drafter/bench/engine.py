@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import run_records
 from recurrent_drafter.bench.oracle import OracleDrafter
-from recurrent_drafter.bench.profile import Memory, Profile, memory_of, profiled
+from recurrent_drafter.bench.profile import Profile, memory_of, profiled
 from recurrent_drafter.bench.workload import (
     DEMO,
     SHAPES,
@@ -33,7 +33,7 @@ from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import AUTO, PLAIN, Batch, Decoding, shape_name
-from recurrent_drafter.measure.estimate import predicted_speedup
+from recurrent_drafter.measure.estimate import break_even
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply
 from recurrent_drafter.measure.ruler import Trial, compare
 from recurrent_drafter.measure.tuning import DraftRanks, measure_acceptance, packed_costs
@@ -91,7 +91,7 @@ def measure(cell: BenchCell, effort: Effort, device: str) -> Iterator[Record]:
         found = inside(speculator, batches[: max(len(batches) // 4, 1)], decoding, shapes[0])
         for arm, (profile, memory) in found.items():
             yield {"kind": "profile", "arm": arm, "stages": profile.rows, "overhead": profile.overhead}
-            yield {"kind": "memory", "arm": arm, **memory.mebibytes()}
+            yield {"kind": "memory", "arm": arm, **memory}
 
 
 def teach(speculator: RecurrentDraftingSpeculator, batches: Sequence[Batch], new_tokens: int) -> None:
@@ -177,15 +177,14 @@ def attainable(
     for length in lengths:
         for nodes in (rows // costs.batch for rows in costs.rows):
             if 1 < nodes <= 1 + length * width:
-                shape = DraftShape(width, length, nodes)
-                speedup = predicted_speedup(costs, shape, tokens_per_step(length, nodes))
+                speedup = tokens_per_step(length, nodes) / break_even(costs, DraftShape(width, length, nodes))
                 best = max(best, Attainable(speedup, length, nodes), key=lambda found: found.speedup)
     return best
 
 
 def inside(
     speculator: RecurrentDraftingSpeculator, batches: Sequence[Batch], decoding: Decoding, fixed: DraftShape
-) -> dict[str, tuple[Profile, Memory]]:
+) -> dict[str, tuple[Profile, dict[str, float]]]:
     """Where time and memory go at the fixed shape, and by ``auto``."""
     found = {}
     for name, shape in ((shape_name(fixed), fixed), (AUTO, None)):

@@ -3,7 +3,7 @@
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial, wraps
 from typing import Any
 
@@ -115,28 +115,6 @@ def replaced(owner: Any, name: str, around: Callable[[Callable[..., Any]], Calla
         setattr(owner, name, original)
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes. ``packed``: the rearranged copy of float32 weights on a CPU, the drafter's included. ``cache``: keys and
-    values as allocated. ``working``: the most that all other tensors together took, prefill included.
-    """
-
-    model: int
-    drafter: int
-    cache: int
-    packed: int
-    working: int
-
-    @property
-    def beyond(self) -> int:
-        """What speculation needs besides model, drafter and cache."""
-        return self.packed + self.working
-
-    def mebibytes(self) -> dict[str, float]:
-        """Every part in MiB, for a table or a file."""
-        return {name: count / MIB for name, count in {**asdict(self), "beyond": self.beyond}.items()}
-
-
 class TensorCount(TorchDispatchMode):
     """Counts the bytes of tensors made inside, while they live: ``peak`` is the most at once.
 
@@ -163,35 +141,40 @@ class TensorCount(TorchDispatchMode):
         self.held -= self._sizes.pop(key, 0)
 
 
-def memory_of(speculator: RecurrentDraftingSpeculator, generate: Callable[[], object]) -> Memory:
-    """Run ``generate``, which decodes with the speculator, once more and count; it must have run before."""
+def memory_of(speculator: RecurrentDraftingSpeculator, generate: Callable[[], object]) -> dict[str, float]:
+    """Run ``generate``, which decodes with the speculator, once more and count MiB; it must have run before.
+
+    ``cache``: keys and values as allocated. ``packed``: the rearranged copy of float32 weights on a CPU, the drafter's
+    included. ``working``: the most that all other tensors together took, prefill included. ``beyond`` is what
+    speculation needs besides model, drafter and cache.
+    """
     sessions: list[VerifierSession] = []
-    cache_sizes: list[int] = []
+    sizes: list[int] = []
 
     def noting(function: Callable[..., Any]) -> Callable[..., Any]:
         def open_session(*args: Any, **kwargs: Any) -> Any:
             session, read = function(*args, **kwargs)
             sessions.append(session)
-            cache_sizes.append(_cache_size(session))
+            sizes.append(_cache_size(session))
             return session, read
 
         return open_session
 
     with replaced(Verifier, "open", noting), TensorCount() as count:
         generate()
-    cache = max(*cache_sizes, *map(_cache_size, sessions))  # it grows with the text, and shrinks as rows end
-    drafter = speculator.drafter
-    return Memory(
-        model=sum(map(_nbytes, speculator.verifier.model.parameters())),
-        drafter=sum(map(_nbytes, drafter.parameters())) if drafter is not None else 0,
-        cache=cache,
-        packed=sum(linears.nbytes for linears in speculator.packed),
-        working=max(count.peak - cache, 0),
+    model, drafter = (
+        sum(weight.nbytes for weight in module.parameters()) if module is not None else 0
+        for module in (speculator.verifier.model, speculator.drafter)
     )
+    cache = max(*sizes, *map(_cache_size, sessions))  # it grows with the text, and shrinks as rows end
+    packed, working = sum(linears.nbytes for linears in speculator.packed), max(count.peak - cache, 0)
+    parts = {"model": model, "drafter": drafter, "cache": cache, "packed": packed, "working": working}
+    return {name: size / MIB for name, size in {**parts, "beyond": packed + working}.items()}
 
 
 def _cache_size(session: VerifierSession) -> int:
-    return sum(map(_nbytes, tree_leaves(list(vars(session.cache).values()))))
+    leaves = tree_leaves(list(vars(session.cache).values()))
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
 def _storages(values: object) -> Iterator[torch.UntypedStorage]:
@@ -199,7 +182,3 @@ def _storages(values: object) -> Iterator[torch.UntypedStorage]:
     for leaf in tree_leaves(values):
         if isinstance(leaf, torch.Tensor) and not leaf.is_mkldnn:
             yield leaf.untyped_storage()
-
-
-def _nbytes(value: object) -> int:
-    return value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 0

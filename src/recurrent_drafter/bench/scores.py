@@ -23,17 +23,21 @@ class ArmScores:
     trials: Sequence[Trial]
 
     @property
+    def runs(self) -> list[Run]:
+        return [trial.runs[self.name] for trial in self.trials]
+
+    @property
     def answers(self) -> list[Answer]:
-        return [answer for trial in self.trials for answer in trial.runs[self.name].more]
+        return [answer for run in self.runs for answer in run.more]
 
     @property
     def tokens(self) -> int:
-        return sum(trial.runs[self.name].count for trial in self.trials)
+        return sum(run.count for run in self.runs)
 
     @property
     def seconds(self) -> float:
         """Of generating, prefill included."""
-        return sum(trial.runs[self.name].seconds for trial in self.trials)
+        return sum(run.seconds for run in self.runs)
 
     @property
     def rate(self) -> float:
@@ -195,10 +199,10 @@ def read_evaluation(path: Path) -> Evaluation:
         record = json.loads(path.read_text())
         if record["kind"] != KIND:
             raise KeyError(KIND)
-        batches = [map(_run, own) for own in record["arms"].values()]
-        trials = [Trial(None, dict(zip(record["arms"], runs, strict=True))) for runs in zip(*batches, strict=True)]
-        skipped = [Skipped(**entry) for entry in record["skipped"]]
         names = list(record["arms"])
+        batches = [map(_run, own) for own in record["arms"].values()]
+        trials = [Trial(None, dict(zip(names, runs, strict=True))) for runs in zip(*batches, strict=True)]
+        skipped = [Skipped(**entry) for entry in record["skipped"]]
         return Evaluation(record["settings"], record["prompts"], names, trials, skipped, bool(record["complete"]))
     except OSError as error:
         raise OSError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -219,38 +223,33 @@ def join(files: Sequence[tuple[str, Evaluation]]) -> Evaluation:
             own, its = first.settings.get(key), other.settings.get(key)
             if own != its:
                 raise ValueError(f"{both} cannot be joined: {key} is {own} in one and {its} in the other")
-        if twice := [arm for arm in other.arms if arm in arms]:
-            raise ValueError(
-                f"{both} both hold the {twice[0]} arm: expected one file with --autoregressive, one without"
-            )
+        for arm in other.arms:
+            if arm in arms:
+                raise ValueError(
+                    f"{both} both hold the {arm} arm: expected one file with --autoregressive, one without"
+                )
         arms |= other.arms
-    layouts = [[[answer.key for answer in trial.runs[name].more] for trial in arm.trials] for name, arm in arms.items()]
+    layouts = [[[answer.key for answer in run.more] for run in arm.runs] for arm in arms.values()]
     if any(layout != layouts[0] for layout in layouts):
         counts = " and ".join(f"{len(arm.answers)} ({name})" for name, arm in arms.items())
         raise ValueError(f"the files hold answers to other prompts, {counts}: run the one that was interrupted again")
-    trials = [
-        Trial(None, {name: run for trial in trials for name, run in trial.runs.items()})
-        for trials in zip(*(evaluation.trials for _, evaluation in files), strict=True)
-    ]
-    complete = all(evaluation.is_complete for _, evaluation in files)
     # arms have two names only, and none is here twice
-    return Evaluation(first.settings, first.prompts, list(arms), _judged(trials), first.skipped, complete)
-
-
-def _judged(trials: Sequence[Trial]) -> list[Trial]:
-    """The speculative answers with their outcomes, by the ids alone."""
     diverged: set[str] = set()
-    judged = []
-    for trial in trials:
-        own, answers = trial.runs[SPECULATIVE], []
-        for answer, expected in zip(own.more, trial.runs[AUTOREGRESSIVE].more, strict=True):
-            alike = answer.ids == expected.ids
-            outcome = OTHER_PROMPT if answer.question in diverged else IDENTICAL if alike else DIFFERENT
-            if not alike:
-                diverged.add(answer.question)
-            answers.append(replace(answer, outcome=outcome))
-        judged.append(Trial(None, {**trial.runs, SPECULATIVE: replace(own, more=answers)}))
-    return judged
+    pairs = zip(arms[SPECULATIVE].runs, arms[AUTOREGRESSIVE].runs, strict=True)
+    trials = [Trial(None, {SPECULATIVE: _judged(*pair, diverged), AUTOREGRESSIVE: pair[1]}) for pair in pairs]
+    complete = all(evaluation.is_complete for _, evaluation in files)
+    return Evaluation(first.settings, first.prompts, list(arms), trials, first.skipped, complete)
+
+
+def _judged(run: Run, reference: Run, diverged: set[str]) -> Run:
+    """The answers with their outcomes, by the ids alone; questions whose answers differ are added to ``diverged``."""
+    answers = []
+    for answer, expected in zip(run.more, reference.more, strict=True):
+        outcome = IDENTICAL if answer.ids == expected.ids else DIFFERENT
+        answers.append(replace(answer, outcome=OTHER_PROMPT if answer.question in diverged else outcome))
+        if outcome == DIFFERENT:
+            diverged.add(answer.question)
+    return replace(run, more=answers)
 
 
 def _run(record: dict[str, Any]) -> Run:

@@ -49,7 +49,7 @@ def run(options: BenchOptions, *, argv: list[str]) -> int:
     if options.profile:
         for arm, (profile, memory) in inside(speculator, batches[:5], decoding, fixed).items():
             console.print(profile_table(profile, arm))
-            console.print(f"{arm}: {memory_line(memory.mebibytes())}")
+            console.print(f"{arm}: {memory_line(memory)}")
     if options.output_file is not None:
         header = {"kind": "circumstances", **provenance(argv), "options": asdict(options)}
         write_records(Path(options.output_file), [header, *run_records(trials)])

@@ -93,7 +93,7 @@ def choose_draft_vocabulary(coverage: Tensor, weights: WeightsRead, levels: int,
 
 
 def break_even(costs: Costs, shape: DraftShape) -> float:
-    """Tokens per step from which on this shape pays, by measured times."""
+    """Tokens per step from which on this shape pays, by measured times: at more it is faster by their ratio."""
     return costs.step(shape) / costs.step(None)
 
 
@@ -107,11 +107,6 @@ def ceiling(costs: Costs, rate: float, most_levels: int) -> tuple[float, int]:
         gain = expected_tokens(rate, levels) / break_even(costs, DraftShape(1, levels))
         best = max(best, (gain, levels))
     return best
-
-
-def predicted_speedup(costs: Costs, shape: DraftShape, tokens_per_step: float) -> float:
-    """Against plain autoregression in the same loop."""
-    return tokens_per_step / break_even(costs, shape)
 
 
 def training_bytes(drafter: RecurrentDrafter, verifier: Verifier) -> int:

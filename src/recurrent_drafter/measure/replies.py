@@ -137,9 +137,15 @@ class HeldOutReplies:
         future = torch.cat([_future(reply.tokens, shape.beam_length + 1) for reply in self.replies]).to(hiddens.device)
         chunk = max(1, LOGITS_AT_A_TIME // (max(shape.beam_width, shape.beam_length) * len(drafter.draft_ids)))
         pieces = list(zip(*(x.split(chunk) for x in (hiddens, root, future)), strict=True))
-        draft = BeamDrafter(drafter, verifier.embed)
-        accepted = torch.cat([_n_accepted(draft, shape, *piece) for piece in pieces])
-        results = walk_metrics([n.tolist() for n in accepted.split(list(map(len, self.hiddens)))], shape.beam_length)
+        draft, found = BeamDrafter(drafter, verifier.embed), []
+        for hidden, token, ahead in pieces:
+            tree = prefix_tree(token, draft(hidden, token, shape.beam_width, shape.beam_length), shape.nodes)
+            found.append(_followed(tree, ahead).n_accepted)
+        accepted = [of_reply.tolist() for of_reply in torch.cat(found).split(list(map(len, self.hiddens)))]
+        steps = [of_reply[place] for of_reply in accepted for place in visited(of_reply)]
+        results = {"tokens_per_step": sum(map(walk, accepted), Walk(0, 0)).tokens_per_step}
+        for k in range(1, shape.beam_length + 1):
+            results[f"acceptance_pos{k}"] = sum(n >= k for n in steps) / len(steps)
         if top_k > 0:
             results |= _teacher_forced(drafter, verifier, pieces, min(top_k, len(drafter.draft_ids)))
         return results
@@ -150,13 +156,6 @@ def _future(tokens: Tensor, count: int) -> Tensor:  # (R,) -> (R, count), IGNORE
     return padded.unfold(0, count, 1)[1:]
 
 
-def _n_accepted(draft: BeamDrafter, shape: DraftShape, hidden: Tensor, root: Tensor, future: Tensor) -> Tensor:  # (n,)
-    """How many draft tokens each root would have had accepted, given the tokens (n, L + 1) that follow it."""
-    beams = draft(hidden, root, shape.beam_width, shape.beam_length)
-    tree = prefix_tree(root, beams, shape.nodes)
-    return _followed(tree, future).n_accepted
-
-
 def accepted_along(text: Tensor, tree: DraftTree) -> Accepted:  # (R,)
     """What row i of a tree, whose root is token i of the text, has accepted where the text goes on as it does."""
     return _followed(tree, _future(text, tree.max_depth + 1))
@@ -164,14 +163,6 @@ def accepted_along(text: Tensor, tree: DraftTree) -> Accepted:  # (R,)
 
 def _followed(tree: DraftTree, future: Tensor) -> Accepted:  # (n, L + 1)
     return follow_tree(tree, lambda node: future.gather(1, tree.depths.gather(1, node[:, None]))[:, 0])
-
-
-def walk_metrics(n_accepted: Sequence[list[int]], length: int) -> dict[str, float]:
-    """Tokens per step of the walks along several replies, and the share of steps that accept 1 .. ``length`` tokens."""
-    total = sum((walk(one) for one in n_accepted), Walk(0, 0))
-    steps = [one[root] for one in n_accepted for root in visited(one)]
-    shares = {f"acceptance_pos{k}": sum(n >= k for n in steps) / len(steps) for k in range(1, length + 1)}
-    return {"tokens_per_step": total.tokens_per_step, **shares}
 
 
 def _teacher_forced(

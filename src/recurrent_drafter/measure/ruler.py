@@ -235,8 +235,7 @@ def median_of_ratios(rows: Floats) -> Floats:  # (..., n, 4) -> (...)
 
 def ratio_of_rates(rows: Floats) -> Floats:  # (..., n, 4) -> (...)
     """Of the same columns: how many times as fast the arm was over everything."""
-    sums = rows.sum(axis=-2)
-    return np.asarray(sums[..., 0] / sums[..., 1] / (sums[..., 2] / sums[..., 3]))
+    return ratio_of_sums(rows[..., :2]) / ratio_of_sums(rows[..., 2:])
 
 
 def ratio(

@@ -11,7 +11,7 @@ from torch import Tensor
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.metrics import Walk
 from recurrent_drafter.decoding.costs import MEASURED_ROWS
-from recurrent_drafter.measure.estimate import predicted_speedup
+from recurrent_drafter.measure.estimate import break_even
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.measure.ruler import BUG
 from recurrent_drafter.measure.tuning import Search, label, measure_acceptance, packed_costs
@@ -119,7 +119,7 @@ def sweep_of_vocabularies(
         acceptance = measure_acceptance(held_out, smaller, shape.beam_width, shape.beam_length)
         walks = acceptance.walks(shape.beam_length, shape.nodes)
         costs = measured_costs(smaller, verifier)
-        speed = predicted_speedup(costs, shape, acceptance.tokens_per_step(shape.beam_length, shape.nodes))
+        speed = acceptance.tokens_per_step(shape.beam_length, shape.nodes) / break_even(costs, shape)
         cost = {"draft_level": costs.draft_level, "plain_step": costs.verify[0], "predicted_speedup": speed}
         rows.append({"size": size, "coverage": coverage(examples, kept), **cost, **walked(walks)})
     return {"rows": rows, **asdict(shape)}
