@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -103,44 +104,6 @@ def as_run(requests: Sequence[Request], seconds: float) -> Run:
     return Run([request.tokens for request in requests], seconds, more=requests)
 
 
-class Engine:
-    def __init__(self, arm: EngineArm, longest: int, most: int) -> None:
-        from vllm import LLM
-
-        self._engine = LLM(**arm.settings(longest, most)).llm_engine
-        self._count = itertools.count(1)
-
-    def run(self, work: Work) -> Run:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        # No seed: with one vLLM (0.32.0) samples row by row, which is another speed.
-        options = SamplingParams(
-            temperature=work.temperature,
-            max_tokens=work.new_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
-        waiting = list(enumerate(work.prompts))[::-1]
-        running: dict[str, _Running] = {}
-        done: dict[int, Request] = {}
-        begun = time.perf_counter()
-        while waiting or running:
-            while waiting and len(running) < work.concurrency:
-                number, prompt = waiting.pop()
-                name = str(next(self._count))
-                running[name] = _Running(number)
-                self._engine.add_request(name, {"prompt_token_ids": prompt}, options)
-            for output in self._engine.step():
-                one = running[output.request_id]
-                one.add(output.outputs[0].token_ids)
-                if output.finished:
-                    done[one.number] = one.ended(output.outputs[0].spec_decode_metrics)
-                    del running[output.request_id]
-        return as_run([done[number] for number in sorted(done)], time.perf_counter() - begun)
-
-
 @dataclass
 class _Running:
     """A request on its way: when it began, and when tokens came."""
@@ -162,43 +125,62 @@ class _Running:
         return Request(self.tokens, first - begun, between, sum(histogram), accepted)
 
 
-def _engine_process(arm: EngineArm, longest: int, most: int, connection: Any) -> None:
-    engine = Engine(arm, longest, most)
-    connection.send(None)
-    while (work := connection.recv()) is not None:
-        connection.send(engine.run(work))
+_engine: Any = None  # of a process that serves
+_names = map(str, itertools.count())  # of its requests
+
+
+def _start(settings: dict[str, Any]) -> None:
+    global _engine
+    from vllm import LLM
+
+    _engine = LLM(**settings).llm_engine
+
+
+def _serve(work: Work) -> Run:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    # No seed: with one vLLM (0.32.0) samples row by row, which is another speed.
+    options = SamplingParams(
+        temperature=work.temperature,
+        max_tokens=work.new_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+    waiting = list(enumerate(work.prompts))[::-1]
+    running: dict[str, _Running] = {}
+    done: dict[int, Request] = {}
+    begun = time.perf_counter()
+    while waiting or running:
+        while waiting and len(running) < work.concurrency:
+            (number, prompt), name = waiting.pop(), next(_names)
+            running[name] = _Running(number)
+            _engine.add_request(name, {"prompt_token_ids": prompt}, options)
+        for output in _engine.step():
+            one = running[output.request_id]
+            one.add(output.outputs[0].token_ids)
+            if output.finished:
+                done[one.number] = one.ended(output.outputs[0].spec_decode_metrics)
+                del running[output.request_id]
+    return as_run([done[number] for number in sorted(done)], time.perf_counter() - begun)
 
 
 @contextmanager
 def engines(arms: Sequence[EngineArm], longest: int, most: int) -> Iterator[list[Arm]]:
-    """Every arm's engine, ready; each idles while another one works."""
+    """Every arm's engine, ready in a process of its own; each idles while another one works."""
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
-    context = multiprocessing.get_context("spawn")
+    context, ready = multiprocessing.get_context("spawn"), []
     with ExitStack() as stack:
-        ready = []
         for arm in arms:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_engine_process, args=(arm, longest, most, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            stack.callback(process.join)
-            stack.callback(_end, ours)
-            ours.recv()  # raises EOFError if the engine did not start; its log says why
+            process = stack.enter_context(ProcessPoolExecutor(1, context))
+            process.submit(_start, arm.settings(longest, most)).result()
 
-            def run(work: Work, connection: Any = ours) -> Run:
-                connection.send(work)
-                made: Run = connection.recv()
-                return made
+            def run(work: Work, process: ProcessPoolExecutor = process) -> Run:
+                return process.submit(_serve, work).result()
 
             ready.append(Arm(arm.name, run))
         yield ready
-
-
-def _end(connection: Any) -> None:
-    try:
-        connection.send(None)
-    except OSError:
-        return  # it has ended already
 
 
 def measure_turns(arms: Sequence[Arm], works: Sequence[Work]) -> Iterator[Record]:
@@ -206,10 +188,5 @@ def measure_turns(arms: Sequence[Arm], works: Sequence[Work]) -> Iterator[Record
     warm_up = replace(works[0], new_tokens=min(works[0].new_tokens, WARM_UP))
     for number, trial in enumerate(interleave(arms, works, warm_up=lambda _: warm_up)):
         for name, run in trial.runs.items():
-            yield {
-                "kind": "turn",
-                "arm": name,
-                "number": number,
-                "requests": list(map(asdict, run.more)),
-                "seconds": run.seconds,
-            }
+            requests = list(map(asdict, run.more))
+            yield {"kind": "turn", "arm": name, "number": number, "requests": requests, "seconds": run.seconds}
