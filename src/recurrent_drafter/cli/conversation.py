@@ -16,6 +16,7 @@ from recurrent_drafter.cli.options.measuring import ConversationOptions, TargetO
 from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
 from recurrent_drafter.data.sources import load_dialogues
+from recurrent_drafter.measure.arms import Decoding
 from recurrent_drafter.measure.divergence import first_divergence
 from recurrent_drafter.measure.ruler import until_end
 from recurrent_drafter.models.loading import load_verifier
@@ -137,15 +138,9 @@ def compared(pair: Pair, prefix: Tensor, found: list[int], count: int) -> str:
 def generated(pair: Pair, prefix: Tensor, count: int) -> list[int]:
     generate: Any = pair.verifier.model.generate
     prompt = prefix[None].to(pair.verifier.device)
-    sequences = generate(
-        input_ids=prompt,
-        attention_mask=torch.ones_like(prompt),
-        max_new_tokens=count,
-        do_sample=False,
-        repetition_penalty=1.0,  # whatever the model's own settings say: the targets are its plain choice
-        eos_token_id=list(pair.end_ids) or None,
-        pad_token_id=pair.end_ids[0] if pair.end_ids else 0,
-    )
+    plain = {"do_sample": False, "repetition_penalty": 1.0}  # whatever the model's own settings say
+    how = Decoding(count, pair.end_ids, plain).arguments()
+    sequences = generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **how)
     return until_end(sequences[0, len(prefix) :].tolist(), pair.end_ids)
 
 
