@@ -17,9 +17,9 @@ from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Inte
 from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.bench.scores import Evaluation
 from recurrent_drafter.cli.chat import Chat
-from recurrent_drafter.cli.errors import INTERRUPTED
 from recurrent_drafter.cli.figures import profile_table, show
 from recurrent_drafter.cli.inputs import open_speculator
+from recurrent_drafter.cli.main import INTERRUPTED
 from recurrent_drafter.cli.options import decoding
 from recurrent_drafter.data.questions import Question, load_questions, spread
 from recurrent_drafter.decoding.generation_state import as_tuple

@@ -15,8 +15,7 @@ from accelerate import PartialState
 from rich.progress import track
 
 from recurrent_drafter.cli import train
-from recurrent_drafter.cli.errors import INTERRUPTED, reporting
-from recurrent_drafter.cli.main import quiet
+from recurrent_drafter.cli.main import INTERRUPTED, quiet, reporting
 from recurrent_drafter.cli.train import TrainingTerminal, duration
 from recurrent_drafter.data.sources import Split, load_dialogues
 from recurrent_drafter.records.paths import make_writable
