@@ -115,10 +115,6 @@ class BeamDrafter:
 
     What a draft token contributes to the recurrence is the same every time, so it is computed once for all of them:
     (D, H) numbers, as long as these are few.
-
-    Args:
-        drafter: the drafter.
-        embed: the verifier's input embedding.
     """
 
     TABLE_ENTRIES = 2**23

@@ -9,7 +9,7 @@ yield 1 + p_1 + ... + p_(n-1) tokens, so the budget is the n with the best rate,
 marginal rule would stop at a local optimum. A draft grows level by level while one more is expected to yield tokens
 faster than decoding does on average. In vLLM (`ChainController`) a step verifies one chain of a few possible lengths.
 
-Decisions change the speed, never a token. Under a fixed clock they are a function of what was observed.
+Decisions change the speed, never a token. Under a fixed clock (of seconds) they are a function of what was observed.
 """
 
 import math
@@ -36,12 +36,7 @@ CROWDED = 0.06
 
 
 class ChainController:
-    """Chooses the length of the chains of one step: K, half of it, or none.
-
-    Args:
-        length: K, the longest chain.
-        clock: seconds.
-    """
+    """Chooses the length of the chains of one step: all of ``length``, half of it, or none."""
 
     def __init__(self, length: int, clock: Callable[[], float] = time.perf_counter) -> None:
         self._lengths = sorted({length, (length + 1) // 2, 0}, reverse=True)
@@ -109,12 +104,8 @@ class TreeLoad:
 class TreeController:
     """Speculates as far as it pays. One for each verifier, drafter and way of sampling; it goes on learning.
 
-    Where looking at a draft would mean waiting for an accelerator, averages over the last drafts stand in for it.
-
-    Args:
-        costs: of this machine.
-        shape: beam width, and the most tokens to draft; its nodes, if set, are the most to verify.
-        clock: seconds.
+    Where looking at a draft would mean waiting for an accelerator, averages over the last drafts stand in for it. The
+    shape has the beam width and the most tokens to draft; its nodes, if set, are the most to verify.
     """
 
     def __init__(self, costs: Costs, shape: DraftShape, clock: Callable[[], float] = time.perf_counter) -> None:

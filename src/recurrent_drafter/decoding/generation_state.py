@@ -11,21 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
-from transformers.generation.stopping_criteria import (
-    EosTokenCriteria,
-    MaxLengthCriteria,
-    MaxTimeCriteria,
-    StoppingCriteria,
-    StoppingCriteriaList,
-    StopStringCriteria,
-)
+from transformers.generation import stopping_criteria as hf
 
 from recurrent_drafter.core.accept import Accepted
 from recurrent_drafter.core.metrics import Walk
 from recurrent_drafter.core.tree import DraftTree
 
 # What these say of a row depends on that row alone, so it is asked of alone: a whole batch would cost its square.
-ROW_BY_ROW = (MaxTimeCriteria, StopStringCriteria)
+ROW_BY_ROW = (hf.MaxTimeCriteria, hf.StopStringCriteria)
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ class GenerationState:
         prompts: Tensor,
         max_new_tokens: int,
         end_ids: Sequence[int] = (),
-        criteria: Sequence[StoppingCriteria] = (),
+        criteria: Sequence[hf.StoppingCriteria] = (),
     ) -> None:
         batch, _ = prompts.shape
         self.prompts = prompts
@@ -107,7 +100,7 @@ class GenerationState:
 
     @classmethod
     def from_hf(
-        cls, prompts: Tensor, criteria: StoppingCriteriaList | None, config: GenerationConfig
+        cls, prompts: Tensor, criteria: hf.StoppingCriteriaList | None, config: GenerationConfig
     ) -> "GenerationState":
         """Transformers' criteria: length and end token as this class has them, any other asked.
 
@@ -115,11 +108,11 @@ class GenerationState:
         """
         end_ids = set(as_tuple(config.eos_token_id))
         max_length = config.max_length
-        others: list[StoppingCriteria] = []
+        others: list[hf.StoppingCriteria] = []
         for criterion in criteria or ():
-            if isinstance(criterion, MaxLengthCriteria):
+            if isinstance(criterion, hf.MaxLengthCriteria):
                 max_length = criterion.max_length
-            elif isinstance(criterion, EosTokenCriteria):
+            elif isinstance(criterion, hf.EosTokenCriteria):
                 end_ids.update(criterion.eos_token_id.tolist())
             else:
                 others.append(criterion)
@@ -208,11 +201,9 @@ class GenerationState:
 
 
 class GrowingRows:
-    """Tokens in memory that grows in place, so that asking again costs what is new.
+    """Rows that begin with prompts (B, S) and grow in place, so that asking again costs what is new.
 
-    Args:
-        prompts: (B, S), what each row begins with.
-        seen: tokens of each row that are not to be added again; None adds all.
+    ``seen`` are the tokens of each row that are not to be added again; None adds all.
     """
 
     def __init__(self, prompts: Tensor, seen: list[set[int]] | None = None) -> None:
@@ -258,6 +249,6 @@ def bind_stop_strings(options: dict[str, Any]) -> None:
         return
     if tokenizer is None:
         raise ValueError("stop_strings need the tokenizer: pass tokenizer=...")
-    criteria = StoppingCriteriaList(options.pop("stopping_criteria", None) or ())
-    criteria.append(StopStringCriteria(tokenizer, stop_strings))
+    criteria = hf.StoppingCriteriaList(options.pop("stopping_criteria", None) or ())
+    criteria.append(hf.StopStringCriteria(tokenizer, stop_strings))
     options["stopping_criteria"] = criteria

@@ -81,11 +81,9 @@ def nearer(average: float, new: float, weight: float) -> float:
 
 
 class AcceptanceCounts:
-    """How often draft tokens are accepted, counted in bins, of which the older half fades.
+    """How often draft tokens are accepted, counted in n bins, of which the older half fades.
 
-    Args:
-        prior: (n,), the rates to begin with.
-        weight: observations that they count for.
+    It begins with the rates of ``prior`` (n,), which count for as many observations as ``weight`` says.
     """
 
     def __init__(self, prior: Floats, weight: float) -> None:

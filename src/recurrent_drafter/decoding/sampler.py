@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 from transformers.generation import logits_process as hf
-from transformers.generation.logits_process import LogitsProcessor
 
 from recurrent_drafter.core.noise import draw_tokens
 from recurrent_drafter.core.tree import DraftTree
@@ -61,7 +60,7 @@ class Sampler:
     def __init__(
         self,
         state: GenerationState,
-        processors: Sequence[LogitsProcessor] = (),
+        processors: Sequence[hf.LogitsProcessor] = (),
         seed: int | None = None,
         row_ids: Sequence[int] | None = None,
     ) -> None:
@@ -77,7 +76,7 @@ class Sampler:
     def from_hf(
         cls,
         state: GenerationState,
-        processors: Sequence[LogitsProcessor] | None,
+        processors: Sequence[hf.LogitsProcessor] | None,
         config: GenerationConfig,
         seed: int | None,
         row_ids: Sequence[int] | None,

@@ -15,14 +15,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 
 class TreeCache(Cache):
-    """Keys and values of all layers, preallocated.
+    """Keys and values of all layers, with ``capacity`` columns allocated at first, doubled whenever they are too few.
 
     The tensors of one shape share a store (tensors, B, heads, capacity, width): moving columns is then one operation
     for all layers, and models whose layers differ in heads or width have a few stores.
-
-    Args:
-        layers: the number of layers.
-        capacity: columns to allocate at first; doubled whenever it does not suffice.
     """
 
     def __init__(self, layers: int, capacity: int) -> None:

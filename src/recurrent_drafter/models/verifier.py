@@ -204,12 +204,9 @@ class Verifier:
 
 
 class VerifierSession:
-    """The verified text of a batch: its cache, and what of the prompts each row may see.
+    """The verified text of a batch: its cache, which begins with the prompts, and what of these each row may see.
 
-    Args:
-        verifier: the model. cache: holds the prompts' columns.
-        own: (B, S) bool, False where the prompts are padded.
-        is_causal: whether the model `is_causal` and there are no pads.
+    ``own`` (B, S) is False where the prompts are padded; ``is_causal``: the model is so, and there are no pads.
     """
 
     def __init__(self, verifier: Verifier, cache: TreeCache, own: Tensor, *, is_causal: bool = False) -> None:
