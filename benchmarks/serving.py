@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.serving import SYNCHRONOUS, Work, engine_arms, engines, measure_turns
-from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, judged, serving_rows
+from recurrent_drafter.bench import serving
+from recurrent_drafter.bench.serving import SERVING_COLUMNS, SYNCHRONOUS, Work, serving_rows
 from recurrent_drafter.bench.workload import demo_prompts
 from recurrent_drafter.cli.main import quiet
 from recurrent_drafter.measure.ruler import verdict
@@ -39,7 +39,7 @@ def main() -> int:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     length = load_drafter(demo_drafter_path()).config.beam_length
-    names = [arm.name for arm in engine_arms(length)]
+    names = [arm.name for arm in serving.engine_arms(length)]
     parser.add_argument("--engines", nargs="+", default=names, choices=names)
     parser.add_argument("--concurrency", nargs="+", type=int, default=[1, 4, 16])
     parser.add_argument("--temperature", nargs="+", type=float, default=[0.0, 0.7])
@@ -64,10 +64,10 @@ def run(options: argparse.Namespace) -> None:
     model, tokenizer = load_verifier("demo", dtype="float32")
     drafter = load_drafter(demo_drafter_path(), dtype=torch.float32).to(model.device)
     prompts = [prompt.tolist() for prompt in demo_prompts(tokenizer, 1 << 10, PROMPT_LENGTH)]
-    arms = [arm for arm in engine_arms(options.beam_length, shed=options.shed) if arm.name in options.engines]
+    arms = [arm for arm in serving.engine_arms(options.beam_length, shed=options.shed) if arm.name in options.engines]
     longest = PROMPT_LENGTH + options.new_tokens + SLACK
     print(f"starting {len(arms)} engines", flush=True)
-    with engines(arms, longest, max(options.concurrency)) as ready:
+    with serving.engines(arms, longest, max(options.concurrency)) as ready:
         for temperature in options.temperature:
             for concurrency in options.concurrency:
                 begun = time.monotonic()
@@ -77,9 +77,9 @@ def run(options: argparse.Namespace) -> None:
 
                 def records(header=header, works=works):
                     yield header
-                    turns = list(measure_turns(ready, works))
+                    turns = list(serving.measure_turns(ready, works))
                     yield from turns
-                    yield from judged(turns, works, Verifier(model), drafter, options.beam_length)
+                    yield from serving.judged(turns, works, Verifier(model), drafter, options.beam_length)
 
                 path = options.output_dir / f"concurrency-{concurrency}_temperature-{temperature:g}.jsonl"
                 written = write_records(path, records())

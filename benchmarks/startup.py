@@ -73,9 +73,7 @@ def main() -> int:
         for name in MISSING:
             print(f"{name:34}" + "".join(f"{statistics.median(times[checkout, name, c]):14.2f}" for c in CASES))
     if options.output_file is not None:
-        records = [
-            dict(zip(("checkout", "name", "case"), cell, strict=True)) | {"seconds": times[cell]} for cell in cells
-        ]
+        records = [{"checkout": c, "name": name, "case": k, "seconds": found} for (c, name, k), found in times.items()]
         options.output_file.write_text(json.dumps(records, indent=1) + "\n")
     last = [statistics.median(found) for (checkout, _, _), found in times.items() if checkout == cells[-1][0]]
     print(f"\nslowest median {max(last):.2f} s, expected at most {options.limit:g} s")

@@ -92,6 +92,21 @@ def test_a_tuning_that_holds_is_used_without_measuring(tmp_path, monkeypatch):
     assert speculator.controller(temperature=0.0).shape == DraftShape(3, LONGEST)
 
 
+def test_other_shapes_and_tunings_share_what_is_packed_and_change_no_token():
+    model, tuning = tiny_model("llama"), Costs((1, 2, 8), (1.0, 1.1, 1.2), 0.01)
+    speculator = RecurrentDraftingSpeculator(random_drafter(beam_width=2))
+    speculator.attach_verifier(model)
+    shaped, alone = speculator.with_shape(DraftShape(3, 2)), speculator.without_drafter()
+    tuned = speculator.with_tuning(Tuning(DraftShape(3, 2, 5), tuning, conditions(model)))
+    ids, mask = prompts(1)
+    for other in (shaped, alone, tuned):
+        assert other.packed is speculator.packed
+        assert torch.equal(generate(model, ids, mask, custom_generate=other), generate(model, ids, mask))
+    assert (shaped.shape, alone.drafter, tuned.costs) == (DraftShape(3, 2), None, tuning)
+    assert tuned.controller(temperature=0.0).shape == DraftShape(3, LONGEST)
+    assert speculator.shape is speculator.costs is None and speculator.drafter is not None
+
+
 @pytest.mark.parametrize("changed", [{"dtype": "bfloat16"}, {"hardware": {"device": "abacus"}}, {"verifier": {}}])
 def test_a_tuning_for_something_else_is_ignored(changed, tmp_path, caplog):
     model = tiny_model("llama")

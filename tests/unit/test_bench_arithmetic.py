@@ -11,9 +11,8 @@ from recurrent_drafter.bench import workload as workload_module
 from recurrent_drafter.bench.columns import CELLS, recorded_rows, run_records, trials_of
 from recurrent_drafter.bench.engine import Attainable, acceptance_along, attainable
 from recurrent_drafter.bench.long_replies import Soak
-from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.bench.profile import MIB, Profile, TensorCount
-from recurrent_drafter.bench.workload import all_cells, selected
+from recurrent_drafter.bench.workload import OracleDrafter, all_cells, selected
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.decoding.costs import Costs

@@ -12,8 +12,7 @@ import torch
 from models import random_drafter, tiny_model
 
 from recurrent_drafter.cli import reproduce, train
-from recurrent_drafter.cli.errors import reporting
-from recurrent_drafter.cli.main import launch
+from recurrent_drafter.cli.main import launch, reporting
 from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.data.encoding import TrainExample

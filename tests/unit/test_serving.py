@@ -8,8 +8,14 @@ from pathlib import Path
 import torch
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.serving import SYNCHRONOUS, engine_arms
-from recurrent_drafter.bench.serving_table import SERVING_COLUMNS, accepted_length, chain_tokens_per_step, serving_rows
+from recurrent_drafter.bench.serving import (
+    SERVING_COLUMNS,
+    SYNCHRONOUS,
+    accepted_length,
+    chain_tokens_per_step,
+    engine_arms,
+    serving_rows,
+)
 from recurrent_drafter.bench.workload import demo_prompts
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies

@@ -9,25 +9,15 @@ the cell's arms generated.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from recurrent_drafter.assets import demo_drafter_path
-from recurrent_drafter.bench.columns import run_records
-from recurrent_drafter.bench.oracle import OracleDrafter
+from recurrent_drafter.bench import workload
+from recurrent_drafter.bench.columns import Record, run_records
 from recurrent_drafter.bench.profile import Profile, memory_of, profiled
-from recurrent_drafter.bench.workload import (
-    DEMO,
-    SHAPES,
-    BenchCell,
-    demo_prompts,
-    oracle_for,
-    random_model,
-    random_prompts,
-)
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
@@ -46,7 +36,6 @@ FIXED = DraftShape(beam_width=10, beam_length=4)
 CHAINS = (DraftShape(1, 4), DraftShape(1, 8))
 NODES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 41, 48, 64)
 MOST_REPLIES = 16  # that acceptance is measured on
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -61,15 +50,15 @@ class Effort:
 @lru_cache(maxsize=1)
 def verifier_of(name: str, dtype: str, device: str) -> tuple[PreTrainedModel, Callable[[int, int], list[Tensor]]]:
     """A cell's model, and what makes its prompts: (count, length) to prompts; the newest is kept for the next cell."""
-    if name == DEMO:
-        model, tokenizer = load_verifier(DEMO, dtype=dtype, device=device)
-        return model, lambda count, length: demo_prompts(tokenizer, count, length)
-    model = random_model(SHAPES[name](), getattr(torch, dtype), device)
+    if name == workload.DEMO:
+        model, tokenizer = load_verifier(workload.DEMO, dtype=dtype, device=device)
+        return model, lambda count, length: workload.demo_prompts(tokenizer, count, length)
+    model = workload.random_model(workload.SHAPES[name](), getattr(torch, dtype), device)
     vocabulary = Verifier(model).vocab_size
-    return model, lambda count, length: random_prompts(vocabulary, count, length)
+    return model, lambda count, length: workload.random_prompts(vocabulary, count, length)
 
 
-def measure(cell: BenchCell, effort: Effort, device: str) -> Iterator[Record]:
+def measure(cell: workload.BenchCell, effort: Effort, device: str) -> Iterator[Record]:
     """Everything about a cell, as records for a file of JSON lines."""
     model, make_prompts = verifier_of(cell.model, cell.dtype, device)
     batches = ways.batches_of(make_prompts(effort.prompts * cell.batch, cell.context), cell.batch, model.device)
@@ -77,7 +66,7 @@ def measure(cell: BenchCell, effort: Effort, device: str) -> Iterator[Record]:
     if cell.hit_rate is None:
         speculator = RecurrentDraftingSpeculator.from_pretrained(demo_drafter_path(), verifier=model)
     else:
-        speculator = oracle_for(model, cell.hit_rate)
+        speculator = workload.oracle_for(model, cell.hit_rate)
         teach(speculator, batches, effort.new_tokens)
     assert speculator.drafter is not None
     saved = speculator.drafter.config.draft_shape
@@ -97,7 +86,7 @@ def measure(cell: BenchCell, effort: Effort, device: str) -> Iterator[Record]:
 def teach(speculator: RecurrentDraftingSpeculator, batches: Sequence[Batch], new_tokens: int) -> None:
     """Let an oracle know what the verifier says to the prompts, by plain autoregression."""
     oracle = speculator.drafter
-    assert isinstance(oracle, OracleDrafter)
+    assert isinstance(oracle, workload.OracleDrafter)
     alone = ways.our_arm(PLAIN, speculator.without_drafter(), Decoding(new_tokens))
     for batch in batches:
         for prompt, reply in zip(batch.input_ids, alone.run(batch).ids, strict=True):
@@ -139,7 +128,7 @@ def acceptance_along(
 ) -> DraftRanks:
     """How drafts up to this shape fare along known replies; an oracle's need no pass, for its hits are known."""
     chosen, length = replies[:MOST_REPLIES], longest.beam_length
-    if isinstance(drafter, OracleDrafter):
+    if isinstance(drafter, workload.OracleDrafter):
         return DraftRanks([drafter.ranks(reply.prompt, len(reply.tokens), length) for reply in chosen])
     return measure_acceptance(HeldOutReplies(verifier, chosen), drafter, longest.beam_width, length)
 

@@ -38,11 +38,6 @@ class Answer:
     margin: float | None = None
     difference: str = ""
 
-    @property
-    def key(self) -> tuple[str, int]:
-        """Which prompt it answers, the same in every arm."""
-        return self.question, self.turn
-
 
 @dataclass(frozen=True)
 class Skipped:

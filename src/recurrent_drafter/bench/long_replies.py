@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from recurrent_drafter.bench.oracle import OracleDrafter
 from recurrent_drafter.bench.profile import MIB, profiled
-from recurrent_drafter.bench.workload import oracle_for, random_model, random_prompts
+from recurrent_drafter.bench.workload import OracleDrafter, oracle_for, random_model, random_prompts
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator

@@ -4,8 +4,9 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial, wraps
+from functools import wraps
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -97,22 +98,10 @@ def profiled() -> Iterator[Profile]:
     with ExitStack() as stack:
         for name, places in STAGES.items():
             for owner, attribute in places:
-                stack.enter_context(replaced(owner, attribute, partial(profile.timing, name)))
-        stack.enter_context(replaced(speculator_module, "decode", profile.timing_steps))
+                timed = profile.timing(name, getattr(owner, attribute))
+                stack.enter_context(patch.object(owner, attribute, timed))
+        stack.enter_context(patch.object(speculator_module, "decode", profile.timing_steps(speculator_module.decode)))
         yield profile
-
-
-@contextmanager
-def replaced(owner: Any, name: str, around: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Put ``around(function)`` in the place of a function or method for a while; class methods stay class methods."""
-    original = vars(owner)[name]
-    bound_to_class = isinstance(original, classmethod)
-    wrapped = around(original.__func__ if bound_to_class else original)
-    setattr(owner, name, classmethod(wrapped) if bound_to_class else wrapped)
-    try:
-        yield
-    finally:
-        setattr(owner, name, original)
 
 
 class TensorCount(TorchDispatchMode):
@@ -150,17 +139,15 @@ def memory_of(speculator: RecurrentDraftingSpeculator, generate: Callable[[], ob
     """
     sessions: list[VerifierSession] = []
     sizes: list[int] = []
+    open_session = Verifier.open
 
-    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
-        def open_session(*args: Any, **kwargs: Any) -> Any:
-            session, read = function(*args, **kwargs)
-            sessions.append(session)
-            sizes.append(_cache_size(session))
-            return session, read
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        session, read = open_session(*args, **kwargs)
+        sessions.append(session)
+        sizes.append(_cache_size(session))
+        return session, read
 
-        return open_session
-
-    with replaced(Verifier, "open", noting), TensorCount() as count:
+    with patch.object(Verifier, "open", noted), TensorCount() as count:
         generate()
     model, drafter = (
         sum(weight.nbytes for weight in module.parameters()) if module is not None else 0

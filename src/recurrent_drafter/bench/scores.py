@@ -229,7 +229,7 @@ def join(files: Sequence[tuple[str, Evaluation]]) -> Evaluation:
                     f"{both} both hold the {arm} arm: expected one file with --autoregressive, one without"
                 )
         arms |= other.arms
-    layouts = [[[answer.key for answer in run.more] for run in arm.runs] for arm in arms.values()]
+    layouts = [[[(answer.question, answer.turn) for answer in run.more] for run in arm.runs] for arm in arms.values()]
     if any(layout != layouts[0] for layout in layouts):
         counts = " and ".join(f"{len(arm.answers)} ({name})" for name, arm in arms.items())
         raise ValueError(f"the files hold answers to other prompts, {counts}: run the one that was interrupted again")

@@ -1,18 +1,33 @@
-"""vLLM's engine with and without drafters, side by side: each arm in a process of its own, in short turns."""
+"""vLLM's engine with and without drafters, side by side: each arm in a process of its own, in short turns.
+
+What the turns say is held against the engine without speculation, and against what the acceptance walk predicts.
+"""
 
 import itertools
 import multiprocessing
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
-from recurrent_drafter.measure.ruler import Arm, Run, interleave
+from recurrent_drafter.bench.columns import NONE, Record, Row, Shown, figure, rows_of
+from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.metrics import Walk, walk
+from recurrent_drafter.core.tree import prefix_tree
+from recurrent_drafter.measure import ruler
+from recurrent_drafter.measure.divergence import first_divergence
+from recurrent_drafter.measure.replies import HeldOutReplies, Reply, accepted_along
+from recurrent_drafter.measure.ruler import Arm, Run, Trial, Verdict, interleave
+from recurrent_drafter.models.drafter import RecurrentDrafter
+from recurrent_drafter.models.verifier import Verifier
 
 SYNCHRONOUS, ASYNCHRONOUS, NGRAM, SAMPLED = "no speculation", "no speculation, asynchronous", "ngram", "sampled drafts"
 BEAMS = {"ours, 1 beam": 1, "ours, 4 beams": 4, "ours, 10 beams": 10}
@@ -25,7 +40,6 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "NUMBA_NUM_THREADS": "1",  # of vLLM's n-gram lookup
 }
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,13 +82,9 @@ def engine_arms(length: int, *, shed: bool = True) -> list[EngineArm]:
         EngineArm(name, ours, {"beam_width": width, "drafts": "beam", "shed": shed}, width=width)
         for name, width in BEAMS.items()
     ]
-    return [
-        EngineArm(SYNCHRONOUS),
-        EngineArm(ASYNCHRONOUS, asynchronous=True),
-        EngineArm(NGRAM, lookup),
-        *beams,
-        EngineArm(SAMPLED, ours, {"drafts": "sampled", "shed": shed}),
-    ]
+    sampled = EngineArm(SAMPLED, ours, {"drafts": "sampled", "shed": shed})
+    plain = [EngineArm(SYNCHRONOUS), EngineArm(ASYNCHRONOUS, asynchronous=True), EngineArm(NGRAM, lookup)]
+    return [*plain, *beams, sampled]
 
 
 @dataclass(frozen=True)
@@ -99,46 +109,8 @@ class Request:
 
 
 def as_run(requests: Sequence[Request], seconds: float) -> Run:
-    """Requests of one piece of work, and how long they took together, prompts included, as the ruler takes them."""
+    """What the ruler takes: all requests of one piece of work, in so many seconds, prompts included."""
     return Run([request.tokens for request in requests], seconds, more=requests)
-
-
-class Engine:
-    def __init__(self, arm: EngineArm, longest: int, most: int) -> None:
-        from vllm import LLM
-
-        self._engine = LLM(**arm.settings(longest, most)).llm_engine
-        self._count = itertools.count(1)
-
-    def run(self, work: Work) -> Run:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        # No seed: with one vLLM (0.32.0) samples row by row, which is another speed.
-        options = SamplingParams(
-            temperature=work.temperature,
-            max_tokens=work.new_tokens,
-            ignore_eos=True,
-            detokenize=False,
-            output_kind=RequestOutputKind.DELTA,
-        )
-        waiting = list(enumerate(work.prompts))[::-1]
-        running: dict[str, _Running] = {}
-        done: dict[int, Request] = {}
-        begun = time.perf_counter()
-        while waiting or running:
-            while waiting and len(running) < work.concurrency:
-                number, prompt = waiting.pop()
-                name = str(next(self._count))
-                running[name] = _Running(number)
-                self._engine.add_request(name, {"prompt_token_ids": prompt}, options)
-            for output in self._engine.step():
-                one = running[output.request_id]
-                one.add(output.outputs[0].token_ids)
-                if output.finished:
-                    done[one.number] = one.ended(output.outputs[0].spec_decode_metrics)
-                    del running[output.request_id]
-        return as_run([done[number] for number in sorted(done)], time.perf_counter() - begun)
 
 
 @dataclass
@@ -162,43 +134,62 @@ class _Running:
         return Request(self.tokens, first - begun, between, sum(histogram), accepted)
 
 
-def _engine_process(arm: EngineArm, longest: int, most: int, connection: Any) -> None:
-    engine = Engine(arm, longest, most)
-    connection.send(None)
-    while (work := connection.recv()) is not None:
-        connection.send(engine.run(work))
+_engine: Any = None  # of a process that serves
+_names = map(str, itertools.count())  # of its requests
+
+
+def _start(settings: dict[str, Any]) -> None:
+    global _engine
+    from vllm import LLM
+
+    _engine = LLM(**settings).llm_engine
+
+
+def _serve(work: Work) -> Run:
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    # No seed: with one vLLM (0.32.0) samples row by row, which is another speed.
+    options = SamplingParams(
+        temperature=work.temperature,
+        max_tokens=work.new_tokens,
+        ignore_eos=True,
+        detokenize=False,
+        output_kind=RequestOutputKind.DELTA,
+    )
+    waiting = list(enumerate(work.prompts))[::-1]
+    running: dict[str, _Running] = {}
+    done: dict[int, Request] = {}
+    begun = time.perf_counter()
+    while waiting or running:
+        while waiting and len(running) < work.concurrency:
+            (number, prompt), name = waiting.pop(), next(_names)
+            running[name] = _Running(number)
+            _engine.add_request(name, {"prompt_token_ids": prompt}, options)
+        for output in _engine.step():
+            one = running[output.request_id]
+            one.add(output.outputs[0].token_ids)
+            if output.finished:
+                done[one.number] = one.ended(output.outputs[0].spec_decode_metrics)
+                del running[output.request_id]
+    return as_run([done[number] for number in sorted(done)], time.perf_counter() - begun)
 
 
 @contextmanager
 def engines(arms: Sequence[EngineArm], longest: int, most: int) -> Iterator[list[Arm]]:
-    """Every arm's engine, ready; each idles while another one works."""
+    """Every arm's engine, ready in a process of its own; each idles while another one works."""
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
-    context = multiprocessing.get_context("spawn")
+    context, ready = multiprocessing.get_context("spawn"), []
     with ExitStack() as stack:
-        ready = []
         for arm in arms:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_engine_process, args=(arm, longest, most, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            stack.callback(process.join)
-            stack.callback(_end, ours)
-            ours.recv()  # raises EOFError if the engine did not start; its log says why
+            process = stack.enter_context(ProcessPoolExecutor(1, context))
+            process.submit(_start, arm.settings(longest, most)).result()
 
-            def run(work: Work, connection: Any = ours) -> Run:
-                connection.send(work)
-                made: Run = connection.recv()
-                return made
+            def run(work: Work, process: ProcessPoolExecutor = process) -> Run:
+                return process.submit(_serve, work).result()
 
             ready.append(Arm(arm.name, run))
         yield ready
-
-
-def _end(connection: Any) -> None:
-    try:
-        connection.send(None)
-    except OSError:
-        return  # it has ended already
 
 
 def measure_turns(arms: Sequence[Arm], works: Sequence[Work]) -> Iterator[Record]:
@@ -206,10 +197,104 @@ def measure_turns(arms: Sequence[Arm], works: Sequence[Work]) -> Iterator[Record
     warm_up = replace(works[0], new_tokens=min(works[0].new_tokens, WARM_UP))
     for number, trial in enumerate(interleave(arms, works, warm_up=lambda _: warm_up)):
         for name, run in trial.runs.items():
-            yield {
-                "kind": "turn",
-                "arm": name,
-                "number": number,
-                "requests": list(map(asdict, run.more)),
-                "seconds": run.seconds,
-            }
+            requests = list(map(asdict, run.more))
+            yield {"kind": "turn", "arm": name, "number": number, "requests": requests, "seconds": run.seconds}
+
+
+def trials_of(records: Sequence[Record]) -> list[Trial]:
+    """What every arm made of each piece of work, in order; the verdicts of all stand at the first."""
+    runs: dict[int, dict[str, Run]] = {}
+    verdicts: dict[str, list[Verdict]] = {}
+    for record in records:
+        if record["kind"] == "turn":
+            run = as_run([Request(**request) for request in record["requests"]], record["seconds"])
+            runs.setdefault(record["number"], {})[record["arm"]] = run
+            verdicts.setdefault(record["arm"], [Verdict(ruler.NOT_COMPARED)])
+        elif record["kind"] == "equality":
+            margins = record.get("margins", [None] * record["ties"])  # which older files lack
+            ties = [Verdict(ruler.TIE, margin) for margin in margins]
+            verdicts[record["arm"]] = ties + [Verdict(ruler.BUG)] * len(record["bugs"])
+    return [Trial(None, runs[number], {} if place else verdicts) for place, number in enumerate(sorted(runs))]
+
+
+def judged(
+    records: Sequence[Record], works: Sequence[Work], verifier: Verifier, drafter: RecurrentDrafter, length: int
+) -> Iterator[Record]:
+    """Greedy output compared with the base's, and the acceptance that the walk along the base's replies predicts.
+
+    When sampling the outputs are of one law only. The walk still predicts: a draft token is accepted where the
+    verifier draws that very token.
+    """
+    trials = trials_of(records)
+    for name in trials[0].runs if works[0].temperature == 0 else ():
+        verdicts = [
+            verdict
+            for trial, work in zip(trials, works, strict=True)
+            for verdict in ruler.judge(trial.runs[name], trial.runs[SYNCHRONOUS], explaining(verifier, work))
+        ]
+        ties = [verdict.margin for verdict in verdicts if verdict.outcome == ruler.TIE]
+        bugs = [f"prompt {n}, {v.divergence.verdict}" for n, v in enumerate(verdicts)
+                if v.outcome == ruler.BUG and v.divergence is not None]  # fmt: skip
+        yield {"kind": "equality", "arm": name, "ties": len(ties), "margins": ties, "bugs": bugs}
+    replies = [
+        Reply(torch.tensor(prompt), torch.tensor(reply))
+        for trial, work in zip(trials, works, strict=True)
+        for prompt, reply in zip(work.prompts, trial.runs[SYNCHRONOUS].ids, strict=True)
+    ]
+    held_out = HeldOutReplies(verifier, replies)
+    for arm in engine_arms(length):
+        if arm.name in trials[0].runs and arm.width is not None:
+            predicted = chain_tokens_per_step(held_out, drafter, arm.width, length)
+            yield {"kind": "predicted", "arm": arm.name, "tokens_per_step": predicted}
+
+
+def explaining(verifier: Verifier, work: Work) -> ruler.Explain:
+    """Greedy divergences of this work's requests."""
+    return lambda row, *ids: first_divergence(verifier, torch.tensor(work.prompts[row]), *ids)
+
+
+def chain_tokens_per_step(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> float:
+    """What decoding of these replies yields where of each step's beams only the best is verified."""
+    drafts = held_out.drafts(drafter, width, length)
+    accepted = (accepted_along(root, prefix_tree(root, best_beam(beams), length + 1)) for root, beams in drafts)
+    return sum((walk(one.n_accepted.tolist()) for one in accepted), Walk(0, 0)).tokens_per_step
+
+
+def best_beam(beams: Beams) -> Beams:
+    """The most probable beam of full length alone, as one that was searched with width 1.
+
+    >>> beams = Beams(torch.tensor([[[5, 6], [7, 8]]]), torch.tensor([[[0, 0], [1, 0]]]), torch.zeros(1, 2, 2))
+    >>> best_beam(beams).tokens.tolist()
+    [[[6], [7]]]
+    """
+    tokens: Tensor = beams.paths[:, 0, :, None]  # (B, L, 1)
+    return Beams(tokens, torch.zeros_like(tokens), torch.zeros(tokens.shape, device=tokens.device))
+
+
+def serving_rows(records: Sequence[Record]) -> list[Row]:
+    """A row for each arm of a file."""
+    return rows_of(trials_of(records), records)
+
+
+def requests(row: Row) -> list[Request]:
+    return [request for run in row.runs for request in run.more]
+
+
+def accepted_length(row: Row) -> float:
+    """Tokens for each draft that was verified; NaN without any."""
+    drafts = sum(request.drafts for request in requests(row))
+    return 1 + sum(request.accepted for request in requests(row)) / drafts if drafts else NONE
+
+
+SERVING_COLUMNS: Shown = {
+    "concurrency": lambda row: str(row.records[0]["concurrency"]),
+    "temperature": lambda row: f"{row.records[0]['temperature']:g}",
+    "engine": lambda row: row.arm,
+    "tokens/s": lambda row: f"{row.rate:.1f}",
+    "vs no speculation": lambda row: f"{row.over(SYNCHRONOUS):.2f}",
+    "first token, ms": lambda row: f"{1e3 * np.mean([request.first for request in requests(row)]):.0f}",
+    "between tokens, ms": lambda row: f"{1e3 * np.mean([request.between for request in requests(row)]):.2f}",
+    "accepted length": lambda row: figure(accepted_length(row)),
+    "predicted": lambda row: figure(row.recorded("predicted", "tokens_per_step")),
+    "identical": lambda row: "" if row.arm == SYNCHRONOUS else ruler.verdict(row.verdicts),
+}

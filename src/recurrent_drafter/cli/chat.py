@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.cli.errors import INTERRUPTED
+from recurrent_drafter.cli.main import INTERRUPTED
 from recurrent_drafter.cli.options.decoding import GenerateOptions, SamplingOptions, is_text
 from recurrent_drafter.core.metrics import Acceptance
 from recurrent_drafter.data.dialogues import Turn

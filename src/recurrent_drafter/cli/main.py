@@ -1,21 +1,26 @@
 """The console command ``recurrent-drafter``, and what the root's scripts call: one table, one way to begin.
 
-A command line is parsed and checked before anything heavy loads, so that a wrong flag or path is answered at once.
+A command line is parsed and checked before anything heavy loads, so that a wrong flag or path is answered at once. A
+command ends with 0, with 2 and one clear line for what the user can mend, or with 130 for an interrupt.
 """
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 import recurrent_drafter
-from recurrent_drafter.cli.errors import reporting
 from recurrent_drafter.cli.options import decoding, measuring, publishing, serving, training
 from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.reproduce.plan import ReproduceOptions
 from recurrent_drafter.training.options import TrainingOptions, check_paths
+
+INTERRUPTED = 130
+P = ParamSpec("P")
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,25 @@ SCRIPTS = {
         (decoding.VerifierOptions,), "endtoend:full",
     ),
 }  # fmt: skip
+
+
+def reporting(command: Callable[P, int]) -> Callable[P, int]:
+    """Turn what a user can mend into one line on stderr; RECURRENT_DRAFTER_DEBUG=1 shows the traceback instead."""
+
+    @wraps(command)
+    def run(*arguments: P.args, **options: P.kwargs) -> int:
+        try:
+            return command(*arguments, **options)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except (ValueError, OSError) as error:
+            if os.environ.get("RECURRENT_DRAFTER_DEBUG"):
+                raise
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+            return 2
+
+    return run
 
 
 @reporting

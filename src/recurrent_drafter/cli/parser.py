@@ -85,22 +85,22 @@ def by_class(kind: Any) -> Iterator[tuple[Any, list[dataclasses.Field[Any]]]]:
 
 def add(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     """A field as a flag, or as a place; a truth that is the default also as ``--no_...``."""
-    name, hyphened, metadata = field.name, field.name.replace("_", "-"), field.metadata
+    name, metadata = field.name, field.metadata
     settings: dict[str, Any] = {"help": explained(field), **typed(hint)}
     if "positional" in metadata:
         group.add_argument(name, **settings | {"metavar": metadata["positional"]})
         return
     required = field.default is field.default_factory is dataclasses.MISSING
-    aliases = metadata.get("aliases", ())
-    flag = group.add_argument(
-        *dict.fromkeys((f"--{name}", f"--{hyphened}")), *aliases, dest=name, required=required, **settings
-    )
+    names = *spelled(name), *metadata.get("aliases", ())
+    flag = group.add_argument(*names, dest=name, required=required, **settings)
     if field.default is True and flag.type is truth:
         flag.metavar = f"--no_{name}"
-        group.add_argument(
-            *dict.fromkeys((f"--no_{name}", f"--no-{hyphened}")), dest=name, action="store_false",
-            default=argparse.SUPPRESS, help=argparse.SUPPRESS,
-        )  # fmt: skip
+        unsaid = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
+        group.add_argument(*spelled(f"no_{name}"), dest=name, action="store_false", **unsaid)
+
+
+def spelled(name: str) -> dict[str, None]:
+    return dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
 
 
 def typed(hint: Any) -> dict[str, Any]:
@@ -108,8 +108,7 @@ def typed(hint: Any) -> dict[str, Any]:
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         members = [member for member in get_args(hint) if member is not NoneType]
-        ranks = {member: (not is_enum(member), member is not bool, member is not str) for member in members}
-        return typed(min(members, key=lambda member: ranks[member]))
+        return typed(min(members, key=lambda member: (not is_enum(member), member is not bool, member is not str)))
     if origin is Literal:
         return {"choices": get_args(hint)}
     if is_enum(hint):

@@ -1,21 +1,32 @@
 """``experiment_paper_reproduction.py`` and ``recurrent-drafter reproduce``: the paper's comparisons by one command."""
 
+import io
+import os
 import shlex
 import signal
 import subprocess
 import sys
+import traceback
+from contextlib import redirect_stdout
+from functools import partial
+from pathlib import Path
+
+from accelerate import PartialState
+from rich.progress import track
 
 from recurrent_drafter.cli import train
-from recurrent_drafter.cli.errors import INTERRUPTED
-from recurrent_drafter.cli.train import duration
+from recurrent_drafter.cli.main import INTERRUPTED, quiet, reporting
+from recurrent_drafter.cli.train import TrainingTerminal, duration
 from recurrent_drafter.data.sources import Split, load_dialogues
 from recurrent_drafter.records.paths import make_writable
 from recurrent_drafter.records.provenance import provenance
 from recurrent_drafter.report.reproduction import write_report
 from recurrent_drafter.reproduce.plan import ReproduceOptions, Source, training_flags
 from recurrent_drafter.reproduce.results import Results, failure
+from recurrent_drafter.reproduce.workshop import Workshop
 
 REFUSED = 2
+ERROR = "error.txt"  # a failed job's traceback, in its folder
 
 
 def run(options: ReproduceOptions, *, argv: list[str]) -> int:
@@ -94,7 +105,7 @@ def do_jobs(results: Results) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, and the worker with it
     while results.pending:
         results.at_work.unlink(missing_ok=True)
-        with subprocess.Popen([*launcher, "-m", "recurrent_drafter.cli.jobs", str(results.folder)]) as worker:
+        with subprocess.Popen([*launcher, "-m", "recurrent_drafter.cli.reproduce", str(results.folder)]) as worker:
             try:
                 code = worker.wait()
             except KeyboardInterrupt:
@@ -111,3 +122,45 @@ def do_jobs(results: Results) -> int:
         if code != 0 and results.record(died := results.at_work.read_text()) is None:
             results.write(died, failure(f"the process that did it ended with {how}"))
     return 0
+
+
+@reporting
+def work() -> int:
+    """Do the jobs of a reproduction's folder that have no outcome yet; 1 as soon as one of them fails.
+
+    The process has one verifier, and is given the folder, which says everything else. Whatever it dies of costs the job
+    at hand; `do_jobs` starts it again for the rest.
+    """
+    (folder,) = sys.argv[1:]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a log file shows what is going on
+    quiet()
+    results = Results.from_folder(Path(folder))
+    # The trainings' own arguments decide how processes are joined (--use_cpu), and `PartialState` is what they made.
+    rank = train.options(training_flags(results.plan.showcase, results.options, results.folder)).process_index
+    state = PartialState()
+    parent, pending = os.getppid(), results.pending
+    state.wait_for_everyone()  # before one of several processes changes what is pending
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank > 0 else sys.stdout):
+        with TrainingTerminal() as terminal:
+            workshop = Workshop(results, train.options, partial(track, transient=True), terminal, sys.argv)
+        for name in pending:
+            if os.getppid() != parent:  # killed; somebody may have started it again
+                return 1
+            print(f"\n[{1 + results.plan.names.index(name)} of {len(results.plan.names)}] {name}")
+            results.at_work.write_text(name)
+            try:
+                with TrainingTerminal() as terminal:
+                    record = workshop.do(name, terminal, terminal.should_stop)
+            except Exception as error:  # noqa: BLE001  whatever a job dies of is its outcome
+                results.path(name).mkdir(parents=True, exist_ok=True)
+                (results.path(name) / ERROR).write_text(traceback.format_exc())
+                results.write(name, failure(" ".join(f"{type(error).__name__}: {error}".split())))
+                return 1
+            if state.is_main_process:
+                results.write(name, record)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(work())

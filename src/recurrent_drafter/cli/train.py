@@ -11,7 +11,7 @@ from typing import Any
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
-from recurrent_drafter.cli.errors import INTERRUPTED
+from recurrent_drafter.cli.main import INTERRUPTED
 from recurrent_drafter.cli.options.training import read_training
 from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.measure.estimate import expected_tokens

@@ -16,7 +16,6 @@ from recurrent_drafter.measure.arms import batches_of
 from recurrent_drafter.measure.ruler import tokens_per_step
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
 from recurrent_drafter.models.loading import load_verifier
-from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import VERIFICATION_FILE, provenance, saved_fingerprint, write_json
 from recurrent_drafter.report.tables import Columns, terminal
 
@@ -35,7 +34,7 @@ def run(
     speculator = open_speculator(which.drafter(), model, tokenizer, which.shape)
     folder = local_folder(which.speculator_path)
     of = None if folder is None else saved_fingerprint(folder)
-    prompts = load_prompts(asked, Verifier(model), tokenizer, count=50)
+    prompts = load_prompts(asked, speculator.verifier, tokenizer, count=50)
     greedy = decoding_of(asked, model, {"do_sample": False, **given(sampling, "repetition_penalty")})
     sampled = decoding_of(asked, model, draws, sampling.seed or 0) if draws["do_sample"] else None
     passes = verifications(speculator, greedy, sampled, auto=options.auto)
