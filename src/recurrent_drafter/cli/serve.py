@@ -132,13 +132,7 @@ def totals(page: str) -> Counter[str]:
 
 
 class Server:
-    """A server that is started, announced when it answers, and reported on at its end.
-
-    Args:
-        command: starts it. Its output goes to stderr.
-        url: where it will answer.
-        announce: called once, when it does.
-    """
+    """Started by ``command``, with its output on stderr; announced once ``url`` answers, reported on at its end."""
 
     def __init__(self, command: Sequence[str], url: str, announce: Callable[[], None]) -> None:
         self.command, self.url, self.announce = command, url, announce
@@ -180,7 +174,7 @@ class Server:
                 self.metrics = ""
                 self.announce()
             elif self.metrics is not None and time.monotonic() >= next_read:
-                self._read()
+                self.metrics = self._get("/metrics") or self.metrics
                 next_read = time.monotonic() + READ_EVERY
 
     @contextmanager
@@ -202,13 +196,9 @@ class Server:
         except Empty:
             return
         if self.metrics is not None and not self._asked_to_end:
-            self._read()
+            self.metrics = self._get("/metrics") or self.metrics
         self._asked_to_end = True
         process.send_signal(number)
-
-    def _read(self) -> None:
-        page = self._get("/metrics")
-        self.metrics = self.metrics if page is None else page
 
     def _get(self, path: str) -> str | None:
         """A page of the server; None where it does not answer, or not with one."""
