@@ -43,7 +43,9 @@ class Results:
         """Make the folder this reproduction's. Raises ValueError where it holds results of other settings."""
         self.folder.mkdir(parents=True, exist_ok=True)
         settled = json.loads(json.dumps(asdict(self.options)))
-        own = {name: value for name, value in settled.items() if name not in FREE} | self._conditions()
+        own = {name: value for name, value in settled.items() if name not in FREE}
+        sets = {source: None for source in (*self.options.training_sets, *self.options.evaluation_sets)}
+        own["files"] = {source.label: _hash(source) for source in sets if source.path}  # results depend on them, too
         path = self.folder / SETTINGS
         if path.exists():
             theirs = json.loads(path.read_text())["fixed"]
@@ -54,11 +56,6 @@ class Results:
                     "not mixed: give another --output_dir, or remove this one"
                 )
         write_json(path, {"fixed": own, "options": settled})
-
-    def _conditions(self) -> Record:
-        """What else results depend on: the contents of local files."""
-        sets = {source: None for source in (*self.options.training_sets, *self.options.evaluation_sets)}
-        return {"files": {source.label: _hash(source) for source in sets if source.path}}
 
     @property
     def at_work(self) -> Path:
