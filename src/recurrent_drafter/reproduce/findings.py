@@ -7,32 +7,9 @@ from typing import Any
 import numpy as np
 
 from recurrent_drafter.measure.ruler import Estimate
-from recurrent_drafter.reproduce.plan import METHODS, SCOPES, Scope
+from recurrent_drafter.reproduce.plan import Recipe
 from recurrent_drafter.reproduce.results import Record
 from recurrent_drafter.reproduce.statistics import Walks, gain, says, tokens_per_step
-from recurrent_drafter.training.options import Method
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Trainings that differ in their seed alone."""
-
-    training_set: str
-    scope: Scope
-    method: Method
-    rnn: bool
-
-    @property
-    def learns(self) -> str:
-        return METHODS[self.method] + ("" if self.rnn else ", no recurrence")
-
-    @property
-    def part(self) -> str:
-        """What of the set it learns from."""
-        return SCOPES[self.scope]
-
-    def __str__(self) -> str:
-        return f"{self.learns}; {self.part}; {self.training_set}"
 
 
 @dataclass(frozen=True)
