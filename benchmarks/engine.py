@@ -7,6 +7,7 @@ import argparse
 import sys
 import time
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -83,12 +84,7 @@ def path_of(cell: str, output_dir: Path) -> Path:
 def run(cell: BenchCell, effort: Effort, device: str, output_dir: Path) -> None:
     begun = time.monotonic()
     header = {"kind": "cell", **asdict(cell), "effort": asdict(effort), **provenance(sys.argv)}
-
-    def records():
-        yield header
-        yield from measure(cell, effort, device)
-
-    written = write_records(path_of(cell.name, output_dir), records())
+    written = write_records(path_of(cell.name, output_dir), chain([header], measure(cell, effort, device)))
     table = markdown(recorded_rows(written), CELLS)
     print(f"\n{cell.name} ({time.monotonic() - begun:.0f} s)\n{table}", flush=True)
 

@@ -6,6 +6,7 @@ Writes one file of JSON lines for each concurrency and temperature, then the tab
 import argparse
 import sys
 import time
+from itertools import chain, product
 from pathlib import Path
 
 import torch
@@ -68,23 +69,15 @@ def run(options: argparse.Namespace) -> None:
     longest = PROMPT_LENGTH + options.new_tokens + SLACK
     print(f"starting {len(arms)} engines", flush=True)
     with serving.engines(arms, longest, max(options.concurrency)) as ready:
-        for temperature in options.temperature:
-            for concurrency in options.concurrency:
-                begun = time.monotonic()
-                works = works_of(prompts, concurrency, temperature, options)
-                header = {"kind": "serving", "concurrency": concurrency, "temperature": temperature,
-                          "beam_length": options.beam_length, "shed": options.shed, **provenance(sys.argv)}  # fmt: skip
-
-                def records(header=header, works=works):
-                    yield header
-                    turns = list(serving.measure_turns(ready, works))
-                    yield from turns
-                    yield from serving.judged(turns, works, Verifier(model), drafter, options.beam_length)
-
-                path = options.output_dir / f"concurrency-{concurrency}_temperature-{temperature:g}.jsonl"
-                written = write_records(path, records())
-                table = markdown(serving_rows(written), SERVING_COLUMNS)
-                print(f"\n{path.stem} ({time.monotonic() - begun:.0f} s)\n{table}", flush=True)
+        for temperature, concurrency in product(options.temperature, options.concurrency):
+            begun = time.monotonic()
+            works = works_of(prompts, concurrency, temperature, options)
+            header = {"kind": "serving", "concurrency": concurrency, "temperature": temperature,
+                      "beam_length": options.beam_length, "shed": options.shed, **provenance(sys.argv)}  # fmt: skip
+            records = serving.measure(ready, works, Verifier(model), drafter, options.beam_length)
+            path = options.output_dir / f"concurrency-{concurrency}_temperature-{temperature:g}.jsonl"
+            table = markdown(serving_rows(write_records(path, chain([header], records))), SERVING_COLUMNS)
+            print(f"\n{path.stem} ({time.monotonic() - begun:.0f} s)\n{table}", flush=True)
 
 
 def works_of(prompts: list[list[int]], concurrency: int, temperature: float, options: argparse.Namespace) -> list[Work]:

@@ -71,16 +71,11 @@ def box(axes: Axes, x: float, y: float, text: str, color: str = PLAIN, width: fl
 
 
 def say(axes: Axes, x: float, y: float, text: str, color: str = INK, size: float = 11, align: str = "center") -> None:
-    """Text at (x, y)."""
     axes.text(x, y, text, color=color, size=size, ha=align, va="center")
 
 
-def arrow(
-    axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str = FAINT, bend: float = 0
-) -> None:
-    """An arrow between two points."""
-    style = {"arrowstyle": "-|>", "color": color, "lw": 1.2, "connectionstyle": f"arc3,rad={bend}"}
-    axes.annotate("", xy=end, xytext=start, arrowprops=style)
+def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str = FAINT) -> None:
+    axes.annotate("", xy=end, xytext=start, arrowprops={"arrowstyle": "-|>", "color": color, "lw": 1.2})
 
 
 def draw_tree(axes: Axes, tree: DraftTree, left: float, tops: list[float], color: Callable[[int], str]) -> None:

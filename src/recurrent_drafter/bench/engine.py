@@ -65,17 +65,17 @@ def measure(cell: workload.BenchCell, effort: Effort, device: str) -> Iterator[R
     decoding = Decoding(effort.new_tokens, sampling=ways.at_temperature(cell.temperature))
     if cell.hit_rate is None:
         speculator = RecurrentDraftingSpeculator.from_pretrained(demo_drafter_path(), verifier=model)
+        assert speculator.drafter is not None
+        shapes = [FIXED, speculator.drafter.config.draft_shape]
+        lookup = ways.lookup_fits(speculator.verifier, batches, effort.new_tokens)
     else:
         speculator = workload.oracle_for(model, cell.hit_rate)
         teach(speculator, batches, effort.new_tokens)
-    assert speculator.drafter is not None
-    saved = speculator.drafter.config.draft_shape
-    shapes = [FIXED, saved] if cell.hit_rate is None else [FIXED, *CHAINS]
-    lookup = cell.hit_rate is None and ways.lookup_fits(speculator.verifier, batches, effort.new_tokens)
+        shapes, lookup = [FIXED, *CHAINS], False
     arms = ways.standard_arms(speculator, decoding, shapes, lookup=lookup)
     trials = list(compare(arms, batches, ways.explaining(speculator.verifier, decoding)))
     yield from run_records(trials)
-    yield from limits(speculator, batches[0], known_replies(trials, PLAIN), shapes, saved)
+    yield from limits(speculator, batches[0], known_replies(trials, PLAIN), shapes)
     if effort.profile:
         found = inside(speculator, batches[: max(len(batches) // 4, 1)], decoding, shapes[0])
         for arm, (profile, memory) in found.items():
@@ -103,16 +103,12 @@ def known_replies(trials: Sequence[Trial], arm: str) -> list[Reply]:
 
 
 def limits(
-    speculator: RecurrentDraftingSpeculator,
-    batch: Batch,
-    replies: Sequence[Reply],
-    shapes: Sequence[DraftShape],
-    saved: DraftShape,
+    speculator: RecurrentDraftingSpeculator, batch: Batch, replies: Sequence[Reply], shapes: Sequence[DraftShape]
 ) -> Iterator[Record]:
     """What each arm could attain with its own way of drafting: its width, and its length or, for auto, any up to it."""
     drafter, verifier = speculator.drafter, speculator.verifier
     assert drafter is not None
-    longest = DraftShape(saved.beam_width, LONGEST)
+    longest = DraftShape(drafter.config.draft_shape.beam_width, LONGEST)
     arms = {shape_name(shape): (shape, [shape.beam_length]) for shape in shapes}
     for name, (shape, lengths) in {**arms, AUTO: (longest, list(range(1, LONGEST + 1)))}.items():
         acceptance = acceptance_along(verifier, drafter, replies, shape)

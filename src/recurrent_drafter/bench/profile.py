@@ -31,7 +31,6 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "controller": [(TreeController, name) for name in ("plan", "budget", "observe")],
     "host": [(Step, "on_host"), (GenerationState, "emit")],
 }
-OTHER = "other"
 MIB = 2**20
 
 
@@ -47,7 +46,7 @@ class Profile:
     @property
     def rows(self) -> list[tuple[str, float, float]]:
         """Stage, milliseconds per step, share of the step; what no stage explains comes last."""
-        parts = {**self.seconds, OTHER: self.total - sum(self.seconds.values())}
+        parts = {**self.seconds, "other": self.total - sum(self.seconds.values())}
         return [
             (name, 1e3 * seconds / max(self.steps, 1), seconds / (self.total or 1.0)) for name, seconds in parts.items()
         ]

@@ -192,13 +192,21 @@ def engines(arms: Sequence[EngineArm], longest: int, most: int) -> Iterator[list
         yield ready
 
 
-def measure_turns(arms: Sequence[Arm], works: Sequence[Work]) -> Iterator[Record]:
-    """Every piece of work by every engine, in an order that changes; the beginning of the first to warm up."""
+def measure(
+    arms: Sequence[Arm], works: Sequence[Work], verifier: Verifier, drafter: RecurrentDrafter, length: int
+) -> Iterator[Record]:
+    """Every piece of work by every engine, in an order that changes, and then what `judged` says of it all.
+
+    To warm up, each does the beginning of the first.
+    """
+    trials = []
     warm_up = replace(works[0], new_tokens=min(works[0].new_tokens, WARM_UP))
     for number, trial in enumerate(interleave(arms, works, warm_up=lambda _: warm_up)):
         for name, run in trial.runs.items():
             requests = list(map(asdict, run.more))
             yield {"kind": "turn", "arm": name, "number": number, "requests": requests, "seconds": run.seconds}
+        trials.append(trial)
+    yield from judged(trials, works, verifier, drafter, length)
 
 
 def trials_of(records: Sequence[Record]) -> list[Trial]:
@@ -218,14 +226,13 @@ def trials_of(records: Sequence[Record]) -> list[Trial]:
 
 
 def judged(
-    records: Sequence[Record], works: Sequence[Work], verifier: Verifier, drafter: RecurrentDrafter, length: int
+    trials: Sequence[Trial], works: Sequence[Work], verifier: Verifier, drafter: RecurrentDrafter, length: int
 ) -> Iterator[Record]:
     """Greedy output compared with the base's, and the acceptance that the walk along the base's replies predicts.
 
     When sampling the outputs are of one law only. The walk still predicts: a draft token is accepted where the
     verifier draws that very token.
     """
-    trials = trials_of(records)
     for name in trials[0].runs if works[0].temperature == 0 else ():
         verdicts = [
             verdict

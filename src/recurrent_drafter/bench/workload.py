@@ -11,14 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import (
-    AutoModelForCausalLM,
-    GPT2Config,
-    LlamaConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.core.beam import Beams, Deeper
 from recurrent_drafter.data.sources import load_dialogues
@@ -32,8 +25,9 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 
 SHAPES: dict[str, Callable[[], PreTrainedConfig]] = {
-    "gpt2-small-shape": GPT2Config,
-    "llama-160m-shape": lambda: LlamaConfig(
+    "gpt2-small-shape": lambda: AutoConfig.for_model("gpt2"),
+    "llama-160m-shape": lambda: AutoConfig.for_model(
+        "llama",
         hidden_size=768,
         intermediate_size=3072,
         num_hidden_layers=12,

@@ -119,7 +119,9 @@ def show_targets(which: ConversationOptions, options: TargetOptions, *, argv: li
         found = row[row != IGNORED].tolist()
         verdict = compared(pair, example.input_ids[: root + 1], found, count)
         kinds[verdict.split()[0]] += 1
-        print(shown(root, example.input_ids, found, pair.tokenizer) + f"  {verdict}", flush=True)
+        context = one_line(example.input_ids[max(root + 1 - SHOWN_TOKENS, 0) : root + 1].tolist(), pair.tokenizer)
+        place = f"{root:>8}  {context[-SHOWN_CHARACTERS:]:>{SHOWN_CHARACTERS}}"
+        print(f"{place} > {pieces(found, pair.tokenizer)}  {verdict}", flush=True)
     one_by_one = time.perf_counter() - begun
     print(
         f"\nagainst generate, position by position: {kinds['same']} the same, {kinds['numeric']} numeric ties, "
@@ -130,23 +132,14 @@ def show_targets(which: ConversationOptions, options: TargetOptions, *, argv: li
 
 def compared(pair: Pair, prefix: Tensor, found: list[int], count: int) -> str:
     """``same``, or what the first difference from transformers' own continuation of a prefix (S,) is."""
-    expected = generated(pair, prefix, count)
-    difference = first_divergence(pair.verifier, prefix, expected, found)
-    return "same" if difference is None else f"{difference.verdict}; generate: {pieces(expected, pair.tokenizer)}"
-
-
-def generated(pair: Pair, prefix: Tensor, count: int) -> list[int]:
     generate: Any = pair.verifier.model.generate
     prompt = prefix[None].to(pair.verifier.device)
     plain = {"do_sample": False, "repetition_penalty": 1.0}  # whatever the model's own settings say
     how = Decoding(count, pair.end_ids, plain).arguments()
     sequences = generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), **how)
-    return until_end(sequences[0, len(prefix) :].tolist(), pair.end_ids)
-
-
-def shown(root: int, text: Tensor, tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:
-    context = one_line(text[max(root + 1 - SHOWN_TOKENS, 0) : root + 1].tolist(), tokenizer)[-SHOWN_CHARACTERS:]
-    return f"{root:>8}  {context:>{SHOWN_CHARACTERS}} > {pieces(tokens, tokenizer)}"
+    expected = until_end(sequences[0, len(prefix) :].tolist(), pair.end_ids)
+    difference = first_divergence(pair.verifier, prefix, expected, found)
+    return "same" if difference is None else f"{difference.verdict}; generate: {pieces(expected, pair.tokenizer)}"
 
 
 def pieces(tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> str:

@@ -3,7 +3,6 @@
 Every step runs the command that a user would run, in a temporary folder, on the bundled data.
 """
 
-import dataclasses
 import io
 import json
 import math
@@ -12,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,12 @@ from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options.decoding import VerifierOptions
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.models.loading import load_drafter, load_verifier
-from recurrent_drafter.records.provenance import EVALUATION as EVALUATION_RECORD
-from recurrent_drafter.records.provenance import RUN_RECORD, read_verification, write_records
+from recurrent_drafter.records.provenance import EVALUATION, RUN_RECORD, read_verification, write_records
 
 CONVERSATIONS = 60
 TRAINING = ["--model_max_length", "128", "--draft_vocab_size", "512", "--max_steps", "12", "--learning_rate", "2e-3"]
 TRAINING += ["--per_device_train_batch_size", "4", "--logging_steps", "1", "--train_on_assistant_only"]
-EVALUATION = ["--eval_max_examples", "4", "--eval_max_new_tokens", "24", "--report_to", "none"]
+EVALUATING = ["--eval_max_examples", "4", "--eval_max_new_tokens", "24", "--report_to", "none"]
 VERIFICATION = ["--prompts", "3", "--new_tokens", "24", "--batch_size", "2", "--dtype", "float32"]
 METHODS = {
     "ground truth": [],
@@ -113,7 +111,7 @@ class Journey:
         folder = self.folder / "evaluation"
         named = ["--phase", "eval", "--drafter_name_or_path", str(self.drafter), "--output_dir", str(folder)]
         self._command("train", *self._data(), *named)
-        records = [json.loads(file.read_text()) for file in (self.drafter / RUN_RECORD, folder / EVALUATION_RECORD)]
+        records = [json.loads(file.read_text()) for file in (self.drafter / RUN_RECORD, folder / EVALUATION)]
         before, after = (record["metrics"]["eval_tokens_per_step"] for record in records)
         require(math.isclose(before, after, rel_tol=1e-3), f"{after:.3f} tokens per step, in training {before:.3f}")
         return f"{after:.2f} tokens per step on held-out prompts, as in training"
@@ -128,7 +126,7 @@ class Journey:
 
     def _data(self) -> list[str]:
         path = str(self.folder.parent / "conversations.jsonl")
-        return ["--llm_name_or_path", self.model, "--dataset_path", path, *EVALUATION]
+        return ["--llm_name_or_path", self.model, "--dataset_path", path, *EVALUATING]
 
     def _pair(self) -> list[str]:
         return ["--base_model", self.model, "--speculator_path", str(self.drafter)]
@@ -170,7 +168,7 @@ def check(options: VerifierOptions, journeys: Callable[[Path, str, PreTrainedTok
     """Go through the steps, a line for each: 0 if all pass, else 1."""
     _, tokenizer = load_verifier(options.base_model)  # one that cannot be loaded is no failed check
     dialogues = load_dialogues("demo", None, "train", limit=CONVERSATIONS).dialogues
-    conversations = [{"messages": [dataclasses.asdict(turn) for turn in dialogue.turns]} for dialogue in dialogues]
+    conversations = [{"messages": [asdict(turn) for turn in dialogue.turns]} for dialogue in dialogues]
     begun, passed, failed = time.monotonic(), 0, 0
     with tempfile.TemporaryDirectory() as temporary:
         write_records(Path(temporary) / "conversations.jsonl", conversations)

@@ -125,7 +125,9 @@ def convert(options: ConvertOptions, *, argv: list[str]) -> int:
     target = Path(options.target).expanduser()
     drafter = open_drafter(located(options.source))
     if options.verifier is not None:
-        name_verifier(drafter, options.source, options.verifier)
+        model, tokenizer = open_outline(options.verifier, drafter, options.source)
+        named = {"verifier_name_or_path": options.verifier, "verifier_architectures": model.config.architectures}
+        drafter.config.update({**named, "tokenizer_hash": tokenizer_hash(tokenizer)})
     write(drafter, target, options.to)
     print(f"{target}: {'this package' if options.to == 'ours' else 'Apple'}'s layout, weights bit for bit as they were")
     if options.verifier is not None and not is_hub_name(options.verifier) and options.verifier != "demo":
@@ -149,13 +151,6 @@ def located(source: str) -> Path:
 
 def open_drafter(folder: Path) -> RecurrentDrafter:
     return from_apple(folder) if is_apples(folder) else load_drafter(folder)
-
-
-def name_verifier(drafter: RecurrentDrafter, source: str, name: str) -> None:
-    """Put a verifier's name, architecture and tokenizer into the config. Raises ValueError if it is for another."""
-    model, tokenizer = open_outline(name, drafter, source)
-    named = {"verifier_name_or_path": name, "verifier_architectures": model.config.architectures}
-    drafter.config.update({**named, "tokenizer_hash": tokenizer_hash(tokenizer)})
 
 
 def write(drafter: RecurrentDrafter, target: Path, layout: str) -> None:

@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -24,7 +24,6 @@ from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.cli.inputs import open_outline
 from recurrent_drafter.cli.options.decoding import drafter_path
 from recurrent_drafter.cli.options.serving import ServeOptions, flag_names
-from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import computes_in_bfloat16, load_drafter
 from recurrent_drafter.vllm.checking import check_length
 
@@ -39,7 +38,10 @@ def run(options: ServeOptions, flags: Sequence[str], *, argv: list[str]) -> int:
     path = drafter_path(options.base_model, options.speculator_path)
     drafter = load_drafter(path)
     model, tokenizer = open_outline(options.base_model, drafter, path)
-    check_shape(options, drafter, path)
+    most = drafter.config.draft_vocab_size
+    if (options.beam_width or 1) > most:
+        raise ValueError(f"--beam_width is {options.beam_width}, expected 1 to {most} (the draft vocabulary)")
+    check_length(path, drafter.config, options.beam_length or drafter.config.beam_length, "--beam_length")
     dtype = chosen_dtype(options.dtype, model)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments(options, path, dtype), *flags]
     if options.dry_run:
@@ -51,20 +53,8 @@ def run(options: ServeOptions, flags: Sequence[str], *, argv: list[str]) -> int:
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{options.port}"
     print(f"starting vLLM with {options.base_model} ({dtype}) and the drafter {path}; its log follows", flush=True)
     example = request(url, options, tokenizer, given)
-
-    def announce() -> None:
-        print(f"\nserving {options.names[0]} at {url}/v1; for example\n\n  {example}\n")
-        print("Ctrl-C ends it and shows what was served.", flush=True)
-
-    return Server(command, url, announce).run()
-
-
-def check_shape(options: ServeOptions, drafter: RecurrentDrafter, path: str) -> None:
-    """Raise ValueError for beams that are longer than the drafter drafts, or too many."""
-    most = drafter.config.draft_vocab_size
-    if (options.beam_width or 1) > most:
-        raise ValueError(f"--beam_width is {options.beam_width}, expected 1 to {most} (the draft vocabulary)")
-    check_length(path, drafter.config, options.beam_length or drafter.config.beam_length, "--beam_length")
+    welcome = f"\nserving {options.names[0]} at {url}/v1; for example\n\n  {example}\n"
+    return Server(command, url, f"{welcome}\nCtrl-C ends it and shows what was served.").run()
 
 
 def chosen_dtype(asked: str, model: PreTrainedModel) -> str:
@@ -132,16 +122,10 @@ def totals(page: str) -> Counter[str]:
 
 
 class Server:
-    """A server that is started, announced when it answers, and reported on at its end.
+    """Started by ``command``, its output on stderr; welcomes once ``url`` answers, and is reported on at its end."""
 
-    Args:
-        command: starts it. Its output goes to stderr.
-        url: where it will answer.
-        announce: called once, when it does.
-    """
-
-    def __init__(self, command: Sequence[str], url: str, announce: Callable[[], None]) -> None:
-        self.command, self.url, self.announce = command, url, announce
+    def __init__(self, command: Sequence[str], url: str, welcome: str) -> None:
+        self.command, self.url, self.welcome = command, url, welcome
         self.metrics: str | None = None  # the page as last read; None until it answers
         self._asked_to_end = False
         self._heard: SimpleQueue[int] = SimpleQueue()
@@ -178,9 +162,9 @@ class Server:
             self._pass_on(process)
             if self.metrics is None and self._get("/health") is not None:
                 self.metrics = ""
-                self.announce()
+                print(self.welcome, flush=True)
             elif self.metrics is not None and time.monotonic() >= next_read:
-                self._read()
+                self.metrics = self._get("/metrics") or self.metrics
                 next_read = time.monotonic() + READ_EVERY
 
     @contextmanager
@@ -202,13 +186,9 @@ class Server:
         except Empty:
             return
         if self.metrics is not None and not self._asked_to_end:
-            self._read()
+            self.metrics = self._get("/metrics") or self.metrics
         self._asked_to_end = True
         process.send_signal(number)
-
-    def _read(self) -> None:
-        page = self._get("/metrics")
-        self.metrics = self.metrics if page is None else page
 
     def _get(self, path: str) -> str | None:
         """A page of the server; None where it does not answer, or not with one."""

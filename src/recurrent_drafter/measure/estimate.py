@@ -74,14 +74,8 @@ def expected_coverage(counts: Tensor) -> Tensor:  # (V,) -> (V,)
 def choose_draft_vocabulary(coverage: Tensor, weights: WeightsRead, levels: int, rate: float = TYPICAL_RATE) -> int:
     """D with the best speed by weights read: tokens per step, less what is not covered, over the break-even.
 
-    Args:
-        coverage: (V,), the share of the targets that the most frequent 1, 2, ..., V tokens are.
-        weights: of verifier and drafter.
-        levels: L.
-        rate: acceptance within the draft vocabulary.
-
-    Returns:
-        A power of two from 256 on, or V.
+    It is a power of two from 256 on, or V. ``coverage`` (V,) is the share of the targets that the most frequent 1, 2,
+    ..., V tokens are, ``rate`` the acceptance of tokens within the draft vocabulary.
     """
     (vocabulary,) = coverage.shape
     sizes = [2**power for power in range(4, 40) if SMALLEST_VOCABULARY <= 2**power < vocabulary] + [vocabulary]
