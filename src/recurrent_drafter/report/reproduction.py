@@ -17,9 +17,7 @@ from recurrent_drafter.reproduce.results import RESULTS, Record, Results
 def write_report(results: Results, made: Record) -> list[Path]:
     """``report.html``, and ``report.md`` with its pictures, of all outcomes so far; their paths, and the raw results'.
 
-    Args:
-        results: a reproduction, finished or not.
-        made: `provenance` of the command that asks for the report.
+    ``made`` is `provenance` of the command that asks for the report.
     """
     findings = Findings(results.records)
     pictures = drawings(findings) if charts.can_draw() else {}

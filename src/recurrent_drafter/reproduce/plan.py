@@ -128,7 +128,6 @@ class Source:
 
     @property
     def label(self) -> str:
-        """What it is called in results."""
         return self.name or Path(str(self.path)).name.split(".")[0]
 
     def flags(self) -> list[str]:
@@ -168,8 +167,6 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Cell(Recipe):
-    """One training."""
-
     seed: int
 
     @property

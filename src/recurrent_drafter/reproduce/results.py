@@ -22,15 +22,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """A reproduction's folder and plan."""
-
     options: ReproduceOptions
     folder: Path
     plan: Plan
 
     @classmethod
     def of(cls, options: ReproduceOptions) -> "Results":
-        """Of these options, whatever there is yet."""
         return cls(options, Path(options.output_dir).expanduser(), plan_of(options))
 
     @classmethod
@@ -66,7 +63,6 @@ class Results:
         return self.folder / "jobs" / name
 
     def record(self, name: str) -> Record | None:
-        """What came of a job, if anything has yet."""
         path = self.path(name) / RECORD
         return json.loads(path.read_text()) if path.exists() else None
 

@@ -35,12 +35,8 @@ Flags = Callable[[list[str]], TrainingArguments]
 class Workshop:
     """A verifier, what it says to the held-out prompts, and the targets made so far.
 
-    Args:
-        results: the folder, and what is to be done in it.
-        flags: reads flags of ``train_speculator.py``, which say what a training is.
-        tracked: shows how far a sweep is.
-        tell: is told what is prepared now; each job has its own ear.
-        argv: the command line that records name.
+    ``flags`` reads flags of ``train_speculator.py``, which say what a training is; ``tracked`` shows how far a sweep
+    is; ``tell`` is told what is prepared now, before the first job brings its own; records name ``argv``.
     """
 
     def __init__(
