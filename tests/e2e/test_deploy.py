@@ -13,7 +13,7 @@ from running import ROOT, Command
 
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
 from recurrent_drafter.cli.main import launch
-from recurrent_drafter.records.provenance import write_run
+from recurrent_drafter.records.provenance import RUN_RECORD, provenance, write_json
 
 NAME = f"{USER}/demo-drafter"
 FEW = ["--prompts", "2", "--new_tokens", "8", "--dtype", "float32"]
@@ -33,7 +33,8 @@ def drafter(tmp_path_factory):
     argv = ["train_speculator.py", "--quick", "--hub_token", TOKEN, f"--token={TOKEN}"]
     metrics = {"eval_tokens_per_step": 5.25, "eval_acceptance_pos1": 0.75, "eval_loss": 1.5}
     data = {"source": "demo", "kept": 1500, "sha256": "ab" * 32}
-    write_run(folder, argv=argv, method="distilled_dataset", data=data, metrics=metrics)
+    run = {"method": "distilled_dataset", "data": data, "metrics": metrics}
+    write_json(folder / RUN_RECORD, provenance(argv) | run)
     return folder
 
 

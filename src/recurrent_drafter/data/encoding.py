@@ -178,13 +178,8 @@ def _span_positions(
         a, b = offsets[position]
         return ids[position] not in special and not text[a:b].strip()
 
-    back = last
-    while back > first and blank(back):
-        back -= 1
+    back = next((position for position in range(last, first, -1) if not blank(position)), first)
     if ids[back] in special:
         return range(first, back + 1)
-    ahead = last + 1
-    while ahead < len(offsets) and blank(ahead):
-        ahead += 1
-    found = ahead < len(offsets) and ids[ahead] in special
-    return range(first, ahead + 1 if found else last + 1)
+    ahead = next((position for position in range(last + 1, len(offsets)) if not blank(position)), last)
+    return range(first, 1 + (ahead if ids[ahead] in special else last))

@@ -34,20 +34,18 @@ def load_questions(path: str | None = None) -> list[Question]:
     evaluation leaves nothing out without saying so.
     """
     file = sample_path("mt_bench.jsonl") if path is None else Path(path).expanduser()
-    questions: list[Question] = []
-    names: set[str] = set()
+    questions: dict[str, Question] = {}
     for place, record in read_records(file):
         try:
             question = _parse(record, len(questions))
-            if question.name in names:
+            if question.name in questions:
                 raise DataError(f"question {question.name} is here for the second time")
         except DataError as error:
             raise DataError(f"{place}: {error}") from None
-        names.add(question.name)
-        questions.append(question)
+        questions[question.name] = question
     if not questions:
         raise DataError(f"{file} holds no questions")
-    return questions
+    return list(questions.values())
 
 
 def _parse(record: object, number: int) -> Question:

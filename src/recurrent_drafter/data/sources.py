@@ -254,7 +254,6 @@ def _hub_records(name: str, split: Split, cache_dir: str | None, streaming: bool
 
 
 def _hub_rows(name: str, split: Split, cache_dir: str | None, streaming: bool) -> Iterable[Any]:
-    """What the hub holds of a dataset, record by record."""
     import datasets  # imported here: slow, and the bundled data does not need it
     from huggingface_hub import hf_hub_download
 

@@ -121,18 +121,13 @@ def prompts_from_dialogues(
     after its first question. Of a plain text the first half stands. ``seed`` draws the order. Raises DataError when
     fewer than ``fewest`` (by default ``count``) fit.
     """
-    order = list(range(len(dialogues)))
+    order = list(dialogues)
     random.Random(seed).shuffle(order)
     prompts: list[torch.Tensor] = []
-    seen: set[bytes] = set()
-    for index in order:
-        digest = dialogues[index].digest()
+    for dialogue in {dialogue.digest(): dialogue for dialogue in order}.values():
         if len(prompts) == count:
             break
-        if digest in seen:
-            continue
-        seen.add(digest)
-        ids = _prompt(dialogues[index], len(prompts), tokenizer)
+        ids = _prompt(dialogue, len(prompts), tokenizer)
         if 0 < len(ids) <= max_length:
             prompts.append(ids)
     if len(prompts) < (count if fewest is None else fewest):

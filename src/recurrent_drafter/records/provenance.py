@@ -21,12 +21,8 @@ from recurrent_drafter.records.paths import written_whole
 RUN_RECORD = "run.json"
 EVALUATION = "evaluation.json"  # of a drafter whose training's record stays beside it
 VERIFICATION_FILE = "verify.json"  # the last verification of a drafter, beside it
+MADE_WITH = ("recurrent-drafter", "torch", "transformers")
 SECRET, STARS = re.compile(r"--(\w+[_-])?token"), "***"
-
-
-def write_run(directory: Path, name: str = RUN_RECORD, *, argv: Sequence[str], **facts: Any) -> None:
-    """Write ``run.json``: command, versions, commit and hardware, and whatever else is given."""
-    write_json(directory / name, {**provenance(argv), **facts})
 
 
 def provenance(argv: Sequence[str], device: str | None = None) -> dict[str, Any]:
@@ -35,9 +31,7 @@ def provenance(argv: Sequence[str], device: str | None = None) -> dict[str, Any]
         "argv": without_tokens(argv),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": _commit(),
-        "versions": {
-            name: metadata.version(name) for name in ("recurrent-drafter", "torch", "transformers") if _installed(name)
-        },
+        "versions": {name: found.version for name in MADE_WITH for found in metadata.distributions(name=name)},
         "hardware": hardware(device),
     }
 
@@ -146,13 +140,6 @@ def _processor() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name} ({torch.backends.cpu.get_cpu_capability()})"
-
-
-def _installed(name: str) -> bool:
-    try:
-        return bool(metadata.version(name))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def _commit() -> str | None:

@@ -1,6 +1,5 @@
 """The report of a reproduction: a template says all of it, and is filled here with what was found."""
 
-import dataclasses
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,9 +17,7 @@ from recurrent_drafter.reproduce.results import RESULTS, Record, Results
 def write_report(results: Results, made: Record) -> list[Path]:
     """``report.html``, and ``report.md`` with its pictures, of all outcomes so far; their paths, and the raw results'.
 
-    Args:
-        results: a reproduction, finished or not.
-        made: `provenance` of the command that asks for the report.
+    ``made`` is `provenance` of the command that asks for the report.
     """
     findings = Findings(results.records)
     pictures = drawings(findings) if charts.can_draw() else {}
@@ -38,7 +35,6 @@ def known(results: Results, findings: Findings, made: Record) -> dict[str, Any]:
     """What the template is filled with; a sweep that has not finished is None."""
     shapes, tree, vocabulary = (findings.sweep(kind) for kind in ("shapes", "tree", "vocabulary"))
     gains = findings.gains(method="ground_truth")
-    settled = dataclasses.asdict(results.options).items()
     return {
         "results": results,
         "options": results.options,
@@ -50,7 +46,7 @@ def known(results: Results, findings: Findings, made: Record) -> dict[str, Any]:
         "tree": tree,
         "saved": [1 - row["distinct"] / row["candidates"] for row in tree["rows"]] if tree else [],
         "vocabulary": vocabulary,
-        "settled": {name: shown(value) for name, value in settled},
+        "settled": {name: shown(value) for name, value in vars(results.options).items()},
         "command": shlex.join(made["argv"]),
         "made": made,
         "machines": machines([made, *(record["made"] for record in findings.records if "made" in record)]),

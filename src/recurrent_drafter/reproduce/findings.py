@@ -1,4 +1,10 @@
-"""From a reproduction's outcomes to comparisons: which trainings belong together, and along what they were walked."""
+"""From a reproduction's outcomes to comparisons: which trainings belong together, and how sure a difference is.
+
+What varies is which prompts were held out and which seed a training had. Both are crossed: every training meets every
+reply. So an interval is found by drawing replies with replacement, the same for all trainings, and seeds with
+replacement, the same for both methods, over and over (the bootstrap of crossed data: Owen, "The pigeonhole bootstrap",
+2007). A reply is the unit, not a step of it: steps along one reply are not independent of each other.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -6,33 +12,62 @@ from typing import Any
 
 import numpy as np
 
-from recurrent_drafter.measure.ruler import Estimate
-from recurrent_drafter.reproduce.plan import METHODS, SCOPES, Scope
+from recurrent_drafter.measure.ruler import CONFIDENCE, RESAMPLES, Estimate, Floats
+from recurrent_drafter.reproduce.plan import Recipe
 from recurrent_drafter.reproduce.results import Record
-from recurrent_drafter.reproduce.statistics import Walks, gain, says, tokens_per_step
-from recurrent_drafter.training.options import Method
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Trainings that differ in their seed alone."""
+class Walks:
+    """Steps (seeds, replies) that trainings take along the same replies, and the tokens (replies) that these hold."""
 
-    training_set: str
-    scope: Scope
-    method: Method
-    rnn: bool
+    steps: Floats
+    tokens: Floats
 
     @property
-    def learns(self) -> str:
-        return METHODS[self.method] + ("" if self.rnn else ", no recurrence")
+    def tokens_per_step(self) -> float:
+        return float(len(self.steps) * self.tokens.sum() / self.steps.sum())
 
     @property
-    def part(self) -> str:
-        """What of the set it learns from."""
-        return SCOPES[self.scope]
+    def of_each_seed(self) -> list[float]:
+        return [float(self.tokens.sum() / steps.sum()) for steps in self.steps]
 
-    def __str__(self) -> str:
-        return f"{self.learns}; {self.part}; {self.training_set}"
+
+def says(ratio: Estimate) -> str:
+    """What a ratio with its interval says: ``more``, ``fewer`` or ``undecided``."""
+    if ratio.low is None or ratio.high is None:
+        return "undecided"
+    return "more" if ratio.low > 1 else "fewer" if ratio.high < 1 else "undecided"
+
+
+def tokens_per_step(walks: Walks) -> Estimate:
+    """Of one method.
+
+    >>> tokens_per_step(Walks(np.array([[2.0, 2.0, 2.0]]), np.array([4.0, 4.0, 4.0])))
+    Estimate(value=2.0, low=2.0, high=2.0)
+    """
+    return _estimate(walks.tokens_per_step, _resampled(walks))
+
+
+def gain(walks: Walks, base: Walks) -> Estimate:
+    """The ratio of tokens per step of two methods, paired by reply and by seed."""
+    return _estimate(walks.tokens_per_step / base.tokens_per_step, _resampled(walks) / _resampled(base))
+
+
+def _resampled(walks: Walks) -> Floats:  # (RESAMPLES,)
+    """Tokens per step of samples drawn anew; the same draws for data of the same shape, which is what pairs two."""
+    seeds, replies = walks.steps.shape
+    generator = np.random.default_rng(0)
+    of_reply = generator.multinomial(replies, np.full(replies, 1 / replies), RESAMPLES)
+    of_seed = generator.multinomial(seeds, np.full(seeds, 1 / seeds), RESAMPLES)
+    steps = np.einsum("ns,sr,nr->n", of_seed, walks.steps, of_reply)
+    return np.asarray(seeds * (of_reply @ walks.tokens) / steps)
+
+
+def _estimate(value: float, resampled: Floats) -> Estimate:
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Estimate(float(value), float(low), float(high))
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,6 @@ class Source:
 
     @property
     def label(self) -> str:
-        """What it is called in results."""
         return self.name or Path(str(self.path)).name.split(".")[0]
 
     def flags(self) -> list[str]:
@@ -146,14 +145,29 @@ def sources(names: Sequence[str], paths: Sequence[str]) -> list[Source]:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One training: what is learned, from which part of which set, from which seed, with or without recurrence."""
+class Recipe:
+    """What is learned, from which part of which set, with or without recurrence: trainings up to their seed."""
 
-    method: Method
-    scope: Scope
     training_set: str
+    scope: Scope
+    method: Method
+    rnn: bool
+
+    @property
+    def learns(self) -> str:
+        return METHODS[self.method] + ("" if self.rnn else ", no recurrence")
+
+    @property
+    def part(self) -> str:
+        return SCOPES[self.scope]
+
+    def __str__(self) -> str:
+        return f"{self.learns}; {self.part}; {self.training_set}"
+
+
+@dataclass(frozen=True)
+class Cell(Recipe):
     seed: int
-    rnn: bool = True
 
     @property
     def name(self) -> str:
@@ -188,8 +202,8 @@ def plan_of(options: ReproduceOptions) -> Plan:
     for seed, label, scope in itertools.product(options.seeds, labels, scopes):
         best = (label, scope) == (labels[-1], scopes[-1])
         if best and options.sweeps:
-            cells.append(Cell(methods[-1], scope, label, seed, rnn=False))
-        cells += [Cell(method, scope, label, seed) for method in methods]
+            cells.append(Cell(label, scope, methods[-1], rnn=False, seed=seed))
+        cells += [Cell(label, scope, method, rnn=True, seed=seed) for method in methods]
     return Plan(options.cell_seconds is not None, tuple(cells), cells[-1], SWEEPS if options.sweeps else ())
 
 

@@ -22,15 +22,12 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Results:
-    """A reproduction's folder and plan."""
-
     options: ReproduceOptions
     folder: Path
     plan: Plan
 
     @classmethod
     def of(cls, options: ReproduceOptions) -> "Results":
-        """Of these options, whatever there is yet."""
         return cls(options, Path(options.output_dir).expanduser(), plan_of(options))
 
     @classmethod
@@ -43,7 +40,9 @@ class Results:
         """Make the folder this reproduction's. Raises ValueError where it holds results of other settings."""
         self.folder.mkdir(parents=True, exist_ok=True)
         settled = json.loads(json.dumps(asdict(self.options)))
-        own = {name: value for name, value in settled.items() if name not in FREE} | self._conditions()
+        own = {name: value for name, value in settled.items() if name not in FREE}
+        sets = {source: None for source in (*self.options.training_sets, *self.options.evaluation_sets)}
+        own["files"] = {source.label: _hash(source) for source in sets if source.path}  # results depend on them, too
         path = self.folder / SETTINGS
         if path.exists():
             theirs = json.loads(path.read_text())["fixed"]
@@ -55,11 +54,6 @@ class Results:
                 )
         write_json(path, {"fixed": own, "options": settled})
 
-    def _conditions(self) -> Record:
-        """What else results depend on: the contents of local files."""
-        sets = {source: None for source in (*self.options.training_sets, *self.options.evaluation_sets)}
-        return {"files": {source.label: _hash(source) for source in sets if source.path}}
-
     @property
     def at_work(self) -> Path:
         """A file that names the job begun last: the one that is to blame when its process dies."""
@@ -69,7 +63,6 @@ class Results:
         return self.folder / "jobs" / name
 
     def record(self, name: str) -> Record | None:
-        """What came of a job, if anything has yet."""
         path = self.path(name) / RECORD
         return json.loads(path.read_text()) if path.exists() else None
 

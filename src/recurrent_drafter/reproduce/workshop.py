@@ -22,14 +22,10 @@ from recurrent_drafter.records.trackers import closing_trackers
 from recurrent_drafter.reproduce.plan import CALIBRATION, DEPTHS, Cell, Scope, Source, training_flags
 from recurrent_drafter.reproduce.results import Record, Results
 from recurrent_drafter.reproduce.sweeps import sweep_of_shapes, sweep_of_trees, sweep_of_vocabularies, walked
+from recurrent_drafter.training import callbacks, corpus, estimation, pipeline, targets
 from recurrent_drafter.training.arguments import TrainingArguments
-from recurrent_drafter.training.callbacks import RunRecord, facts
-from recurrent_drafter.training.corpus import open_pair, replies_to, training_text
-from recurrent_drafter.training.estimation import step_seconds
 from recurrent_drafter.training.examples import coverage
-from recurrent_drafter.training.pipeline import TAG, learn, prepared
 from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop, log_progress, never
-from recurrent_drafter.training.targets import Material, draft_vocabulary, make_examples
 
 TIMED_STEPS = 8  # of a calibration
 
@@ -39,12 +35,8 @@ Flags = Callable[[list[str]], TrainingArguments]
 class Workshop:
     """A verifier, what it says to the held-out prompts, and the targets made so far.
 
-    Args:
-        results: the folder, and what is to be done in it.
-        flags: reads flags of ``train_speculator.py``, which say what a training is.
-        tracked: shows how far a sweep is.
-        tell: is told what is prepared now; each job has its own ear.
-        argv: the command line that records name.
+    ``flags`` reads flags of ``train_speculator.py``, which say what a training is; ``tracked`` shows how far a sweep
+    is; ``tell`` is told what is prepared now, before the first job brings its own; records name ``argv``.
     """
 
     def __init__(
@@ -58,7 +50,7 @@ class Workshop:
         self.results, self.options, self.flags, self.tracked = results, results.options, flags, tracked
         self.tell, self.should_stop, self.argv = tell, never, argv
         arguments = self.arguments(results.plan.showcase, steps=1)
-        self.pair = open_pair(str(arguments.llm_name_or_path), None, arguments)
+        self.pair = corpus.open_pair(str(arguments.llm_name_or_path), None, arguments)
         self.state = PartialState()
         self.held_out = {source.label: self._held_out(source) for source in self.options.evaluation_sets}
         self.text = cache(self._text)
@@ -93,7 +85,7 @@ class Workshop:
         split = source.held_out_split(self.options.training_sets)
         loaded = load_dialogues(source.name, source.path, split)
         counts = self.options.eval_max_examples, self.options.eval_max_new_tokens
-        replies = replies_to(self.pair, loaded, *counts, self.pair.end_ids, self.tell)
+        replies = corpus.replies_to(self.pair, loaded, *counts, self.pair.end_ids, self.tell)
         if self.state.is_main_process:
             kept.parent.mkdir(exist_ok=True)
             save_replies(kept, replies)
@@ -102,15 +94,15 @@ class Workshop:
     def _text(self, label: str) -> LoadedDialogues:
         """A training set's conversations, as many as are asked for."""
         cell = next(cell for cell in self.results.plan.cells if cell.training_set == label)
-        text = training_text(None, self.pair, self.arguments(cell, steps=1), self.tell)
+        text = corpus.training_text(None, self.pair, self.arguments(cell, steps=1), self.tell)
         return LoadedDialogues(tuple(text)[: self.options.max_examples], text.report)
 
-    def _material(self, label: str, scope: Scope, distilled: bool) -> Material:
+    def _material(self, label: str, scope: Scope, distilled: bool) -> targets.Material:
         """Examples with targets: made once for all seeds, distilled ones kept on disk."""
-        cell = Cell("distilled" if distilled else "ground_truth", scope, label, seed=0)
+        cell = Cell(label, scope, "distilled" if distilled else "ground_truth", rnn=True, seed=0)
         arguments = self.arguments(cell, self.results.folder / "targets", steps=1)
-        examples = make_examples(self.pair, self.text(label), arguments, self.tell)
-        return Material(self.pair, examples, self.first_held_out)
+        examples = targets.make_examples(self.pair, self.text(label), arguments, self.tell)
+        return targets.Material(self.pair, examples, self.first_held_out)
 
     def calibrate(self) -> Record:
         """How many steps a training takes in --cell_seconds, on average over the trainings of the grid.
@@ -132,9 +124,11 @@ class Workshop:
     def step_seconds(self, cell: Cell) -> float:
         """The median step of a training that learns nothing; targets are the text, whose steps cost as much as any."""
         with tempfile.TemporaryDirectory() as nowhere:
-            arguments = prepared(self.arguments(cell, Path(nowhere), steps=TIMED_STEPS), self.tell, writes=False)
+            arguments = self.arguments(cell, Path(nowhere), steps=TIMED_STEPS)
+            arguments = pipeline.prepared(arguments, self.tell, writes=False)
             material = self.material(cell.training_set, cell.scope, False)
-            return step_seconds(material, draft_vocabulary(material, arguments, self.tell), arguments, TIMED_STEPS)
+            draft_ids = targets.draft_vocabulary(material, arguments, self.tell)
+            return estimation.step_seconds(material, draft_ids, arguments, TIMED_STEPS)
 
     def train(self, cell: Cell) -> Record:
         """Train a drafter from the beginning, and walk it along the held-out replies."""
@@ -142,15 +136,15 @@ class Workshop:
         if self.state.is_main_process:
             shutil.rmtree(folder, ignore_errors=True)  # what an interrupted attempt left
         self.state.wait_for_everyone()
-        arguments = prepared(self.arguments(cell), self.tell)
+        arguments = pipeline.prepared(self.arguments(cell), self.tell)
         begun = time.monotonic()
         material = self.material(cell.training_set, cell.scope, cell.method == "distilled")
         targets_seconds = time.monotonic() - begun
         account = asdict(self.text(cell.training_set).report)
-        tags = (TAG, "reproduce", cell.method)
-        record = RunRecord(self.argv, tags, data=account, **facts(arguments))
+        tags = (pipeline.TAG, "reproduce", cell.method)
+        record = callbacks.RunRecord(self.argv, tags, data=account, **callbacks.facts(arguments))
         with closing_trackers():
-            trained = learn(material, arguments, record, on_progress=self.tell, should_stop=self.should_stop)
+            trained = pipeline.learn(material, arguments, record, on_progress=self.tell, should_stop=self.should_stop)
         if not trained.finished:
             raise KeyboardInterrupt
         draft_ids = trained.drafter.draft_ids.cpu()

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from recurrent_drafter.records.provenance import RUN_RECORD, hash_of, write_run
+from recurrent_drafter.records.provenance import RUN_RECORD, hash_of, provenance, write_json
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.options import BEST
 from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop, never
@@ -116,7 +116,7 @@ class RunRecord(TrainerCallback):
         self.argv, self.tags, self.so_far, self.facts = argv, tags, so_far, facts
 
     def write(self, directory: Path, name: str = RUN_RECORD, **more: Any) -> None:
-        write_run(directory, name, argv=self.argv, **self.facts, **self.so_far(), **more)
+        write_json(directory / name, {**provenance(self.argv), **self.facts, **self.so_far(), **more})
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Add to what the tracker's own callback, which came first, has begun."""

@@ -83,12 +83,6 @@ def collate(examples: Sequence[RootExample]) -> dict[str, Tensor]:
 
 
 def run_fingerprint(verifier: str, examples: Sequence[RootExample], settings: Mapping[str, Any]) -> str:
-    """Of what makes a training the same training, for ``DrafterTrainer(fingerprint=...)``.
-
-    Args:
-        verifier: its `verifier_fingerprint`.
-        examples: the training set, targets included.
-        settings: what else must not change before the training is resumed: method, drafter, learning rate, ...
-    """
+    """Of what makes a training the same: a `verifier_fingerprint`, all examples with their targets, settings."""
     data = hash_of_tensors(tensor for e in examples for tensor in (e.input_ids, e.positions, e.targets))
     return hash_of({"verifier": verifier, "data": data, "settings": dict(settings)})

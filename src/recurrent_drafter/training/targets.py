@@ -60,7 +60,6 @@ def encoded(dialogues: Iterable[Dialogue], pair: Pair, args: TrainingArguments) 
 
 
 def with_text(pair: Pair, examples: Iterable[TrainExample], args: TrainingArguments) -> list[RootExample]:
-    """Targets that are the text itself."""
     return [with_text_targets(example, args.depths, pair.end_ids) for example in examples]
 
 

@@ -216,7 +216,6 @@ def default_shape(depths: int, draft_vocab_size: int) -> DraftShape:
 
 
 def new_drafter(pair: Pair, draft_ids: torch.Tensor, args: TrainingArguments) -> RecurrentDrafter:
-    """An untrained drafter for this verifier."""
     torch.manual_seed(args.seed)
     drafter = RecurrentDrafter(
         RecurrentDraftingConfig(
