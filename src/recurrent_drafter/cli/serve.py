@@ -122,7 +122,7 @@ def totals(page: str) -> Counter[str]:
 
 
 class Server:
-    """Started by ``command``, its output on stderr; welcomes once ``url`` answers, and is reported on at its end."""
+    """A server that ``command`` starts, its log on stderr; announced once ``url`` answers, reported on at the end."""
 
     def __init__(self, command: Sequence[str], url: str, welcome: str) -> None:
         self.command, self.url, self.welcome = command, url, welcome
