@@ -14,7 +14,6 @@ from recurrent_drafter.report.document import fill
 from recurrent_drafter.report.tables import estimated, markdown
 
 Record = Mapping[str, Any]
-UNSTATED = "not-stated"
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def model_card(repo_id: str, known: CardFacts) -> str:
         base_model=base if linked else None,
         library_name="transformers",
         license=known.license or "other",
-        license_name=None if known.license else UNSTATED,
+        license_name=None if known.license else "not-stated",
         pipeline_tag="text-generation",
         tags=["custom_generate", "recurrent-drafter", "speculative-decoding"],
     )

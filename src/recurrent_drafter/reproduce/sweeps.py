@@ -21,8 +21,6 @@ from recurrent_drafter.training.estimation import measured_costs
 from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens
 from recurrent_drafter.training.trainer import default_shape
 
-SMALLEST_POWER = 7
-
 
 def distinct_prefixes(beams: Beams) -> Tensor:  # (B,)
     """How many tokens the beams of full length hold when each prefix counts once; W L when it counts for every beam.
@@ -57,7 +55,7 @@ def vocabulary_sizes(size: int) -> list[int]:
     >>> vocabulary_sizes(700)
     [128, 256, 512, 700]
     """
-    return [*(2**power for power in range(SMALLEST_POWER, (size - 1).bit_length())), size]
+    return [*(2**power for power in range(7, (size - 1).bit_length())), size]
 
 
 def with_fewer_tokens(drafter: RecurrentDrafter, kept: Tensor) -> RecurrentDrafter:  # (d,) of the verifier's ids

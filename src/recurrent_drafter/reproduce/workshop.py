@@ -29,8 +29,6 @@ from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop
 
 TIMED_STEPS = 8  # of a calibration
 
-Flags = Callable[[list[str]], TrainingArguments]
-
 
 class Workshop:
     """A verifier, what it says to the held-out prompts, and the targets made so far.
@@ -42,7 +40,7 @@ class Workshop:
     def __init__(
         self,
         results: Results,
-        flags: Flags,
+        flags: Callable[[list[str]], TrainingArguments],
         tracked: Tracked,
         tell: OnProgress = log_progress,
         argv: Sequence[str] = (),

@@ -14,12 +14,11 @@ from recurrent_drafter.training.targets import Examples
 QUICK_SECONDS = 222  # all of --quick, from the verifier's loading to the saved drafter, stays below 240
 QUICK_TEXT_SECONDS = 70
 QUICK_REPLIES, QUICK_REPLY_TOKENS = 64, 192  # that are generated at a time
-QUICK_TEXT = "text.safetensors"  # in the output folder, for a resumed training
 
 
 def quick_examples(pair: Pair, text: TrainingText, args: TrainingArguments, begun: float, tell: OnProgress) -> Examples:
     """The verifier's own text, kept in the output folder for a training that is resumed."""
-    kept = Path(str(args.output_dir)) / QUICK_TEXT
+    kept = Path(str(args.output_dir)) / "text.safetensors"
     if args.resume_from_checkpoint is None:
         save_replies(kept, quick_text(pair, text, begun, tell))
     elif not kept.is_file():
