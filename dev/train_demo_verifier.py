@@ -9,13 +9,13 @@ weights on the same machine: the checkpoint is renamed into place, nothing is dr
 order of the data follows from the step.
 """
 
-import argparse
 import hashlib
 import json
 import os
 import shutil
 import sys
 import time
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -143,9 +143,7 @@ def held_out_loss(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, da
     return total / count
 
 
-def train(
-    args: argparse.Namespace, rows: torch.Tensor, tokenizer: PreTrainedTokenizerFast, key: str
-) -> GPT2LMHeadModel:
+def train(args: Namespace, rows: torch.Tensor, tokenizer: PreTrainedTokenizerFast, key: str) -> GPT2LMHeadModel:
     """Train from the checkpoint, if there is one, to the last step. ``key`` names the run's data and settings."""
     model = new_model(tokenizer).to(args.device).train()
     optimizer = new_optimizer(model)
@@ -182,9 +180,7 @@ def train(
     return model
 
 
-def publish(
-    model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace, tokens: int
-) -> dict[str, Any]:
+def publish(model: GPT2LMHeadModel, tokenizer: PreTrainedTokenizerFast, args: Namespace, tokens: int) -> dict[str, Any]:
     """Write bf16 weights, tokenizer and ``recipe.json``; the held-out loss is that of the weights as written."""
     temporary = args.output_dir / "new"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -214,7 +210,7 @@ def publish(
     return recipe
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: Namespace) -> None:
     if args.eval_only is not None:
         folder = demo_verifier_path() if args.eval_only == "demo" else Path(args.eval_only)
         if not (folder / "config.json").is_file():
@@ -236,7 +232,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the full sets")
     parser.add_argument("--output_dir", type=Path, default=Path("models/demo-verifier"))
     parser.add_argument("--eval_only", metavar="MODEL", help="measure the held-out loss of a model folder, or of demo")

@@ -123,7 +123,6 @@ class Row:
 
 
 def rows_of(trials: Sequence[Trial], records: Sequence[Record] = ()) -> list[Row]:
-    """One row for each arm."""
     return [Row(arm, trials, records) for arm in trials[0].runs]
 
 
@@ -191,7 +190,6 @@ def profile_line(record: Record) -> str:
 
 
 def memory_line(mebibytes: dict[str, float]) -> str:
-    """What decoding holds, in words."""
     return (
         "{beyond:.0f} MiB beyond model ({model:.0f}), drafter ({drafter:.0f}) and key-value cache ({cache:.0f}): "
         "packed weights {packed:.0f}, working tensors {working:.0f}"

@@ -94,7 +94,6 @@ def teach(speculator: RecurrentDraftingSpeculator, batches: Sequence[Batch], new
 
 
 def known_replies(trials: Sequence[Trial], arm: str) -> list[Reply]:
-    """An arm's replies with their prompts."""
     return [
         Reply(trial.batch.prompt(row).cpu(), torch.tensor(tokens))
         for trial in trials

@@ -84,7 +84,6 @@ class LongReplies:
         return float(late / early)
 
     def as_record(self) -> dict[str, Any]:
-        """For a line of a file."""
         early, late = self.medians.values()
         names = {"kind": "long", "arm": self.arm, "penalty": self.penalty, "places": list(self.seconds)}
         return {**names, "early": early, "late": late, "ratio": self.ratio}

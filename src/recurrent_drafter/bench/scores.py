@@ -135,7 +135,6 @@ class Evaluation:
 
     @property
     def categories(self) -> list[str]:
-        """In their order."""
         return list(dict.fromkeys(answer.category for answer in self.main.answers))
 
     @property
@@ -175,8 +174,6 @@ class Evaluation:
         return found
 
     def as_record(self) -> dict[str, Any]:
-        """All of it, for a file."""
-
         def batch(run: Run) -> dict[str, Any]:
             seconds = {"seconds": run.seconds, "first_seconds": run.first_seconds}
             return {**seconds, "answers": list(map(asdict, run.more))}

@@ -279,7 +279,6 @@ def best_beam(beams: Beams) -> Beams:
 
 
 def serving_rows(records: Sequence[Record]) -> list[Row]:
-    """A row for each arm of a file."""
     return rows_of(trials_of(records), records)
 
 

@@ -223,7 +223,6 @@ class OracleDraft:
         self.drafter, self._search = drafter, BeamDrafter(drafter, embed)
 
     def follow(self, state: GenerationState) -> None:
-        """Tell the oracle which replies are being generated."""
         self.drafter.follow(state)
 
     def __call__(self, hidden: Tensor, root: Tensor, width: int, length: int, deeper: Deeper | None = None) -> Beams:

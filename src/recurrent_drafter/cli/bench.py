@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import bugs, memory_line, run_records
@@ -39,7 +38,11 @@ def run(options: BenchOptions, *, argv: list[str]) -> int:
     end_ids = as_tuple(model.generation_config.eos_token_id) if options.reply else ()
     decoding = Decoding(options.new_tokens, end_ids, ways.at_temperature(options.temperature), options.seed)
     lookup = ways.lookup_fits(speculator.verifier, batches, options.new_tokens)
-    arms = ways.standard_arms(speculator, decoding, [fixed], lookup=lookup, assistant=assistant_for(options, model))
+    assistant = None
+    if options.assistant_model is not None and options.batch_size == 1:
+        dtype, device = named(model.dtype), str(model.device)  # the verifier's
+        assistant, _ = load_verifier(options.assistant_model, dtype=dtype, device=device)
+    arms = ways.standard_arms(speculator, decoding, [fixed], lookup=lookup, assistant=assistant)
     console = Console()
     trials = compared(arms, batches, speculator.verifier, decoding, console)
     if options.batch_size > 1:
@@ -55,13 +58,6 @@ def run(options: BenchOptions, *, argv: list[str]) -> int:
         write_records(Path(options.output_file), [header, *run_records(trials)])
         console.print(f"every run: {options.output_file}")
     return 1 if any(list(bugs(trials, arm.name)) for arm in arms) else 0
-
-
-def assistant_for(options: BenchOptions, model: PreTrainedModel) -> PreTrainedModel | None:
-    """The smaller model, in the verifier's dtype and on its device."""
-    if options.assistant_model is None or options.batch_size > 1:
-        return None
-    return load_verifier(options.assistant_model, dtype=named(model.dtype), device=str(model.device))[0]
 
 
 def demo(options: DemoOptions, *, argv: list[str]) -> int:

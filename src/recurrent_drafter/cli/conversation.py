@@ -3,7 +3,7 @@
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -78,28 +78,21 @@ def show_scope(options: ConversationOptions, *, argv: list[str]) -> int:
 
 
 def marked(example: TrainExample, tokenizer: PreTrainedTokenizerBase, *, color: bool) -> Text:
-    """The conversation with its two kinds of tokens told apart, by color or by brackets."""
-    shown = Text()
-    for text, trained in runs(example, tokenizer):
-        if color:
-            shown.append(text, TRAINED if trained else CONTEXT)
-        else:
-            shown.append(f"[[{text}]]" if trained else text)
-    return shown
+    """The conversation with its two kinds of tokens told apart, by color or by brackets.
 
-
-def runs(example: TrainExample, tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, bool]]:
-    """Stretches of text, each with whether it is trained on.
-
-    Each is the difference of two decodings from the beginning: some tokenizers write a word otherwise where it is
-    decoded alone.
+    Each stretch is the difference of two decodings from the beginning: some tokenizers write a word otherwise where it
+    is decoded alone.
     """
-    tokens, end, written = example.input_ids.tolist(), 0, ""
+    shown, tokens, end, written = Text(), example.input_ids.tolist(), 0, ""
     for span, stretch in itertools.groupby(example.span_ids.tolist()):
         end += len(list(stretch))
         whole = str(tokenizer.decode(tokens[:end]))
-        yield whole[len(written) :], span >= 0
-        written = whole
+        text, written = whole[len(written) :], whole
+        if color:
+            shown.append(text, TRAINED if span >= 0 else CONTEXT)
+        else:
+            shown.append(f"[[{text}]]" if span >= 0 else text)
+    return shown
 
 
 def show_targets(which: ConversationOptions, options: TargetOptions, *, argv: list[str]) -> int:

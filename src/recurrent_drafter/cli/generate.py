@@ -151,8 +151,7 @@ def decoding_of(task: Task) -> tuple[Decoding, int | None]:
             raise ValueError(f"--max_generation_length is {new_tokens}, expected less than the context of "
                              f"{verifier.context_length}")  # fmt: skip
         longest = min(longest or room, room)
-    config: Any = verifier.model.generation_config
-    end_ids = as_tuple(config.eos_token_id)
+    end_ids = as_tuple(verifier.model.generation_config.eos_token_id)
     return Decoding(new_tokens, end_ids, task.sampling.arguments(), task.sampling.seed or 0), longest
 
 

@@ -65,6 +65,5 @@ def decoding_of(
     asked: PromptOptions, model: PreTrainedModel, sampling: Mapping[str, Any] | None = None, seed: int = 0
 ) -> Decoding:
     """How replies to these prompts are decoded: through end tokens or up to them."""
-    config: Any = model.generation_config
-    end_ids = () if asked.sustained else as_tuple(config.eos_token_id)
+    end_ids = () if asked.sustained else as_tuple(model.generation_config.eos_token_id)
     return Decoding(asked.new_tokens, end_ids, sampling or at_temperature(0), seed)

@@ -10,8 +10,8 @@ import sys
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from http.client import HTTPException
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -122,7 +122,7 @@ def totals(page: str) -> Counter[str]:
 
 
 class Server:
-    """Started by ``command``, its output on stderr; welcomes once ``url`` answers, and is reported on at its end."""
+    """A server that ``command`` starts, its log on stderr; announced once ``url`` answers, reported on at the end."""
 
     def __init__(self, command: Sequence[str], url: str, welcome: str) -> None:
         self.command, self.url, self.welcome = command, url, welcome
@@ -137,7 +137,10 @@ class Server:
 
     def run(self) -> int:
         """Serve until the process ends; its exit code, 128 and the signal's number where a signal ended it."""
-        with self._listening():
+        with ExitStack() as stack:
+            for number in PASSED_ON:
+                before = signal.signal(number, lambda heard, _: self._heard.put(heard))
+                stack.callback(signal.signal, number, before)
             # A group of its own: Ctrl-C reaches it once, through this process.
             process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=sys.stderr, process_group=0)
             try:
@@ -166,18 +169,6 @@ class Server:
             elif self.metrics is not None and time.monotonic() >= next_read:
                 self.metrics = self._get("/metrics") or self.metrics
                 next_read = time.monotonic() + READ_EVERY
-
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        def note(number: int, _: Any) -> None:
-            self._heard.put(number)
-
-        before = {number: signal.signal(number, note) for number in PASSED_ON}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _pass_on(self, process: subprocess.Popen[bytes]) -> None:
         """Hand a signal to the server, if one comes soon; what it has served is read before it goes."""

@@ -78,7 +78,6 @@ def keep(console: Console, folder: Path, record: dict[str, Any]) -> None:
 
 
 def table(passes: Sequence[Verification], title: str) -> Table:
-    """A line for every pair of arms."""
     rows = [(way, *pair, counts) for way in passes for pair, counts in way.pairs.items()]
     columns: Columns = {
         "": lambda row: row[0].name,

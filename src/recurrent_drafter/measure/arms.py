@@ -46,7 +46,6 @@ class Decoding:
 
     @property
     def drawing(self) -> str:
-        """How tokens are drawn."""
         return f"temperature {self.sampling['temperature']:g}" if self.is_sampled else "greedy"
 
     def arguments(self, new_tokens: int | None = None) -> dict[str, Any]:
@@ -113,8 +112,6 @@ def hf_arm(name: str, model: PreTrainedModel, decoding: Decoding, **more: Any) -
 
 
 def our_arm(name: str, speculator: RecurrentDraftingSpeculator, decoding: Decoding) -> Arm:
-    """This package's decoding."""
-
     def run(batch: Batch) -> Run:
         generate = partial(speculator.generate, seed=decoding.seed, row_ids=batch.row_ids)
         timing = timed(generate, batch, decoding)

@@ -168,10 +168,7 @@ def processors_of(
     """The processors that transformers would generate from these prompts with."""
 
     def method(model: Any, input_ids: Tensor, logits_processor: Any, **_: Any) -> Any:  # noqa: ARG001
-        return tuple(logits_processor)
+        return logits_processor
 
     generate: Any = verifier.model.generate
-    processors: tuple[LogitsProcessor, ...] = generate(
-        input_ids=input_ids, attention_mask=attention_mask, custom_generate=method, **options
-    )
-    return processors
+    return tuple(generate(input_ids=input_ids, attention_mask=attention_mask, custom_generate=method, **options))

@@ -45,11 +45,7 @@ class Reply:
 
 
 def greedy_replies(
-    verifier: Verifier,
-    prompts: Sequence[Tensor],
-    max_new_tokens: int,
-    end_ids: Sequence[int],
-    batch_size: int = 32,
+    verifier: Verifier, prompts: Sequence[Tensor], max_new_tokens: int, end_ids: Sequence[int], batch_size: int = 32
 ) -> list[Reply]:
     """Replies to prompts (S,) each, in batches of similar length; without ``end_ids`` each has ``max_new_tokens``."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))

@@ -122,8 +122,7 @@ class SamplingOptions:
         if chosen > 0 and not self.greedy_search:
             return {"do_sample": True, "temperature": chosen, **warpers, **penalty}
         require(
-            not warpers,
-            f"{flags(warpers)} only matters when sampling: give a --temperature above 0, or leave it out",
+            not warpers, f"{flags(warpers)} only matters when sampling: give a --temperature above 0, or leave it out"
         )
         return {"do_sample": False, **penalty}
 
