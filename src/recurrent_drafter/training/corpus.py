@@ -8,15 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recurrent_drafter.data import sources
 from recurrent_drafter.data.dialogues import Dialogue, LoadReport, Turn
-from recurrent_drafter.data.sources import (
-    DialogueLike,
-    DialogueStream,
-    LoadedDialogues,
-    Split,
-    divide_dialogues,
-    load_dialogues,
-)
 from recurrent_drafter.data.templates import RefusedError, encode_prompt, prompts_from_dialogues
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply, greedy_replies
@@ -30,7 +23,7 @@ from recurrent_drafter.training.progress import OnProgress, Progress
 HELD_OUT_PROMPT = 256  # tokens of a held-out prompt at most
 STREAMED_PROMPTS = 8  # of a stream so many times as many conversations are read as prompts are wanted
 
-TrainingText = LoadedDialogues | DialogueStream  # conversations, or texts, to train on; of a stream as they are read
+TrainingText = sources.LoadedDialogues | sources.DialogueStream  # to train on; of a stream as it is read
 
 
 @dataclass(frozen=True)
@@ -80,30 +73,32 @@ def pair_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Pair:
 
 
 def training_text(
-    data: Sequence[DialogueLike] | None, pair: Pair, args: TrainingArguments, tell: OnProgress
+    data: Sequence[sources.DialogueLike] | None, pair: Pair, args: TrainingArguments, tell: OnProgress
 ) -> TrainingText:
     """The conversations to train on; questions without answers get the verifier's own."""
     if args.streaming:
         earlier = read_before(args.resume_from_checkpoint)
-        return DialogueStream(args.dataset_name, args.dataset_path, args.cache_dir, earlier)
+        return sources.DialogueStream(args.dataset_name, args.dataset_path, args.cache_dir, earlier)
     loaded = load_part(data, args, "train")
     source, report = loaded.report.source, loaded.report
     tell(Progress("data", f"training data: {source} ({report.schema} records): {report.summary()}"))
     if any(dialogue.turns and not dialogue.has_reply for dialogue in loaded.dialogues):
         tell(Progress("data", f"{source} has questions only: the verifier's own greedy replies are the answers"))
-        return LoadedDialogues(answered(loaded.dialogues, pair, args), report)
+        return sources.LoadedDialogues(answered(loaded.dialogues, pair, args), report)
     return loaded
 
 
-def load_part(data: Sequence[DialogueLike] | None, args: TrainingArguments, split: Split) -> LoadedDialogues:
+def load_part(
+    data: Sequence[sources.DialogueLike] | None, args: TrainingArguments, split: sources.Split
+) -> sources.LoadedDialogues:
     """One part of the data given or, without any, of the set that the options name: another, maybe, to evaluate on."""
     name, path = args.dataset_name, args.dataset_path
     if split == "eval" and (args.eval_dataset_name or args.eval_dataset_path):
         name, path, data = args.eval_dataset_name, args.eval_dataset_path, None
     if data is not None:
-        return divide_dialogues(data, split)
+        return sources.divide_dialogues(data, split)
     limit = STREAMED_PROMPTS * args.eval_max_examples if args.streaming else None
-    return load_dialogues(name, path, split, limit=limit, cache_dir=args.cache_dir)
+    return sources.load_dialogues(name, path, split, limit=limit, cache_dir=args.cache_dir)
 
 
 def read_before(checkpoint: str | None) -> LoadReport | None:
@@ -140,7 +135,7 @@ def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> tu
 
 
 def held_out_replies(
-    data: Sequence[DialogueLike] | None, pair: Pair, args: TrainingArguments, tell: OnProgress
+    data: Sequence[sources.DialogueLike] | None, pair: Pair, args: TrainingArguments, tell: OnProgress
 ) -> HeldOutReplies:
     """The verifier's replies to prompts of the evaluation part; ``--quick`` goes on past end tokens."""
     end_ids = () if args.quick else pair.end_ids
@@ -149,7 +144,7 @@ def held_out_replies(
 
 
 def replies_to(
-    pair: Pair, loaded: LoadedDialogues, most: int, new_tokens: int, end_ids: Sequence[int], tell: OnProgress
+    pair: Pair, loaded: sources.LoadedDialogues, most: int, new_tokens: int, end_ids: Sequence[int], tell: OnProgress
 ) -> list[Reply]:
     """The verifier's greedy replies to prompts of these conversations, ``most`` of them or as many as there are."""
     context = pair.verifier.context_length
