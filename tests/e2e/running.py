@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from recurrent_drafter.cli.main import main
-from recurrent_drafter.training import quick
+from recurrent_drafter.training import targets
 
 ROOT = Path(__file__).resolve().parents[2]
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -55,7 +55,7 @@ def _become(
             os.dup2(os.open(folder / stream, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     sys.stdout.reconfigure(line_buffering=True)
     for name, value in constants.items():
-        setattr(quick, name, value)
+        setattr(targets, name, value)
     sys.argv = argv
     if argv[0] == "recurrent-drafter":
         sys.exit(main(argv[1:]))

@@ -107,8 +107,8 @@ def test_dialogues_and_records_are_the_same_data(model, tokenizer, tmp_path):
 
 def test_the_quick_way_learns_from_the_verifiers_own_text(model, tokenizer, tmp_path, monkeypatch):
     for name, value in {"QUICK_SECONDS": 8, "QUICK_TEXT_SECONDS": 1, "QUICK_REPLIES": 8}.items():
-        monkeypatch.setattr(quick, name, value)
-    monkeypatch.setattr(quick, "QUICK_REPLY_TOKENS", 24)
+        monkeypatch.setattr(targets, name, value)
+    monkeypatch.setattr(targets, "QUICK_REPLY_TOKENS", 24)
     asked = arguments(tmp_path, quick=True, max_steps=-1, drafter_predict_n_tokens=None)
     trained = train(model, [f"Say {n}." for n in range(20)], asked, tokenizer=tokenizer)
     replies = load_replies(tmp_path / "text.safetensors")

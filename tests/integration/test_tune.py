@@ -9,7 +9,7 @@ import torch
 from models import generate, prompts, random_drafter, tiny_model
 from test_decoding import overfit
 
-import recurrent_drafter.cli.tune as command
+import recurrent_drafter.cli.measuring as command
 import recurrent_drafter.decoding.speculator as speculator_module
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
 from recurrent_drafter.cli.main import launch

@@ -8,7 +8,7 @@ import torch
 from models import VOCABULARY, generate, prompts, random_drafter, tiny_model
 from transformers import LogitsProcessor, TopKLogitsWarper
 
-import recurrent_drafter.cli.verify as command
+import recurrent_drafter.cli.measuring as command
 import recurrent_drafter.decoding.decode as decode_module
 import recurrent_drafter.measure.divergence as verify_module
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator

@@ -1,10 +1,4 @@
-"""Measure one cell: arms side by side, what is attainable, where time and memory go.
-
-What is attainable: a step that drafts and verifies n nodes takes t(n) + t_draft and yields E(n) tokens; plain
-autoregression takes t(1) for one. So no tree of fixed size is faster than autoregression by more than the largest
-E(n) t(1) / (t(n) + t_draft). All are measured: the times at the cell's own batch and context, E along the replies that
-the cell's arms generated.
-"""
+"""Measure one cell: arms side by side, what is attainable, where time and memory go."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -149,9 +143,10 @@ class Attainable:
 def attainable(
     costs: Costs, tokens_per_step: Callable[[int, int], float], lengths: Sequence[int], width: int
 ) -> Attainable:
-    """The largest E(n) t(1) / (t(n) + t_draft) over these draft lengths and all measured n.
+    """The largest E(n) t(1) / (t(n) + t_draft) over these draft lengths and all measured n: no fixed tree gains more.
 
-    ``tokens_per_step`` is E of a draft length and of the nodes verified, the root included.
+    A step that drafts and verifies n nodes, the root included, takes t(n) + t_draft, where autoregression takes t(1)
+    for one token; ``tokens_per_step`` is E, what it yields, of a draft length and n.
 
     >>> costs = Costs(rows=(1, 2, 3), verify=(4.0, 5.0, 7.0), draft_level=1.0)
     >>> attainable(costs, lambda length, nodes: float(nodes), lengths=[1, 2], width=1)

@@ -58,16 +58,17 @@ COMMANDS = {
     ),
     "bench": Command(
         "compare ways of decoding on your model: speed, and whether the output is the same",
-        (measuring.BenchOptions,), "bench:run", measuring.check_bench,
+        (measuring.BenchOptions,), "measuring:bench", measuring.check_bench,
     ),
     "verify": Command(
         "prove that speculation changes no token, on your own model and prompts",
         (decoding.SpeculatorOptions, decoding.SamplingOptions, measuring.PromptOptions, measuring.VerifyOptions),
-        "verify:run", measuring.check_verify,
+        "measuring:verify", measuring.check_verify,
     ),
     "tune": Command(
         "find the shape of draft that pays on this machine, and save it beside the drafter",
-        (decoding.SpeculatorOptions, measuring.PromptOptions, measuring.TuneOptions), "tune:run", measuring.check_tune,
+        (decoding.SpeculatorOptions, measuring.PromptOptions, measuring.TuneOptions),
+        "measuring:tune", measuring.check_tune,
     ),
     "reproduce": Command(
         "the paper's comparisons: a grid of trainings and sweeps, and a report",
@@ -86,7 +87,8 @@ COMMANDS = {
         (publishing.ConvertOptions,), "publishing:convert", publishing.check_convert,
     ),
     "demo": Command(
-        "train a drafter for the bundled model, then compare speed and output", (measuring.DemoOptions,), "bench:demo"
+        "train a drafter for the bundled model, then compare speed and output",
+        (measuring.DemoOptions,), "measuring:demo",
     ),
 }  # fmt: skip
 SCRIPTS = {

@@ -13,11 +13,10 @@ from safetensors import SafetensorError
 from recurrent_drafter.cli.inputs import open_outline
 from recurrent_drafter.cli.options.publishing import ConvertOptions, DeployOptions
 from recurrent_drafter.formats.apple import from_apple, is_apples, to_apple
-from recurrent_drafter.formats.hub_names import is_hub_name
 from recurrent_drafter.hub.publishing import WEIGHTS, assemble, publish
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import load_drafter, tokenizer_hash
-from recurrent_drafter.records.paths import TUNING_FILE
+from recurrent_drafter.records.paths import TUNING_FILE, is_hub_name
 from recurrent_drafter.records.provenance import VERIFICATION_FILE, read_records, read_verification
 from recurrent_drafter.report.card import CardFacts, model_card
 

@@ -16,10 +16,10 @@ from recurrent_drafter.cli.options.training import read_training
 from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.measure.estimate import expected_tokens
 from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.callbacks import Progress
 from recurrent_drafter.training.estimation import STEPS, TrainingEstimate
 from recurrent_drafter.training.options import TrainingOptions
 from recurrent_drafter.training.pipeline import TrainedDrafter, estimate, evaluate, train
-from recurrent_drafter.training.progress import Progress
 
 RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ATTAINABLE = 0.8  # acceptance per draft token that a good drafter can be hoped to have

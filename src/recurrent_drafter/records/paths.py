@@ -1,4 +1,4 @@
-"""Paths that people name: each looked at before anything loads, and told in one line what is wrong with it."""
+"""Paths and repositories that people name: looked at before anything loads; one line says what is wrong with one."""
 
 import os
 import tempfile
@@ -87,3 +87,26 @@ def make_writable(folder: str | Path) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         raise OSError(f"--output_dir {folder} cannot be written to ({error.strerror}): give another folder") from error
+
+
+def check_repo_name(repo_id: str) -> None:
+    """Raise ValueError, in one line, for a name that the Hub would refuse, or one without its owner."""
+    from huggingface_hub.utils import validate_repo_id  # takes a while to load
+
+    try:
+        validate_repo_id(repo_id)
+    except ValueError as error:
+        raise ValueError(f"not a name for a repository: {str(error).rstrip('.')}; expected user/name") from None
+    if "/" not in repo_id:
+        raise ValueError(f"the repository {repo_id!r} has no owner: expected user/name or organization/name")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether a verifier's name can be linked: not the bundled one, and no path."""
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except ValueError:
+        return False
+    return name != "demo" and not Path(name).expanduser().exists()

@@ -24,8 +24,8 @@ from recurrent_drafter.reproduce.results import Record, Results
 from recurrent_drafter.reproduce.sweeps import sweep_of_shapes, sweep_of_trees, sweep_of_vocabularies, walked
 from recurrent_drafter.training import callbacks, corpus, estimation, pipeline, targets
 from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.callbacks import OnProgress, Progress, ShouldStop, log_progress, never
 from recurrent_drafter.training.examples import coverage
-from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop, log_progress, never
 
 TIMED_STEPS = 8  # of a calibration
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recurrent_drafter.training.arguments import TrainingArguments
+    from recurrent_drafter.training.callbacks import Progress
     from recurrent_drafter.training.estimation import TrainingEstimate
     from recurrent_drafter.training.pipeline import TrainedDrafter, estimate, evaluate, train
-    from recurrent_drafter.training.progress import Progress
 
 __all__ = ["Progress", "TrainedDrafter", "TrainingArguments", "TrainingEstimate", "estimate", "evaluate", "train"]
-_PLACES = {"Progress": "progress", "TrainingArguments": "arguments", "TrainingEstimate": "estimation"}
+_PLACES = {"Progress": "callbacks", "TrainingArguments": "arguments", "TrainingEstimate": "estimation"}
 
 
 def __getattr__(name: str) -> Any:

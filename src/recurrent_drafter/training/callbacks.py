@@ -1,11 +1,13 @@
-"""What runs beside the trainer's steps: the caller's ear and word, the clock, and ``run.json`` in every checkpoint."""
+"""What runs beside a training: the caller's ear and word, the clock, and ``run.json`` in every checkpoint."""
 
+import logging
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
@@ -13,7 +15,42 @@ from transformers.trainer_callback import ExportableState
 from recurrent_drafter.records.provenance import RUN_RECORD, hash_of, provenance, write_json
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.options import BEST
-from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop, never
+
+logger = logging.getLogger(__name__)
+Phase = Literal["data", "verifier's own text", "distilling", "targets", "evaluation", "training"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A sentence for people or, with ``done``, how far a phase is.
+
+    ``total`` is None where the end is not known; ``text`` then is a note beside the count, such as the newest loss.
+    """
+
+    phase: Phase
+    text: str = ""
+    done: float | None = None
+    total: float | None = None
+
+    def __str__(self) -> str:
+        if self.done is None:
+            return self.text
+        far = f"{self.done:g}" if self.total is None else f"{self.done / max(self.total, 1e-9):.0%}"
+        return f"{self.phase}: {far}  {self.text}".rstrip()
+
+
+OnProgress = Callable[[Progress], None]
+ShouldStop = Callable[[], bool]
+
+
+def log_progress(progress: Progress) -> None:
+    """Log sentences as information, counts for debugging."""
+    logger.log(logging.INFO if progress.done is None else logging.DEBUG, "%s", progress)
+
+
+def never() -> bool:
+    """No, do not stop."""
+    return False
 
 
 class TimeBudget(TrainerCallback, ExportableState):

@@ -17,8 +17,8 @@ from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import RUN_RECORD
 from recurrent_drafter.training.arguments import TrainingArguments
+from recurrent_drafter.training.callbacks import OnProgress, Progress
 from recurrent_drafter.training.options import DataOptions, read_template
-from recurrent_drafter.training.progress import OnProgress, Progress
 
 HELD_OUT_PROMPT = 256  # tokens of a held-out prompt at most
 STREAMED_PROMPTS = 8  # of a stream so many times as many conversations are read as prompts are wanted

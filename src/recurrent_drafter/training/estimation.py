@@ -17,10 +17,9 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import peak_bytes
 from recurrent_drafter.training.arguments import TrainingArguments, global_batch
-from recurrent_drafter.training.callbacks import CallerAnswers
+from recurrent_drafter.training.callbacks import CallerAnswers, OnProgress
 from recurrent_drafter.training.corpus import TrainingText
 from recurrent_drafter.training.distillation import with_distilled_targets
-from recurrent_drafter.training.progress import OnProgress
 from recurrent_drafter.training.targets import Material, draft_vocabulary, encoded, with_text
 from recurrent_drafter.training.trainer import new_drafter, new_trainer
 

@@ -24,15 +24,14 @@ from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.paths import make_writable
 from recurrent_drafter.records.provenance import EVALUATION
 from recurrent_drafter.records.trackers import check_services, closing_trackers
+from recurrent_drafter.training import callbacks
 from recurrent_drafter.training.arguments import TrainingArguments
-from recurrent_drafter.training.callbacks import CallerAnswers, RunRecord, TimeBudget, facts
+from recurrent_drafter.training.callbacks import OnProgress, Progress, RunRecord, ShouldStop, log_progress, never
 from recurrent_drafter.training.checkpoints import checkpoint_to_resume, saying_what_was_not_written
 from recurrent_drafter.training.corpus import Pair, held_out_replies, open_pair, training_text
 from recurrent_drafter.training.estimation import TrainingEstimate, estimated, measured_costs
 from recurrent_drafter.training.options import BEST
-from recurrent_drafter.training.progress import OnProgress, Progress, ShouldStop, log_progress, never
-from recurrent_drafter.training.quick import quick_examples, quick_schedule
-from recurrent_drafter.training.targets import Material, draft_vocabulary, make_examples
+from recurrent_drafter.training.targets import Material, draft_vocabulary, make_examples, quick_examples, quick_schedule
 from recurrent_drafter.training.trainer import DrafterTrainer, new_drafter, new_trainer
 
 TAG = "recurrent-drafter"  # of every run at a tracker
@@ -98,7 +97,7 @@ def train(
             examples = make_examples(pair, text, args, on_progress)
         material = Material(pair, examples, held_out_replies(data, pair, args, on_progress))
         until = quick_schedule(args, begun) if args.quick else None
-        record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.report)}, **facts(args))
+        record = RunRecord(command, (TAG, args.method), lambda: {"data": asdict(text.report)}, **callbacks.facts(args))
         trained = learn(material, args, record, on_progress=on_progress, should_stop=should_stop, until=until)
         return _with_speedup(trained, pair.verifier, args)
 
@@ -181,8 +180,9 @@ def learn(
     trainer, budget = new_trainer(drafter, material, args), None
     trainer.add_callback(record)
     if until is not None:
-        trainer.add_callback(budget := TimeBudget(until - time.monotonic(), args.learning_rate, evaluations=4))
-    trainer.add_callback(caller := CallerAnswers(on_progress, should_stop, budget))
+        budget = callbacks.TimeBudget(until - time.monotonic(), args.learning_rate, evaluations=4)
+        trainer.add_callback(budget)
+    trainer.add_callback(caller := callbacks.CallerAnswers(on_progress, should_stop, budget))
     begun = time.monotonic()
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     seconds, steps, folder = time.monotonic() - begun, trainer.state.global_step, Path(str(args.output_dir))

@@ -1,5 +1,6 @@
-"""Second stage of a training: text to examples with targets, by the method that was chosen."""
+"""Second stage of a training: text to examples with targets, by the method that was chosen or by ``--quick``."""
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,16 +11,21 @@ from recurrent_drafter.core.losses import IGNORED
 from recurrent_drafter.data.batches import ShuffledStream, grouped_order, padding_share
 from recurrent_drafter.data.dialogues import DataError, Dialogue
 from recurrent_drafter.data.encoding import EncodedDialogues, TrainExample
+from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.measure.estimate import choose_draft_vocabulary, expected_coverage, weights_read
-from recurrent_drafter.measure.replies import HeldOutReplies
+from recurrent_drafter.measure.replies import HeldOutReplies, Reply, greedy_replies, load_replies, save_replies
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.records.provenance import hash_of
 from recurrent_drafter.training.arguments import TrainingArguments, global_batch
+from recurrent_drafter.training.callbacks import OnProgress, Progress
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import TokenDraw
 from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens, with_text_targets
-from recurrent_drafter.training.progress import OnProgress, Progress
 from recurrent_drafter.training.target_store import distilled_dataset, hash_of_texts
+
+QUICK_SECONDS = 222  # all of --quick, from the verifier's loading to the saved drafter, stays below 240
+QUICK_TEXT_SECONDS = 70
+QUICK_REPLIES, QUICK_REPLY_TOKENS = 64, 192  # that are generated at a time
 
 Examples = Sequence[RootExample] | ShuffledStream[RootExample]
 
@@ -163,3 +169,49 @@ def shares_covered(examples: Sequence[RootExample], held_out: HeldOutReplies, vo
     said = torch.bincount(torch.cat([reply.tokens for reply in held_out.replies]), minlength=vocab_size)
     seen = said[counts.argsort(descending=True, stable=True)].cumsum(0) / said.sum()
     return torch.minimum(expected_coverage(counts), seen.double())
+
+
+def quick_examples(pair: Pair, text: TrainingText, args: TrainingArguments, begun: float, tell: OnProgress) -> Examples:
+    """The verifier's own text, kept in the output folder for a training that is resumed."""
+    kept = Path(str(args.output_dir)) / "text.safetensors"
+    if args.resume_from_checkpoint is None:
+        save_replies(kept, quick_text(pair, text, begun, tell))
+    elif not kept.is_file():
+        raise OSError(f"{kept} is missing, the text that this training began with: begin a new one")
+    return [with_text_targets(reply.as_example(), args.depths, ()) for reply in load_replies(kept)]
+
+
+def quick_text(pair: Pair, text: TrainingText, begun: float, tell: OnProgress) -> list[Reply]:
+    """Distilled targets at the price of generation: the text itself is the verifier's greedy continuation of prompts.
+
+    What follows a position of such a text is what the verifier generates there, so every position has its distilled
+    target already. As many texts as the time allows that is left of a training ``begun`` then.
+    """
+    dialogues = list(text)
+    most = min(len(dialogues), 640)
+    prompts = prompts_from_dialogues(dialogues, pair.tokenizer, count=most, max_length=128, fewest=1)
+    replies: list[Reply] = []
+    here = time.monotonic()
+    for start in range(0, len(prompts), QUICK_REPLIES):
+        some = prompts[start : start + QUICK_REPLIES]
+        replies += greedy_replies(pair.verifier, some, QUICK_REPLY_TOKENS, (), batch_size=len(some))
+        spent = time.monotonic() - here
+        done = min(spent, QUICK_TEXT_SECONDS)
+        tell(Progress("verifier's own text", f"{len(replies)} texts", done, QUICK_TEXT_SECONDS))
+        late = time.monotonic() - begun > QUICK_SECONDS / 2
+        if spent * (1 + QUICK_REPLIES / len(replies)) > QUICK_TEXT_SECONDS or late:
+            break
+    tell(Progress("verifier's own text", f"{len(replies)} texts", QUICK_TEXT_SECONDS, QUICK_TEXT_SECONDS))
+    return replies
+
+
+def quick_schedule(args: TrainingArguments, begun: float) -> float:
+    """Set the hyperparameters of ``--quick``; when training is to end, by the monotonic clock."""
+    args.num_train_epochs = 1000
+    args.per_device_train_batch_size = 4
+    args.learning_rate = 2e-3
+    args.adam_beta2 = 0.98
+    args.logging_steps = 5
+    args.save_strategy = "no"
+    args.eval_strategy = "no"
+    return begun + QUICK_SECONDS

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from recurrent_drafter.records.paths import check_model, check_readable, is_path
+from recurrent_drafter.records.paths import check_model, check_readable, check_repo_name, is_hub_name, is_path
 from recurrent_drafter.training.options import check_paths, option
 
 
@@ -55,8 +55,6 @@ def check_deploy(options: DeployOptions) -> None:
     if not folder.is_dir():
         raise OSError(f"there is no drafter at {folder}: expected the folder that train_speculator.py saved it to")
     check_paths(options)
-    from recurrent_drafter.formats.hub_names import check_repo_name, is_hub_name  # loads the Hub's library
-
     check_repo_name(options.repo_name)
     if options.base_model is not None and not is_hub_name(options.base_model):
         raise ValueError(f"--base_model {options.base_model} is no name on the Hub: expected such as gpt2 or user/name")
