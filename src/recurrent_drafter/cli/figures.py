@@ -102,6 +102,7 @@ def print_comparison(console: Console, evaluation: Evaluation) -> None:
         say(console, f"   {arm.name.capitalize()}: {arm.rate:.1f} tok/s")
     alone = f"{evaluation.speedup(decoding_only=True):.2f}"
     say(console, f"   Speedup: {evaluation.speedup():.2f}" + (f"; decoding only: {alone}" if alone else ""))
+    say(console, "   In brackets: 95 % intervals")
     say(console, f"   Identical output: {evaluation.equality} ({evaluation.settings['dtype']})")
 
 

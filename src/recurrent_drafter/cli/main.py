@@ -121,6 +121,9 @@ def reporting(command: Callable[P, int]) -> Callable[P, int]:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
+        except BrokenPipeError:  # nobody reads any more: no traceback either when Python flushes at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
         except (ValueError, OSError) as error:
             if os.environ.get("RECURRENT_DRAFTER_DEBUG"):
                 raise

@@ -44,7 +44,11 @@ class OptionParser(argparse.ArgumentParser):
         raise ValueError(f"{message} (--help lists the flags)")
 
     def options(self, argv: Sequence[str]) -> tuple[Any, ...]:
-        """An instance of each dataclass. Raises ValueError for flags that do not exist or fit."""
+        """An instance of each dataclass. Raises ValueError for an unknown flag, then for a value that does not fit."""
+        for word in argv:
+            is_flag = word.startswith("--") and word != "--" and " " not in word
+            if is_flag and word.split("=")[0] not in self._option_string_actions:
+                raise unknown_argument(word)
         options, unknown = self.known_options(argv)
         if unknown:
             raise unknown_argument(unknown[0])

@@ -154,7 +154,7 @@ class TreeController:
         return self._load.drafting * self.costs.draft_level
 
     def _verifying(self, nodes: float) -> float:
-        """Expected seconds of verifying so many nodes per row, a broken number of them included."""
+        """Expected seconds of verifying so many nodes per row, which may be a fraction."""
         table = self._tables[self._batch]
         low = min(int(nodes), len(table) - 1)
         return float(table[low - 1] + (nodes - low) * (table[low] - table[low - 1])) if low else float(table[0])

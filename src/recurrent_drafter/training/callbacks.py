@@ -136,6 +136,7 @@ class CallerAnswers(TrainerCallback):
             self.acceptance.append(f"{logs[BEST]:.2f}")
             evaluated = f"step {state.global_step}: held-out tokens/step {self.acceptance[-1]}"
             self.tell(Progress("training", ", ".join([evaluated, *self.loss])))
+            self.on_train_begin(args, state, control)  # beside the bar too, which may not move again
 
 
 class RunRecord(TrainerCallback):

@@ -153,7 +153,7 @@ class RunningOptions:
     )
     num_train_epochs: float = option(3.0, "times through the data")
     max_steps: int = option(-1, "steps instead of epochs; -1: as many as the epochs have")
-    per_device_train_batch_size: int = option(4, "examples per device and step")
+    per_device_train_batch_size: int = option(4, "examples per device and step", least=1)
     gradient_accumulation_steps: int = option(1, "batches of which one step is made")
     learning_rate: float = option(5e-4, "at the start")
     train_sampling_strategy: str = option("group_by_length", "or random, or sequential")

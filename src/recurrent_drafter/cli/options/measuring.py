@@ -49,7 +49,7 @@ class BenchOptions(decoding.PairOptions, SourceOptions):
     assistant_model: str | None = option(
         None, "a smaller model of the same vocabulary, for HF assisted generation", check=check_model
     )
-    prompts: int = option(20, "how many; rounded down to full batches")
+    prompts: int = option(20, "how many; rounded down to full batches", least=1)
     max_prompt_length: int = option(512, "tokens of a prompt at most")
     new_tokens: int = option(128, "tokens per reply: exactly, or at most with --reply", least=2)
     reply: bool = option(False, "stop at the model's end token")
