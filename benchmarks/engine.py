@@ -23,7 +23,7 @@ from recurrent_drafter.measure.arms import AUTO, Decoding
 from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.loading import computes_in_bfloat16
 from recurrent_drafter.records.provenance import provenance, read_records, write_records
-from recurrent_drafter.report.tables import markdown, markdown_table
+from recurrent_drafter.report.document import markdown, markdown_table
 
 LEFT_OUT = """HF prompt lookup takes one prompt at a time, needs text, and room for its drafts in the context: left
 out at batch 2 and more, for random weights and at context 896. HF assisted generation needs a smaller model of the same

@@ -20,7 +20,7 @@ from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import provenance, read_records, write_records
-from recurrent_drafter.report.tables import markdown
+from recurrent_drafter.report.document import markdown
 from recurrent_drafter.vllm.compatibility import installed_version
 
 PROMPT_LENGTH = 128

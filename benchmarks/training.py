@@ -3,8 +3,7 @@
     python benchmarks/training.py --quick --output training.jsonl
 
 Both on the GPT-2-small shape with random weights: what is measured does not depend on what the model says. Times are
-processor seconds of one process (``torch.set_num_threads(1)``): other work on the machine disturbs them least. Raw
-results are JSON lines, the summary a Markdown table.
+processor seconds of one process (``torch.set_num_threads(1)``): other work on the machine disturbs them least.
 """
 
 import argparse
@@ -26,7 +25,7 @@ from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights
 from recurrent_drafter.measure.replies import left_padded
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import hardware, peak_bytes, write_records
-from recurrent_drafter.report.tables import markdown_table
+from recurrent_drafter.report.document import markdown_table
 from recurrent_drafter.training.distillation import distilled_targets, packed_for_passes
 from recurrent_drafter.training.loss import roots_at_a_time
 
@@ -148,7 +147,6 @@ def training(batch: int, length: int, depths: int) -> dict[str, object]:
 
 
 def gates(result: dict) -> list[tuple[str, float, str]]:
-    """What was measured, and the goal."""
     if result["part"] == "training":
         speed, memory = result["times_as_fast"], result["share_of_memory"]
         return [

@@ -66,7 +66,6 @@ VOCABULARY, POSITIONS, LENGTH, WEIGHT_DECAY, CLIP = 4096, 1024, 384, 0.1, 1.0
 
 
 def learning_rate(step: int) -> float:
-    """Learning rate of a step of the whole run."""
     first = STAGES[0].steps
     return STAGES[0].rate(step) if step < first else STAGES[1].rate(step - first)
 

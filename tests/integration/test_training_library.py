@@ -25,7 +25,7 @@ from recurrent_drafter.training import (
     TrainingEstimate,
     estimate,
     evaluate,
-    quick,
+    targets,
     train,
 )
 

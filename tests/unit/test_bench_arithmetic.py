@@ -23,7 +23,7 @@ from recurrent_drafter.measure.replies import Reply
 from recurrent_drafter.measure.ruler import verdict
 from recurrent_drafter.models.config import DraftShape, RecurrentDraftingConfig
 from recurrent_drafter.records.provenance import read_records, write_records
-from recurrent_drafter.report.tables import markdown
+from recurrent_drafter.report.document import markdown
 
 
 @pytest.mark.parametrize("module", [engine_module, ruler_module, workload_module])

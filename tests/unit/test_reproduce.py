@@ -19,9 +19,9 @@ from recurrent_drafter.data.encoding import TrainExample
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import provenance
+from recurrent_drafter.report.document import markdown_table
 from recurrent_drafter.report.document import page as html_page
 from recurrent_drafter.report.reproduction import write_report
-from recurrent_drafter.report.tables import markdown_table
 from recurrent_drafter.reproduce.findings import Findings, Place, Recipe, Walks, gain, says, tokens_per_step
 from recurrent_drafter.reproduce.plan import ReproduceOptions, Source, plan_of, training_flags
 from recurrent_drafter.reproduce.results import RESULTS, Results, failure

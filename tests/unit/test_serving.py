@@ -23,7 +23,7 @@ from recurrent_drafter.measure.ruler import Estimate, verdict
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.report.tables import markdown
+from recurrent_drafter.report.document import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,7 +20,7 @@ from recurrent_drafter.measure.arms import Decoding
 from recurrent_drafter.measure.divergence import first_divergence
 from recurrent_drafter.measure.ruler import until_end
 from recurrent_drafter.models.loading import load_verifier
-from recurrent_drafter.report.tables import Columns, terminal
+from recurrent_drafter.report.document import Columns, terminal
 from recurrent_drafter.training.corpus import Pair, pair_of
 from recurrent_drafter.training.distillation import distil
 from recurrent_drafter.training.examples import loss_mask

@@ -13,7 +13,7 @@ from recurrent_drafter.bench.scores import ArmScores, Evaluation
 from recurrent_drafter.measure.arms import Batch, Decoding, explaining
 from recurrent_drafter.measure.ruler import Arm, Trial, compare
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.report.tables import Columns, terminal
+from recurrent_drafter.report.document import Columns, terminal
 
 
 def arm_table(trials: Sequence[Trial], decoding: Decoding, dtype: torch.dtype, batch_size: int) -> Table:
@@ -94,7 +94,6 @@ def summary_rows(arm: ArmScores) -> dict[str, str]:
 
 
 def print_comparison(console: Console, evaluation: Evaluation) -> None:
-    """What the drafter gains, and whether the output is the same."""
     main, base = evaluation.main, evaluation.base
     assert base is not None
     console.print("\nPerformance vs Baseline:")

@@ -51,10 +51,8 @@ COMMANDS = {
     ),
     "generate": Command(
         "generate or chat, with or without a drafter",
-        (
-            decoding.SpeculatorOptions, decoding.SamplingOptions, decoding.GenerateOptions,
-            decoding.EvaluationOptions,
-        ), "generate:run", decoding.check_generate,
+        (decoding.SpeculatorOptions, decoding.SamplingOptions, decoding.GenerateOptions, decoding.EvaluationOptions),
+        "generate:run", decoding.check_generate,
     ),
     "bench": Command(
         "compare ways of decoding on your model: speed, and whether the output is the same",

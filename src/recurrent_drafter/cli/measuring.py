@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +10,15 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import bugs, memory_line, run_records
 from recurrent_drafter.bench.engine import inside
 from recurrent_drafter.bench.scores import join, read_evaluation
 from recurrent_drafter.cli.figures import compared, named, profile_table, show
-from recurrent_drafter.cli.inputs import decoding_of, load_prompts, open_speculator
+from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options import measuring as asks
 from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOptions, given
@@ -31,10 +33,11 @@ from recurrent_drafter.measure.tuning import BatchFindings, Search, label
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_drafter, load_verifier, save_drafter
+from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records import provenance as records
 from recurrent_drafter.records.paths import TUNING_FILE
 from recurrent_drafter.report.charts import MISSING, can_draw, draw_speed_maps
-from recurrent_drafter.report.tables import Columns, terminal
+from recurrent_drafter.report.document import Columns, terminal
 
 
 def verify(
@@ -76,8 +79,31 @@ def verify(
     return 1 if made["bugs"] else 0
 
 
+def load_prompts(
+    options: asks.PromptOptions, verifier: Verifier, tokenizer: PreTrainedTokenizerBase, count: int
+) -> list[Tensor]:
+    """``count`` prompts (S,), or as many as the options say, all of which leave room for the reply."""
+    longest = 512
+    if verifier.context_length is not None:
+        longest = min(longest, verifier.context_length - options.new_tokens)
+        if longest < 1:
+            raise ValueError(
+                f"--new_tokens is {options.new_tokens}, expected less than the context of {verifier.context_length}"
+            )
+    name = None if options.dataset_path else options.dataset_name or "demo"
+    dialogues = load_dialogues(name, options.dataset_path, "eval" if name else "all").dialogues
+    return prompts_from_dialogues(dialogues, tokenizer, count=options.prompts or count, max_length=longest)
+
+
+def decoding_of(
+    asked: asks.PromptOptions, model: PreTrainedModel, sampling: Mapping[str, Any] | None = None, seed: int = 0
+) -> Decoding:
+    """How replies to these prompts are decoded: through end tokens or up to them."""
+    end_ids = () if asked.sustained else as_tuple(model.generation_config.eos_token_id)
+    return Decoding(asked.new_tokens, end_ids, sampling or ways.at_temperature(0), seed)
+
+
 def local_folder(speculator_path: str | None) -> Path | None:
-    """The drafter's own folder, if it is a local one."""
     folder = None if speculator_path is None else Path(speculator_path).expanduser()
     return folder if folder is not None and folder.is_dir() else None
 

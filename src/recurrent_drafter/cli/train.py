@@ -52,7 +52,6 @@ def options(argv: Sequence[str]) -> TrainingArguments:
 
 
 def do(args: TrainingArguments, command: Sequence[str], started: float) -> int:
-    """Train, evaluate or estimate, and say what came of it."""
     verifier = str(args.llm_name_or_path)
     with TrainingTerminal() as terminal:
         if args.phase == "eval":
@@ -146,7 +145,6 @@ def evaluation_lines(trained: TrainedDrafter) -> Iterator[str]:
 
 
 def worth_lines(trained: TrainedDrafter) -> Iterator[str]:
-    """What the acceptance is worth on this machine."""
     shape, (speedup, break_even) = trained.drafter.config.draft_shape, (trained.figures[name] for name in WORTH)
     yield (
         f"predicted speed-up on this machine: {speedup:.2f}x over plain decoding (a step of {shape.nodes} nodes and "

@@ -20,11 +20,10 @@ KEPT = 2000.0  # observations of a bin beyond which the older half fades
 class LengthChoice:
     """Which of a few draft lengths yields tokens fastest at one load.
 
-    ``slowness`` holds how many times as long as expected steps of each length take.
-
     Args:
         lengths: of the drafts, 0 (plain autoregression) among them; tried in this order.
-        slowness: before any step; 0 where nothing is expected, and the first step of each length tells.
+        slowness: how many times as long as expected steps take, by length; this before any step, or 0 where the
+            first step of each length tells.
     """
 
     def __init__(self, lengths: Sequence[int], slowness: float = 0.0) -> None:

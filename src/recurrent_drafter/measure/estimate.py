@@ -15,7 +15,6 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
 
 TYPICAL_RATE = 0.8  # how often a draft token is accepted that the draft vocabulary holds, given that its parent was
-SMALLEST_VOCABULARY = 256
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def choose_draft_vocabulary(coverage: Tensor, weights: WeightsRead, levels: int,
     ..., V tokens are, ``rate`` the acceptance of tokens within the draft vocabulary.
     """
     (vocabulary,) = coverage.shape
-    sizes = [2**power for power in range(4, 40) if SMALLEST_VOCABULARY <= 2**power < vocabulary] + [vocabulary]
+    sizes = [2**power for power in range(8, 40) if 2**power < vocabulary] + [vocabulary]
 
     def speed(size: int) -> float:
         return expected_tokens(rate * float(coverage[size - 1]), levels) / weights.break_even(size, levels)

@@ -10,8 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from recurrent_drafter.bench.columns import ARMS, recorded_rows
 from recurrent_drafter.models.config import RecurrentDraftingConfig
 from recurrent_drafter.records.paths import is_hub_name
-from recurrent_drafter.report.document import fill
-from recurrent_drafter.report.tables import estimated, markdown
+from recurrent_drafter.report.document import estimated, fill, markdown
 
 Record = Mapping[str, Any]
 

@@ -8,8 +8,7 @@ from typing import Any
 from recurrent_drafter.measure.arms import AUTO
 from recurrent_drafter.measure.ruler import BUG, TIE, Estimate, Verdict, interval, ratio_of_sums, verdict
 from recurrent_drafter.report import charts
-from recurrent_drafter.report.document import fill, page
-from recurrent_drafter.report.tables import estimated
+from recurrent_drafter.report.document import estimated, fill, page
 from recurrent_drafter.reproduce.findings import Findings
 from recurrent_drafter.reproduce.results import RESULTS, Record, Results
 
@@ -75,7 +74,6 @@ def walked_along(row: Record) -> Estimate:
 
 
 def along_shapes(shapes: Record) -> dict[tuple[int, int], Estimate]:
-    """Tokens per step by beam width and length."""
     return {(row["beam_width"], row["beam_length"]): walked_along(row) for row in shapes["whole"]}
 
 

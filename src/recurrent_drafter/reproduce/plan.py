@@ -140,7 +140,6 @@ class Source:
 
 
 def sources(names: Sequence[str], paths: Sequence[str]) -> list[Source]:
-    """Named sets, then files."""
     return [*(Source(name, None) for name in names), *(Source(None, path) for path in paths)]
 
 

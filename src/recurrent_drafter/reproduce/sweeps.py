@@ -43,12 +43,6 @@ def distinct_prefixes(beams: Beams) -> Tensor:  # (B,)
     return counts
 
 
-def tree_size(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> float:
-    """The mean of `distinct_prefixes` over drafts at every token of the replies."""
-    counts = [distinct_prefixes(beams) for _, beams in held_out.drafts(drafter, width, length)]
-    return float(torch.cat(counts).float().mean())
-
-
 def vocabulary_sizes(size: int) -> list[int]:
     """Powers of two from 128 on that are below a drafter's own size, and that.
 
@@ -92,13 +86,14 @@ def sweep_of_shapes(search: Search, held_out: HeldOutReplies) -> dict[str, Any]:
 def sweep_of_trees(held_out: HeldOutReplies, drafter: RecurrentDrafter, widths: Sequence[int]) -> dict[str, Any]:
     """What merging the beams' prefixes saves: tokens to verify, and the time of verifying them."""
     widths = [width for width in widths if 1 < width <= len(drafter.draft_ids)]
-    sizes = {width: tree_size(held_out, drafter, width, DEPTHS) for width in widths}
     context = max(len(held_out.replies[0].prompt), 1)
     most = 1 + max(widths, default=1) * DEPTHS
     timed = [count for count in MEASURED_ROWS if count < most] + [most]
     costs = packed_costs(held_out.verifier, drafter, context, rows=timed)
     rows = []
-    for width, size in sizes.items():
+    for width in widths:
+        counts = [distinct_prefixes(beams) for _, beams in held_out.drafts(drafter, width, DEPTHS)]
+        size = float(torch.cat(counts).float().mean())  # over drafts at every token of the replies
         apart, merged = costs.verifying([1 + width * DEPTHS, 1 + round(size)]).tolist()
         tokens = {"beam_width": width, "beam_length": DEPTHS, "candidates": width * DEPTHS, "distinct": size}
         rows.append({**tokens, "seconds_apart": apart, "seconds_merged": merged})
@@ -124,5 +119,4 @@ def sweep_of_vocabularies(
 
 
 def walked(walks: Sequence[Walk]) -> dict[str, list[int]]:
-    """Steps and tokens of every reply."""
     return {"steps": [walk.steps for walk in walks], "tokens": [walk.tokens for walk in walks]}

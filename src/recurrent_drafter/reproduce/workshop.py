@@ -199,7 +199,6 @@ class Workshop:
         return {"kind": name, "drafter": cell.name, "dtype": dtype, **found}
 
     def search(self, drafter: RecurrentDrafter) -> Search:
-        """Which shapes of draft the sweep tries, on which prompts."""
         options, speculator = self.options, RecurrentDraftingSpeculator(drafter)
         speculator.attach_verifier(self.pair.verifier.model)
         prompts = [reply.prompt for reply in self.first_held_out.replies][: options.sweep_prompts]
