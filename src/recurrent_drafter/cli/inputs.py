@@ -1,4 +1,4 @@
-"""What commands open: a drafter that decodes with its verifier, or a verifier's outline to check one against."""
+"""The drafter that a command decodes with."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,9 +7,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.loading import check_pair, check_tokenizer, load_outline
-from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.models.loading import check_tokenizer
 
 
 def open_speculator(
@@ -26,12 +24,3 @@ def open_speculator(
     if shape:
         speculator.shape = replace(speculator.drafter.config.draft_shape, **{"max_tree_nodes": None, **shape})
     return speculator
-
-
-def open_outline(name: str, drafter: RecurrentDrafter, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A verifier without its weights. Raises ValueError if the drafter, which is at ``path``, is for another."""
-    model, tokenizer = load_outline(name)
-    verifier = Verifier(model)
-    check_pair(drafter.config, verifier.hidden_size, verifier.vocab_size)
-    check_tokenizer(path, drafter.config, tokenizer)
-    return model, tokenizer

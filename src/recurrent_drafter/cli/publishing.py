@@ -10,12 +10,11 @@ from huggingface_hub import get_token, snapshot_download
 from jinja2 import UndefinedError
 from safetensors import SafetensorError
 
-from recurrent_drafter.cli.inputs import open_outline
 from recurrent_drafter.cli.options.publishing import ConvertOptions, DeployOptions
 from recurrent_drafter.formats.apple import from_apple, is_apples, to_apple
 from recurrent_drafter.hub.publishing import WEIGHTS, assemble, publish
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.loading import load_drafter, tokenizer_hash
+from recurrent_drafter.models.loading import load_drafter, load_outline, tokenizer_hash
 from recurrent_drafter.records.paths import TUNING_FILE, is_hub_name
 from recurrent_drafter.records.provenance import VERIFICATION_FILE, read_records, read_verification
 from recurrent_drafter.report.card import CardFacts, model_card
@@ -124,7 +123,7 @@ def convert(options: ConvertOptions, *, argv: list[str]) -> int:
     target = Path(options.target).expanduser()
     drafter = open_drafter(located(options.source))
     if options.verifier is not None:
-        model, tokenizer = open_outline(options.verifier, drafter, options.source)
+        model, tokenizer = load_outline(options.verifier, drafter, options.source)
         named = {"verifier_name_or_path": options.verifier, "verifier_architectures": model.config.architectures}
         drafter.config.update({**named, "tokenizer_hash": tokenizer_hash(tokenizer)})
     write(drafter, target, options.to)

@@ -21,10 +21,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.assets import demo_verifier_path
-from recurrent_drafter.cli.inputs import open_outline
 from recurrent_drafter.cli.options.decoding import drafter_path
 from recurrent_drafter.cli.options.serving import ServeOptions, flag_names
-from recurrent_drafter.models.loading import computes_in_bfloat16, load_drafter
+from recurrent_drafter.models.loading import computes_in_bfloat16, load_drafter, load_outline
 from recurrent_drafter.vllm.checking import check_length
 
 ANY_ADDRESS = (None, "0.0.0.0", "::")
@@ -37,7 +36,7 @@ SAMPLE = re.compile(r"([\w:]+)(?:\{.*\})? (\S+)")
 def run(options: ServeOptions, flags: Sequence[str], *, argv: list[str]) -> int:
     path = drafter_path(options.base_model, options.speculator_path)
     drafter = load_drafter(path)
-    model, tokenizer = open_outline(options.base_model, drafter, path)
+    model, tokenizer = load_outline(options.base_model, drafter, path)
     most = drafter.config.draft_vocab_size
     if (options.beam_width or 1) > most:
         raise ValueError(f"--beam_width is {options.beam_width}, expected 1 to {most} (the draft vocabulary)")

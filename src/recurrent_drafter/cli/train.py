@@ -57,9 +57,10 @@ def do(args: TrainingArguments, command: Sequence[str], started: float) -> int:
         if args.phase == "eval":
             drafter = str(args.drafter_name_or_path)
             trained = evaluate(verifier, drafter, None, args, on_progress=terminal, command=command)
-            lines = evaluation_lines(trained)
+            figures = {name: value for name, value in trained.figures.items() if name not in WORTH}
+            lines = [*(f"eval_{name}: {value:g}" for name, value in figures.items()), *worth_lines(trained)]
         elif args.estimate:
-            lines = estimate_lines(estimate(verifier, None, args, on_progress=terminal))
+            lines = [*estimate_lines(estimate(verifier, None, args, on_progress=terminal))]
         else:
             stop = terminal.should_stop
             trained = train(verifier, None, args, on_progress=terminal, should_stop=stop, command=command)
@@ -67,7 +68,7 @@ def do(args: TrainingArguments, command: Sequence[str], started: float) -> int:
                 print(f"\ninterrupted at step {trained.steps}, which is kept in {args.output_dir}: run the "
                       "same command with --resume_from_checkpoint True to go on", file=sys.stderr)  # fmt: skip
                 return INTERRUPTED
-            lines = training_lines(trained, args, (time.monotonic() - started) / 60)
+            lines = [*training_lines(trained, args, (time.monotonic() - started) / 60)]
     if args.process_index == 0:
         print("\n".join(lines))
     return 0
@@ -136,12 +137,6 @@ def training_lines(trained: TrainedDrafter, args: TrainingArguments, minutes: fl
         f"try it: python generate_speculator.py --base_model {args.llm_name_or_path} "
         f"--speculator_path {args.output_dir} --interactive"
     )
-
-
-def evaluation_lines(trained: TrainedDrafter) -> Iterator[str]:
-    """The figures of ``--phase eval``, by the names that training logs."""
-    yield from (f"eval_{name}: {value:g}" for name, value in trained.figures.items() if name not in WORTH)
-    yield from worth_lines(trained)
 
 
 def worth_lines(trained: TrainedDrafter) -> Iterator[str]:

@@ -124,10 +124,7 @@ def _turns(messages: object, key: str) -> Dialogue:
         raise SkippedError("empty")
     if not all(turn.content.strip() for turn in turns):
         raise SkippedError("with an empty turn")
-    return _replied(Dialogue(tuple(turns)))
-
-
-def _replied(dialogue: Dialogue) -> Dialogue:
+    dialogue = Dialogue(tuple(turns))
     if not dialogue.has_reply:
         raise SkippedError("without assistant turn")
     return dialogue

@@ -125,11 +125,6 @@ class GenerationState:
         return not self.rows
 
     @property
-    def steps(self) -> list[int]:
-        """Verifications that each row took."""
-        return list(map(len, self.drafts))
-
-    @property
     def lengths(self) -> list[int]:
         """Tokens generated so far by each unfinished row."""
         return [len(self.generated[row]) for row in self.rows]
@@ -141,7 +136,7 @@ class GenerationState:
 
     @property
     def stats(self) -> DecodeStats:
-        return DecodeStats(sum(self.steps), sum(map(len, self.generated)) - len(self.generated), self.drafts)
+        return DecodeStats(sum(map(len, self.drafts)), sum(map(len, self.generated)) - len(self.generated), self.drafts)
 
     def sequences(self, pad: int) -> Tensor:
         """Prompts and replies (B, S + the longest reply), shorter ones padded."""

@@ -51,13 +51,18 @@ def load_verifier(
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
 
-def load_outline(name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_outline(name: str, drafter: RecurrentDrafter, path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model without its weights (on torch's meta device), and its tokenizer: enough to say what is made for it.
 
-    Raises OSError as `load_verifier` does.
+    Raises OSError as `load_verifier` does, ValueError if the drafter, which is at ``path``, is for another model.
     """
-    with _loading(name) as path, torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(path)), AutoTokenizer.from_pretrained(path)
+    with _loading(name) as place, torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(place))
+        tokenizer = AutoTokenizer.from_pretrained(place)
+    verifier = Verifier(model)
+    check_pair(drafter.config, verifier.hidden_size, verifier.vocab_size)
+    check_tokenizer(path, drafter.config, tokenizer)
+    return model, tokenizer
 
 
 @contextmanager

