@@ -13,8 +13,6 @@ import json
 import shutil
 from pathlib import Path
 
-OUT = Path(__file__).resolve().parent.parent / "src" / "recurrent_drafter" / "assets" / "data"
-
 
 def evenly(items: list[str], count: int) -> list[str]:
     """``count`` of the items, at equal distances, in their order."""
@@ -51,7 +49,8 @@ def excerpt(text: str, size: int) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the full sets")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder to write (default: the package's assets)")
+    assets = Path(__file__).resolve().parents[1] / "src/recurrent_drafter/assets/data"
+    parser.add_argument("--out", type=Path, default=assets, help="folder to write (default: the package's assets)")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
 

@@ -20,7 +20,6 @@ from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import DraftTree, prefix_tree
 
 matplotlib.use("Agg")
-FOLDER = Path(__file__).resolve().parents[1] / "docs/pictures"
 
 # name: (light, dark)
 COLORS = {
@@ -216,5 +215,5 @@ def draw(folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=FOLDER)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).resolve().parents[1] / "docs/pictures")
     draw(parser.parse_args().folder)

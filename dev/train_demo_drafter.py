@@ -3,8 +3,7 @@
     python dev/train_demo_drafter.py --data DIRECTORY --output src/recurrent_drafter/assets/demo-drafter
 
 DIRECTORY holds ``sgd_train.sharegpt.jsonl.gz`` and ``gsm8k_train.sharegpt.jsonl.gz``; their conversations, cut before a
-reply, are the prompts. The verifier goes on from each, past end tokens as in the sustained protocol, so the text that
-follows a position is what the verifier itself generates there: every position has its distilled target already.
+reply, are the prompts. The verifier goes on from each, past end tokens; `quick_text` says what that is good for.
 """
 
 import argparse

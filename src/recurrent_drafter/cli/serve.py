@@ -26,8 +26,6 @@ from recurrent_drafter.cli.options.serving import ServeOptions, flag_names
 from recurrent_drafter.models.loading import computes_in_bfloat16, load_drafter, load_outline
 from recurrent_drafter.vllm.checking import check_length
 
-ANY_ADDRESS = (None, "0.0.0.0", "::")
-PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PAUSE = 0.2  # seconds between two looks at the process
 READ_EVERY = 10.0  # seconds between two looks at its metrics, for a report even if it dies
 SAMPLE = re.compile(r"([\w:]+)(?:\{.*\})? (\S+)")
@@ -48,7 +46,7 @@ def run(options: ServeOptions, flags: Sequence[str], *, argv: list[str]) -> int:
         return 0
     given = flag_names(flags)
     scheme = "https" if "--ssl-certfile" in given else "http"
-    host = "localhost" if options.host in ANY_ADDRESS else str(options.host)
+    host = "localhost" if options.host in (None, "0.0.0.0", "::") else str(options.host)
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{options.port}"
     print(f"starting vLLM with {options.base_model} ({dtype}) and the drafter {path}; its log follows", flush=True)
     example = request(url, options, tokenizer, given)
@@ -137,7 +135,7 @@ class Server:
     def run(self) -> int:
         """Serve until the process ends; its exit code, 128 and the signal's number where a signal ended it."""
         with ExitStack() as stack:
-            for number in PASSED_ON:
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 before = signal.signal(number, lambda heard, _: self._heard.put(heard))
                 stack.callback(signal.signal, number, before)
             # A group of its own: Ctrl-C reaches it once, through this process.

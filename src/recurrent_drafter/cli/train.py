@@ -21,7 +21,6 @@ from recurrent_drafter.training.estimation import STEPS, TrainingEstimate
 from recurrent_drafter.training.options import TrainingOptions
 from recurrent_drafter.training.pipeline import TrainedDrafter, estimate, evaluate, train
 
-RATES = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 ATTAINABLE = 0.8  # acceptance per draft token that a good drafter can be hoped to have
 GIB = 2**30
 WORTH = ("predicted_speedup", "break_even")  # figures of this machine, beside those of the held-out replies
@@ -158,7 +157,7 @@ def estimate_lines(found: TrainingEstimate) -> Iterator[str]:
     lengths = ", ".join(f"{length}: {tokens:.2f}" for length, tokens in enumerate(found.break_evens, start=1))
     yield f"break-even tokens per step, by draft length: {lengths}"
     yield "ceiling of the speed-up, by how often a draft token is accepted:"
-    for rate in RATES:
+    for rate in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
         gain, levels = found.ceiling(rate)
         how = f"{levels} drafted, {expected_tokens(rate, levels):.2f} tokens per step" if levels else "plain decoding"
         yield f"  {rate:.0%}: {gain:.2f}x ({how})"

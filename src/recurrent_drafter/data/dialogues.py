@@ -124,7 +124,10 @@ def _turns(messages: object, key: str) -> Dialogue:
         raise SkippedError("empty")
     if not all(turn.content.strip() for turn in turns):
         raise SkippedError("with an empty turn")
-    dialogue = Dialogue(tuple(turns))
+    return _replied(Dialogue(tuple(turns)))
+
+
+def _replied(dialogue: Dialogue) -> Dialogue:
     if not dialogue.has_reply:
         raise SkippedError("without assistant turn")
     return dialogue

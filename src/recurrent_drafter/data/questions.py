@@ -14,8 +14,6 @@ from recurrent_drafter.assets import sample_path
 from recurrent_drafter.data.dialogues import DataError, SkippedError, find_schema, parse_record
 from recurrent_drafter.data.parsing import read_records
 
-_SCHEMAS = ("mtbench", "mtbench_hub")
-
 
 @dataclass(frozen=True)
 class Question:
@@ -50,7 +48,7 @@ def load_questions(path: str | None = None) -> list[Question]:
 
 def _parse(record: object, number: int) -> Question:
     schema = find_schema(record)
-    if schema not in _SCHEMAS or not isinstance(record, dict):
+    if schema not in ("mtbench", "mtbench_hub") or not isinstance(record, dict):
         raise DataError(
             f'a {schema} record, expected a question: {{"question_id": 1, "category": "writing", "turns": ["..."]}}'
         )

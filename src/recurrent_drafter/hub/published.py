@@ -18,7 +18,6 @@ from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 
 # What people may pass on to the download of the drafter.
 DOWNLOAD = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def generate_with_drafter(
@@ -37,8 +36,7 @@ def generate_with_drafter(
         model: the verifier.
         repo_id: the repository that ``code`` was written for.
         code: the file that calls this, as transformers has put it away.
-        inputs: the prompts (B, S), by either of their names.
-        input_ids: the same.
+        inputs: the prompts (B, S); ``input_ids`` is their other name.
         drafter: a folder or another repository to load the drafter from instead. From a local folder it is needed,
             because transformers does not tell where that is.
         arguments: those of `generate`; those of a download (``revision``, ``token``, ``cache_dir``, ...).
@@ -52,7 +50,7 @@ def generate_with_drafter(
     download = {name: arguments.pop(name) for name in DOWNLOAD if name in arguments}
     if drafter is None:
         commit = Path(code).parents[1].name
-        if not COMMIT.fullmatch(commit):
+        if not re.fullmatch(r"[0-9a-f]{40}", commit):
             raise ValueError(
                 "custom_generate names a local folder, and transformers does not tell which: pass drafter=FOLDER too"
             )

@@ -16,7 +16,6 @@ from recurrent_drafter.measure.ruler import BUG, Arm, Trial, Verdict, interleave
 from recurrent_drafter.models.verifier import Verifier
 
 DRAFTED = "speculation"
-REFERENCES = (HF, PLAIN)
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Verification:
         for trial in interleave(self.arms, batches):
             explained, judged = explain(trial.batch), {}
             for reference, candidate in itertools.combinations(trial.runs, 2):
-                if reference in REFERENCES:
+                if reference in (HF, PLAIN):
                     judged[reference, candidate] = judge(trial.runs[candidate], trial.runs[reference], explained)
             for row, number in enumerate(trial.batch.row_ids):
                 self.comparisons += [Comparison(number, *pair, verdicts[row]) for pair, verdicts in judged.items()]

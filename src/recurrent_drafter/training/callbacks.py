@@ -49,7 +49,6 @@ def log_progress(progress: Progress) -> None:
 
 
 def never() -> bool:
-    """No, do not stop."""
     return False
 
 
