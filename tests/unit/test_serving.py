@@ -12,13 +12,12 @@ from recurrent_drafter.bench.serving import (
     SERVING_COLUMNS,
     SYNCHRONOUS,
     accepted_length,
-    chain_tokens_per_step,
     engine_arms,
     serving_rows,
 )
 from recurrent_drafter.bench.workload import demo_prompts
 from recurrent_drafter.decoding.decode import BeamDrafter
-from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.measure.replies import HeldOutReplies, chain_tokens_per_step, greedy_replies
 from recurrent_drafter.measure.ruler import Estimate, verdict
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_drafter, load_verifier

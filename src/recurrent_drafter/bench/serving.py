@@ -15,16 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from recurrent_drafter.assets import demo_drafter_path, demo_verifier_path
 from recurrent_drafter.bench.columns import NONE, Record, Row, Shown, figure, rows_of
-from recurrent_drafter.core.beam import Beams
-from recurrent_drafter.core.metrics import Walk, walk
-from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.measure import ruler
 from recurrent_drafter.measure.divergence import first_divergence
-from recurrent_drafter.measure.replies import HeldOutReplies, Reply, accepted_along
+from recurrent_drafter.measure.replies import HeldOutReplies, Reply, chain_tokens_per_step
 from recurrent_drafter.measure.ruler import Arm, Run, Trial, Verdict, interleave
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
@@ -258,24 +254,6 @@ def judged(
 def explaining(verifier: Verifier, work: Work) -> ruler.Explain:
     """Greedy divergences of this work's requests."""
     return lambda row, *ids: first_divergence(verifier, torch.tensor(work.prompts[row]), *ids)
-
-
-def chain_tokens_per_step(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> float:
-    """What decoding of these replies yields where of each step's beams only the best is verified."""
-    drafts = held_out.drafts(drafter, width, length)
-    accepted = (accepted_along(root, prefix_tree(root, best_beam(beams), length + 1)) for root, beams in drafts)
-    return sum((walk(one.n_accepted.tolist()) for one in accepted), Walk(0, 0)).tokens_per_step
-
-
-def best_beam(beams: Beams) -> Beams:
-    """The most probable beam of full length alone, as one that was searched with width 1.
-
-    >>> beams = Beams(torch.tensor([[[5, 6], [7, 8]]]), torch.tensor([[[0, 0], [1, 0]]]), torch.zeros(1, 2, 2))
-    >>> best_beam(beams).tokens.tolist()
-    [[[6], [7]]]
-    """
-    tokens: Tensor = beams.paths[:, 0, :, None]  # (B, L, 1)
-    return Beams(tokens, torch.zeros_like(tokens), torch.zeros(tokens.shape, device=tokens.device))
 
 
 def serving_rows(records: Sequence[Record]) -> list[Row]:

@@ -180,3 +180,21 @@ def _teacher_forced(
         f"topk_accuracy_{k}_depth{d}": share for d, row in enumerate(shares, 1) for k, share in enumerate(row, 1)
     }
     return {**accuracies, "loss": float((losses * depth_weights(counted, 1.0)).sum())}
+
+
+def chain_tokens_per_step(held_out: HeldOutReplies, drafter: RecurrentDrafter, width: int, length: int) -> float:
+    """What decoding of these replies yields where of each step's beams only the best is verified."""
+    drafts = held_out.drafts(drafter, width, length)
+    accepted = (accepted_along(root, prefix_tree(root, best_beam(beams), length + 1)) for root, beams in drafts)
+    return sum((walk(one.n_accepted.tolist()) for one in accepted), Walk(0, 0)).tokens_per_step
+
+
+def best_beam(beams: Beams) -> Beams:
+    """The most probable beam of full length alone, as one that was searched with width 1.
+
+    >>> beams = Beams(torch.tensor([[[5, 6], [7, 8]]]), torch.tensor([[[0, 0], [1, 0]]]), torch.zeros(1, 2, 2))
+    >>> best_beam(beams).tokens.tolist()
+    [[[6], [7]]]
+    """
+    tokens: Tensor = beams.paths[:, 0, :, None]  # (B, L, 1)
+    return Beams(tokens, torch.zeros_like(tokens), torch.zeros(tokens.shape, device=tokens.device))
