@@ -39,7 +39,7 @@ AGREES = {0: "planet", 1: "with", 4: "two"}  # node: the verifier's own next wor
 OTHERS = {2: "in", 3: "a", 5: "the"}  # and what it would say after the other nodes
 
 # docs/figures.md, `recurrent-drafter bench --prompts 20 --profile --dtype float32`: per cent of a step of `auto`
-SHARES = {"verify": 67.3, "draft": 26.7, "accept": 2.1, "controller": 1.6, "tree": 1.0, "host": 0.8, "cache": 0.2}
+SHARES = {"verify": 65.7, "draft": 28.0, "accept": 2.3, "controller": 1.4, "tree": 1.1, "host": 1.0, "cache": 0.3}
 
 
 def worked_tree() -> DraftTree:
