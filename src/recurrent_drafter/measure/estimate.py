@@ -70,17 +70,17 @@ def expected_coverage(counts: Tensor) -> Tensor:  # (V,) -> (V,)
     return ordered.cumsum(0) / ordered.sum().clamp(min=1e-9)
 
 
-def choose_draft_vocabulary(coverage: Tensor, weights: WeightsRead, levels: int, rate: float = TYPICAL_RATE) -> int:
+def choose_draft_vocabulary(coverage: Tensor, weights: WeightsRead, levels: int) -> int:
     """D with the best speed by weights read: tokens per step, less what is not covered, over the break-even.
 
     It is a power of two from 256 on, or V. ``coverage`` (V,) is the share of the targets that the most frequent 1, 2,
-    ..., V tokens are, ``rate`` the acceptance of tokens within the draft vocabulary.
+    ..., V tokens are; those within the draft vocabulary are accepted at `TYPICAL_RATE`.
     """
     (vocabulary,) = coverage.shape
     sizes = [2**power for power in range(8, 40) if 2**power < vocabulary] + [vocabulary]
 
     def speed(size: int) -> float:
-        return expected_tokens(rate * float(coverage[size - 1]), levels) / weights.break_even(size, levels)
+        return expected_tokens(TYPICAL_RATE * float(coverage[size - 1]), levels) / weights.break_even(size, levels)
 
     return max(sizes, key=speed)
 
