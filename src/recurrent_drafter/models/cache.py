@@ -55,8 +55,9 @@ class TreeCache(Cache):
             return keys, values
         end = self.longest + keys.shape[2]
         if end > self.capacity:
-            self.capacity = max(2 * self.capacity, end)
-            self._stores = [_widened(store, self.capacity, self.longest) for store in self._stores]
+            capacity = max(2 * self.capacity, end)
+            self._stores = [_widened(store, capacity, self.longest) for store in self._stores]
+            self.capacity = capacity
         own_keys, own_values = (self._stores[store][index] for store, index in self._where[layer])
         return put_after(own_keys, self.base, keys)[:, :, :end], put_after(own_values, self.base, values)[:, :, :end]
 
