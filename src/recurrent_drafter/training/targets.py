@@ -17,7 +17,7 @@ from recurrent_drafter.measure.replies import HeldOutReplies, Reply, greedy_repl
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.records.provenance import hash_of
 from recurrent_drafter.training.arguments import TrainingArguments, global_batch
-from recurrent_drafter.training.callbacks import OnProgress, Progress
+from recurrent_drafter.training.callbacks import OnProgress, Progress, counting
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import TokenDraw
 from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens, with_text_targets
@@ -105,7 +105,7 @@ def distilled(
         store,
         draw=draw,
         fingerprint=verifier,
-        on_progress=lambda done, total: tell(Progress("distilling", done=done, total=total)),
+        on_progress=counting("distilling", tell),
         process=(args.process_index, args.world_size),
     )
     tell(Progress("targets", f"distilled targets: {store}"))
