@@ -16,6 +16,8 @@ from recurrent_drafter.core.tree import DraftTree
 from recurrent_drafter.models.cache import TreeCache, put_after
 from recurrent_drafter.models.compatibility import why_unsuitable
 
+READ_AT_ONCE = 512  # tokens that are read after others at a time: each has a row in a mask over all of them
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -63,6 +65,12 @@ class Verifier:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def weights_version(self) -> tuple[object, ...]:
+        """Changes when weights do, trained, moved or cast; not by a write through ``.data``."""
+        versions = (0 if weight.is_inference() else weight._version for weight in self.model.parameters())
+        return self.model.dtype, self.device, sum(versions)
 
     @property
     def context_length(self) -> int | None:
@@ -248,6 +256,25 @@ class VerifierSession:
                 bias.masked_fill_(stale[:, None], self.verifier.hidden_bias)
             put_after(bias, base, self.verifier.as_bias(tree.ancestors))
         return bias
+
+    def crop(self, length: int) -> None:
+        """Keep the first columns only, so many in each row."""
+        self.cache.lengths = [length] * len(self.lengths)
+
+    def read(self, tokens: Tensor) -> Pass:  # (B, N)
+        """Read text after what is kept, where rows agree in that and have no pads, and keep it; the last pass.
+
+        Its logits are (B, 1, V): of the last token alone.
+        """
+        for some in tokens.split(READ_AT_ONCE, dim=1):
+            kept = self.cache.longest
+            columns = torch.arange(kept + some.shape[1], device=some.device)
+            distance = (columns[kept:, None] - columns)[None]  # (1, N, columns)
+            visible = None if self._is_causal and some.shape[1] == 1 else self.verifier.as_bias(distance >= 0)
+            new = columns[None, kept:]
+            last = self.verifier.forward(some, new, visible, self.cache, distance=distance, last_only=True)
+            self.crop(len(columns))
+        return last
 
     def keep(self, path: Tensor, n_accepted: list[int]) -> None:
         """Add to each row's text the first 1 + ``n_accepted`` nodes of its path (B, 1 + depth)."""
