@@ -120,10 +120,14 @@ def joined(tree: DraftTree, other: DraftTree) -> DraftTree:
     best = tree.log_probs.scatter_reduce(1, place.masked_fill(~known, 0), claimed, "amax")
     sources = torch.where(best > tree.log_probs, other.sources[:, -1:], tree.sources)
     rest = other.log_probs.masked_fill(known, -torch.inf)
-    columns = (other.tokens, parents, other.depths, rest, other.sources)
-    mine = (tree.tokens, tree.parents, tree.depths, best, sources)
-    both = (torch.cat([one, more[:, 1:]], dim=1) for one, more in zip(mine, columns, strict=True))
-    return DraftTree(*both, max_depth=max(tree.max_depth, other.max_depth))
+    return DraftTree(
+        tokens=torch.cat([tree.tokens, other.tokens[:, 1:]], dim=1),
+        parents=torch.cat([tree.parents, parents[:, 1:]], dim=1),
+        depths=torch.cat([tree.depths, other.depths[:, 1:]], dim=1),
+        log_probs=torch.cat([best, rest[:, 1:]], dim=1),
+        sources=torch.cat([sources, other.sources[:, 1:]], dim=1),
+        max_depth=max(tree.max_depth, other.max_depth),
+    )
 
 
 def pruned(tree: DraftTree, max_nodes: int) -> DraftTree:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 from transformers import PreTrainedModel
 
 from recurrent_drafter.models.config import DraftShape
-from recurrent_drafter.records.paths import TUNING_FILE
-from recurrent_drafter.records.provenance import hardware
+from recurrent_drafter.records.paths import TUNING_FILE, cache_folder
+from recurrent_drafter.records.provenance import hardware, hash_of, write_json
 
 logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
@@ -93,7 +94,7 @@ class LearnedCosts:
         """Expected seconds of verifying so many nodes, all rows of a batch together."""
         known = self._seen > 0
         corrections = self._corrections[known] if known.any() else self._corrections
-        factors = np.interp(rows, KNOTS[known] if known.any() else KNOTS, corrections)
+        factors = np.interp(np.asarray(rows), KNOTS[known] if known.any() else KNOTS, corrections)
         return self._start.verifying(rows) * np.exp(factors)
 
     def took(self, rows: int, ratio: float) -> None:
@@ -113,21 +114,32 @@ class LearnedCosts:
         dearer = np.maximum(corrected - corrected[shown].max(), 0)
         self._corrections = np.where(shown, corrected, corrected - FORGOTTEN * dearer)
 
-    def as_record(self) -> dict[str, Any]:
-        """As `from_record` reads it: seconds at the knots that steps have shown."""
+    def save(self, path: Path) -> None:
+        """Keep the curve where steps have shown it. Raises OSError where that cannot be written."""
         known = self._seen > 0
         seconds = np.maximum.accumulate(self.verifying(KNOTS))[known]
-        return {"rows": KNOTS[known].tolist(), "verify": seconds.tolist(), "draft_level": self.draft_level}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        costs = {"rows": KNOTS[known].tolist(), "verify": seconds.tolist(), "draft_level": self.draft_level}
+        write_json(path, costs)
 
     @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "LearnedCosts":
-        """A curve of another day on the same machine, which new steps soon outweigh. Raises KeyError or ValueError."""
+    def load(cls, path: Path) -> "LearnedCosts":
+        """A curve of another day on the same machine, which new steps soon outweigh; a guess where none is kept.
+
+        One that cannot be read is ignored (logged).
+        """
+        if not path.is_file():
+            return cls()
+        try:
+            record = json.loads(path.read_text())
+            rows, seconds = np.asarray(record["rows"]), np.asarray(record["verify"], dtype=float)
+            level, known = float(record["draft_level"]), np.isin(KNOTS, rows)
+            if known.sum() != len(rows) or not np.isfinite(seconds).all() or min(*seconds, level) <= 0:
+                raise ValueError("expected positive seconds at known numbers of rows")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s cannot be read and is ignored (%s: %s)", path, type(error).__name__, error)
+            return cls()
         learned = cls()
-        rows, seconds = np.asarray(record["rows"]), np.asarray(record["verify"], dtype=float)
-        level = float(record["draft_level"])
-        known = np.isin(KNOTS, rows)
-        if not known.any() or known.sum() != len(rows) or not (np.isfinite(seconds).all() and min(*seconds, level) > 0):
-            raise ValueError("no costs: expected positive seconds at known numbers of rows")
         learned._seen[known], learned.draft_level = REMEMBERED, level
         learned._corrections[known] = np.log(seconds / GUESS.verifying(KNOTS[known]))
         return learned
@@ -168,6 +180,12 @@ class Tuning:
             if tuned != here[name]:
                 return f"it is for the {name} {tuned}, and here it is {here[name]}"
         return None
+
+
+def costs_file(model: PreTrainedModel, drafter: nn.Module | None) -> Path:
+    """Where costs learnt with this pair on this machine are kept."""
+    drafted = None if drafter is None else sum(parameter.numel() for parameter in drafter.parameters())
+    return cache_folder() / "costs" / f"{hash_of({**conditions(model), 'drafter': drafted})}.json"
 
 
 def conditions(model: PreTrainedModel) -> dict[str, Any]:

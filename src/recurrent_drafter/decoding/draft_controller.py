@@ -8,7 +8,8 @@ Here (`TreeController`) a step verifies a tree of n nodes, or the root alone. Ve
 expected to yield 1 + p_1 + ... + p_(n-1) tokens, so the budget is the n with the best rate, over all n: t is not
 convex, and a marginal rule would stop at a local optimum. What lookup found is there before the drafter runs, which it
 does where that is expected to yield more. A draft grows level by level while one more is expected to yield tokens
-faster than decoding does on average. What steps cost is learnt from the steps. In vLLM (`ChainController`) a step verifies one chain of a few possible lengths.
+faster than decoding does on average. What steps cost is learned from the steps. In vLLM (`ChainController`) a step
+verifies one chain of a few possible lengths.
 
 Decisions change the speed, never a token. Under a fixed clock (of seconds) they are a function of what was observed.
 """
@@ -133,7 +134,7 @@ class TreeController:
         self._load = TreeLoad(LengthChoice((self._drafts, 0), slowness=1.0), np.ones(self._most))
         self._batch = self._limit = self._level = self._levels = 0
         self._seconds = np.ones(1)  # [n - 1] is the expected time of verifying n nodes per row
-        self._yields = np.ones(1)  # [n - 1] is what lookup's best n - 1 are expected to yield, the root's token included
+        self._yields = np.ones(1)  # [n - 1] is what the n - 1 best nodes of lookup are expected to yield
         self._alone = 1  # nodes to verify where nothing is drafted
         self._reached = 1.0  # how often the newest level is expected to be accepted
         self._rate = 0.0  # tokens per second and row

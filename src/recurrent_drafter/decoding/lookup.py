@@ -141,7 +141,7 @@ class Found:
 
 
 class Lookup:
-    """Chains for the replies of one generation, in its prompts, the replies themselves, and a memory of earlier ones."""
+    """Chains for the replies of one generation: from its prompts, the replies, and a memory of earlier ones."""
 
     def __init__(self, state: GenerationState, rates: AcceptanceByMatch, memory: Memory) -> None:
         self._state, self._rates, self._memory = state, rates, memory

@@ -25,7 +25,6 @@ from recurrent_drafter.measure.step_costs import MEASURED_ROWS, packed_costs
 from recurrent_drafter.measure.verification import Comparison
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.verifier import Verifier
 
 MOST_NODES = 64
 NODES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, MOST_NODES)
