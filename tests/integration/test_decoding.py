@@ -363,7 +363,7 @@ def test_a_copy_of_a_used_speculator_decodes_on_its_own():
     expected = generate(model, ids, mask, custom_generate=speculator)
     twin = copy.deepcopy(speculator)
     assert twin.drafter is not speculator.drafter
-    assert twin.costs == speculator.costs
+    assert twin.tuning == speculator.tuning
     assert torch.equal(generate(model, ids, mask, custom_generate=twin), expected)
 
 

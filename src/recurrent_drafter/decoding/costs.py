@@ -80,8 +80,8 @@ class LearnedCosts:
     """
 
     def __init__(self, start: Costs | None = None) -> None:
-        self._start = start or GUESS
-        self.draft_level = self._start.draft_level
+        self.start = start or GUESS
+        self.draft_level = self.start.draft_level
         self._corrections = np.zeros(len(KNOTS))  # logarithms
         self._seen = np.full(len(KNOTS), 0.0 if start is None else REMEMBERED)
 
@@ -95,7 +95,7 @@ class LearnedCosts:
         known = self._seen > 0
         corrections = self._corrections[known] if known.any() else self._corrections
         factors = np.interp(np.asarray(rows), KNOTS[known] if known.any() else KNOTS, corrections)
-        return self._start.verifying(rows) * np.exp(factors)
+        return self.start.verifying(rows) * np.exp(factors)
 
     def took(self, rows: int, ratio: float) -> None:
         """A step of so many nodes took so many times what was expected."""
@@ -134,7 +134,7 @@ class LearnedCosts:
             record = json.loads(path.read_text())
             rows, seconds = np.asarray(record["rows"]), np.asarray(record["verify"], dtype=float)
             level, known = float(record["draft_level"]), np.isin(KNOTS, rows)
-            if known.sum() != len(rows) or not np.isfinite(seconds).all() or min(*seconds, level) <= 0:
+            if known.sum() != len(rows) or not np.isfinite(seconds).all() or min([*seconds, level]) <= 0:
                 raise ValueError("expected positive seconds at known numbers of rows")
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s cannot be read and is ignored (%s: %s)", path, type(error).__name__, error)

@@ -85,7 +85,8 @@ class Experience:
 
     def save(self) -> None:
         """Keep what steps take, now and then. A disk that cannot be written to costs nothing but that (logged)."""
-        if self._file is None or self._clock is not time.perf_counter or self._clock() - self._saved < SAVED:
+        is_real = self._clock is time.perf_counter and not self.costs.is_guess
+        if self._file is None or not is_real or self._clock() - self._saved < SAVED:
             return
         self._saved = self._clock()
         try:
