@@ -2,14 +2,16 @@
 
 import pytest
 import torch
-from models import ARCHITECTURES, VOCABULARY, random_drafter, tiny_model
+from models import ARCHITECTURES, VOCABULARY, attentions_of, random_drafter, tiny_model
 from transformers import StoppingCriteria
 
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.models import verifier as reading
 
-every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
+every_model = pytest.mark.parametrize(
+    ("name", "attention"), [(name, attention) for name in ARCHITECTURES for attention in attentions_of(name)]
+)
 NEW = 14  # tokens of a reply
 SAMPLED = {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "seed": 11}
 
@@ -61,8 +63,7 @@ def attached(model, drafter=True, shape=DraftShape(3, 4), **options):  # noqa: B
     return speculator
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@every_architecture
+@every_model
 def test_every_turn_is_a_fresh_start_and_reads_what_is_new(name, attention, monkeypatch):
     """With and without a drafter in turns; what is new is read a few tokens at a time, beyond any window."""
     monkeypatch.setattr(reading, "READ_AT_ONCE", 4)

@@ -4,7 +4,7 @@ This file and ``cache.py`` are the only ones that know how Hugging Face models a
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from recurrent_drafter.core.tree import DraftTree
 from recurrent_drafter.models.cache import TreeCache, put_after
 from recurrent_drafter.models.compatibility import why_unsuitable
+from recurrent_drafter.models.grouped_attention import finds_attention_by_name, grouped
 
 READ_AT_ONCE = 512  # tokens that are read after others at a time: each has a row in a mask over all of them
 
@@ -51,6 +52,7 @@ class Verifier:
         self._rope: dict[str, Any] = getattr(self.config, "rope_parameters", None) or {}
         # Then a lone token, and a whole text without pads, need no mask: transformers asks torch for a causal pass.
         self.is_causal = self.window is None and self.config._attn_implementation == "sdpa"
+        self._groups_heads = finds_attention_by_name(model)
         self.hidden_bias = torch.finfo(model.dtype).min
 
     def is_of(self, model: PreTrainedModel) -> bool:
@@ -96,7 +98,7 @@ class Verifier:
     def hiddens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # (B, S) -> (B, S, H)
         """Last hidden states of whole sequences, as the LM head reads them, without paying for the head."""
         positions = None if attention_mask is None else positions_under(attention_mask)
-        with self._head_reading(lambda given: given[:, -1:]) as captured:
+        with self._attention(), self._head_reading(lambda given: given[:, -1:]) as captured:
             self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
         return captured[0]
 
@@ -155,7 +157,8 @@ class Verifier:
             distance: (B, N, kept + N), how many tokens back each column lies; needed where there is a ``window``.
             last_only: logits for the last token only, (B, 1, V).
         """
-        with self._head_reading(lambda given: given[:, -1:] if last_only else given) as captured:
+        head = self._head_reading(lambda given: given[:, -1:] if last_only else given)
+        with self._attention(), head as captured:
             output = self.model(
                 input_ids=tokens,
                 position_ids=positions,
@@ -194,6 +197,9 @@ class Verifier:
         result = self.forward(input_ids, positions, visible, cache, distance=distance, last_only=True)
         cache.keep_all()
         return VerifierSession(self, cache, own, is_causal=visible is None), result
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return grouped(self.config) if self._groups_heads else nullcontext()
 
     @contextmanager
     def _head_reading(self, instead: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
