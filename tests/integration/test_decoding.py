@@ -59,7 +59,7 @@ def test_greedy_output_is_the_models_own(name, attention):
         for shape in (DraftShape(3, 4), DraftShape(4, 5, 8), DraftShape(1, 1)):
             speculator = RecurrentDraftingSpeculator(random_drafter(), shape)
             assert torch.equal(generate(model, ids, mask, custom_generate=speculator), expected)
-        alone = RecurrentDraftingSpeculator(None)
+        alone = RecurrentDraftingSpeculator(lookup=False)
         assert torch.equal(generate(model, ids, mask, custom_generate=alone), expected)
         assert alone.stats.tokens_per_step == 1
 

@@ -95,7 +95,7 @@ def measure_long_replies(windows: Windows = Windows()) -> Iterator[LongReplies]:
     Of adaptive steps those count that accept a whole draft, for they all do the same work.
     """
     model = random_model(CONFIG, torch.float32, "cpu")
-    alone = RecurrentDraftingSpeculator(None)
+    alone = RecurrentDraftingSpeculator(lookup=False)
     alone.attach_verifier(model)
     for penalty in PENALTIES:
         options: dict[str, Any] = {"max_new_tokens": windows.late + windows.around, "eos_token_id": [-1]}
