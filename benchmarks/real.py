@@ -18,6 +18,7 @@ from recurrent_drafter.bench.columns import SOURCES, TASKS
 from recurrent_drafter.bench.tasks import CODE, KINDS, QUESTIONS, Task, load_tasks, said, task_record, task_rows
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import quiet, reporting
+from recurrent_drafter.core.tree import LOOKUP as LOOKED_UP
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms as ways
@@ -29,7 +30,7 @@ from recurrent_drafter.records import provenance as records
 from recurrent_drafter.report.document import terminal
 
 MODEL = "./models/qwen2.5-coder-0.5b-instruct"  # where `make real` puts it
-OURS, DRAFTER, BOTH = "lookup", "drafter", "drafter, lookup"
+OURS, DRAFTER, BOTH = "lookup", "drafter", "drafter + lookup"
 ARMS = (LOOKUP, PLAIN, OURS, DRAFTER, BOTH)
 LONGEST = 1024  # tokens of a prompt
 CIRCUMSTANCES = """{model}, {count} of {tasks} tasks, replies of at most {reply_tokens} tokens, greedy, {dtype}, batch 1
@@ -139,7 +140,7 @@ def summarize(path: Path) -> int:
         raise ValueError(f"{path} holds no task yet: run this without --table_only")
     console.print(CIRCUMSTANCES.format(**begun, **settings, count=len(lines)), soft_wrap=True, highlight=False)
     console.print(terminal(rows, TASKS, left=("arm",), tight=True))
-    console.print(terminal([row for row in rows if row.acceptance.drafted], SOURCES, left=("arm",), tight=True))
+    console.print(terminal([row for row in rows if row.accepted_from(LOOKED_UP)], SOURCES, left=("arm",), tight=True))
     return 1 if any(verdict.outcome == BUG for row in rows for verdict in row.verdicts) else 0
 
 
