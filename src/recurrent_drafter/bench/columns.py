@@ -14,7 +14,7 @@ from recurrent_drafter.measure.arms import AUTO, HF, PLAIN
 from recurrent_drafter.measure.ruler import Estimate, Run, Trial, Verdict
 
 Record = dict[str, Any]
-SHOWN_DEPTHS = 5
+SHOWN_DEPTHS = 4
 NONE = float("nan")  # a figure that does not apply; shown as nothing
 
 
@@ -220,9 +220,9 @@ def by_depth(row: Row, source: int) -> str:
 SOURCES: Shown = {  # whose tokens the replies are made of, and how deep drafts were right
     "task": CELLS["cell"],
     "arm": ARMS["arm"],
-    "verifier's": lambda row: figure(row.share(VERIFIER), ".0%"),
-    "drafter's,\ndepth 1, 2, ...": lambda row: by_depth(row, DRAFTER),
-    "lookup's,\ndepth 1, 2, ...": lambda row: by_depth(row, LOOKUP),
+    "own": lambda row: figure(row.share(VERIFIER), ".0%"),
+    "drafter's at\ndepth 1, 2, ...": lambda row: by_depth(row, DRAFTER),
+    "lookup's at\ndepth 1, 2, ...": lambda row: by_depth(row, LOOKUP),
 }
 OVERVIEW: Shown = {  # of `auto` in every cell
     "cell": CELLS["cell"],
