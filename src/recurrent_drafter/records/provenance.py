@@ -113,7 +113,9 @@ def resumed_records(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """Of a file of JSON lines; a last line that a killed writer left half written is left out."""
+    whole, _, _ = path.read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def read_verification(folder: Path) -> dict[str, Any]:
