@@ -142,7 +142,7 @@ def header(options: argparse.Namespace, verifier: Verifier, arms: list[Arm], tas
 
 def summarize(path: Path) -> int:
     """The tables of a file; 1 where a reply differs beyond a tie."""
-    begun, *lines = records.read_records(path)
+    begun, *lines = records.read_records(path, growing=True)
     if begun.get("kind") != "real" or not lines:
         raise ValueError(f"{path} holds no task: expected a file that this benchmark has written")
     settings, rows, console = begun["settings"], task_rows(lines), Console()

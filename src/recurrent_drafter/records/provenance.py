@@ -112,10 +112,10 @@ def resumed_records(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any
     return records
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """Of a file of JSON lines; a last line that a killed writer left half written is left out."""
-    whole, _, _ = path.read_text().rpartition("\n")
-    return [json.loads(line) for line in whole.splitlines()]
+def read_records(path: Path, *, growing: bool = False) -> list[dict[str, Any]]:
+    """Of a file of JSON lines; of one that is ``growing``, a last line that is not whole yet is left out."""
+    text = path.read_text()
+    return [json.loads(line) for line in (text[: text.rfind("\n") + 1] if growing else text).splitlines()]
 
 
 def read_verification(folder: Path) -> dict[str, Any]:
