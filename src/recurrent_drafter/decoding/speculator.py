@@ -23,7 +23,7 @@ from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, load_drafter
-from recurrent_drafter.models.packed_linear import PackedLinears, pays, swapped
+from recurrent_drafter.models.packed_linear import PackedLinears, swapped
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.paths import TUNING_FILE
 
@@ -263,7 +263,9 @@ class RecurrentDraftingSpeculator:
         if self.drafter is not None and draft is not None:
             preconditions.check_drafter(self.drafter, self.shape, verifier, state.prompts.shape[1])
             draft.follow(state)
-        packed = self.packed if draft is not None or pays(len(state.prompts)) else ()
+        packed = (
+            self.packed if draft is not None or len(state.prompts) > 1 else ()
+        )  # one row gains nothing beside its own
         forwards = [pair for linears in packed for pair in linears.forwards()]
         with torch.inference_mode(), swapped(forwards):
             temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
