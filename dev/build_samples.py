@@ -3,8 +3,9 @@
     python dev/build_samples.py --data FOLDER
 
 FOLDER holds ``sgd_train.sharegpt.jsonl.gz``, ``sgd_dev.sharegpt.jsonl.gz``, ``gsm8k_train.sharegpt.jsonl.gz``,
-``mt_bench_question.jsonl`` and ``wikitext2_valid.txt``. Records are taken evenly over each file, so every service and
-domain of Schema-Guided Dialogue occurs, and the gzip header carries no time: the same input gives the same bytes.
+``mbpp_874.alpaca.json``, ``mt_bench_question.jsonl`` and ``wikitext2_valid.txt``. Records are taken evenly over each
+file, so every service and domain of Schema-Guided Dialogue occurs; of MBPP those that training on the whole file holds
+out. The gzip header carries no time: the same input gives the same bytes.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+
+from recurrent_drafter.data.sources import load_dialogues
 
 
 def evenly(items: list[str], count: int) -> list[str]:
@@ -38,6 +41,17 @@ def alpaca_record(line: str) -> dict[str, str]:
     return {"instruction": "Solve this problem step by step.", "input": question, "output": answer}
 
 
+def held_out(path: Path) -> list[dict[str, str]]:
+    """The problems of MBPP that training on its file would not see."""
+    dialogues = load_dialogues(None, str(path), "eval")
+    return [{"instruction": d.turns[0].content, "input": "", "output": d.turns[1].content} for d in dialogues]
+
+
+def write_alpaca(path: Path, records: list[dict[str, str]]) -> None:
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+
+
 def excerpt(text: str, size: int) -> str:
     """The beginning of a text, cut at the first article heading (`` = Title = ``) after ``size`` characters."""
     end = text.find("\n = ", size)
@@ -58,8 +72,8 @@ def main() -> None:
         name = f"sgd_{part}.sharegpt.jsonl.gz"
         write_gzip(args.out / name, evenly(read_gzip_lines(args.data / name), count))
     gsm8k = evenly(read_gzip_lines(args.data / "gsm8k_train.sharegpt.jsonl.gz"), 300)
-    records = ",\n".join(json.dumps(alpaca_record(line), ensure_ascii=False) for line in gsm8k)
-    (args.out / "gsm8k.alpaca.json").write_text(f"[\n{records}\n]\n", encoding="utf-8")
+    write_alpaca(args.out / "gsm8k.alpaca.json", [alpaca_record(line) for line in gsm8k])
+    write_alpaca(args.out / "mbpp.alpaca.json", held_out(args.data / "mbpp_874.alpaca.json"))
     shutil.copyfile(args.data / "mt_bench_question.jsonl", args.out / "mt_bench.jsonl")
     text = (args.data / "wikitext2_valid.txt").read_text(encoding="utf-8")
     (args.out / "wikitext2.txt").write_text(excerpt(text, 100_000), encoding="utf-8")

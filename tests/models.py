@@ -26,6 +26,7 @@ COMMON = {
 GROUPED = {**COMMON, "num_key_value_heads": 2}
 MIXED = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": WINDOW}
 GPT2 = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "n_positions": 256}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 OPT = {
     "hidden_size": WIDTH,
     "ffn_dim": 96,
@@ -37,6 +38,7 @@ OPT = {
 ARCHITECTURES = {
     "gpt2": ("gpt2", GPT2),
     "llama": ("llama", GROUPED),
+    "llama-one-key": ("llama", {**COMMON, "num_key_value_heads": 1}),
     "qwen2": ("qwen2", GROUPED),
     "qwen2-mixed": ("qwen2", {**GROUPED, **MIXED, "use_sliding_window": True}),
     "qwen3": ("qwen3", {**GROUPED, "head_dim": 16}),
@@ -54,7 +56,17 @@ ARCHITECTURES = {
     "gpt_neox": ("gpt_neox", COMMON),
     "falcon": ("falcon", {**COMMON, "new_decoder_architecture": True, "num_kv_heads": 2}),
     "cohere": ("cohere", {**GROUPED, "logit_scale": 0.25}),
+    "gpt_oss-mixed": (
+        "gpt_oss",
+        {**GROUPED, **MIXED, "head_dim": 16, "num_local_experts": 2, "num_experts_per_tok": 1, "rope_parameters": ROPE},
+    ),
 }
+SINKS = {"gpt_oss-mixed"}  # transformers 5.19 computes them in eager attention only
+
+
+def attentions_of(name: str) -> list[str]:
+    """The attentions that transformers has for an architecture above, its own choice first."""
+    return ["eager"] if name in SINKS else ["sdpa", "eager"]
 
 
 def tiny_model(name: str, attention: str = "sdpa", **options):

@@ -11,6 +11,7 @@ from running import ROOT, Command, Terminal
 from recurrent_drafter.cli.main import launch, main
 
 FIGURES = r"Generated (\d+) tokens in [\d.]+s \([\d.]+ tok/s, ([\d.]+) tokens/step\)"
+KEPT = r"prompts: (\d+) tokens of which (\d+) were kept"
 PROMPT = "I need a table for two in San Jose."
 DEMO = ["generate_speculator.py", "--base_model", "demo"]
 FIXED = ["--beam_width", "3", "--beam_length", "4"]
@@ -115,6 +116,20 @@ def test_commands_of_a_chat(monkeypatch, capsys):
     with_drafts, without = shown[5].split("\n")[:2]
     assert re.match(r"with drafts: 1 reply, \d+ tokens in .* tokens/step\), \d+% of drafted tokens", with_drafts)
     assert re.match(r"without drafts: 1 reply, \d+ tokens in .* 1\.00 tokens/step\)$", without)
+
+
+def test_a_turn_reads_what_is_new_and_forgetting_changes_no_reply(monkeypatch, capsys):
+    follow_up = "At seven, please."
+    lines = [PROMPT, follow_up, "/stats", "/speculate off", "Thank you!", "/stats"]
+    lines += ["/reset", PROMPT, "/speculate on", follow_up, "Thank you!", "/stats"]
+    shown, errors = chat_about(lines, monkeypatch, capsys)
+    replies = [strip(shown[n]) for n in (0, 1, 4, 7, 9, 10)]
+    assert replies[:3] == replies[3:] and not errors
+    counted = [tuple(map(int, re.search(KEPT, shown[n].replace(",", "")).groups())) for n in (2, 5, 11)]
+    prompts = [text for text, _ in counted]
+    read = [text - kept for text, kept in counted]
+    assert read[0] < prompts[0] and read[1] - read[0] < 30 < prompts[1] - prompts[0]
+    assert read[2] - read[1] < read[1]  # what every conversation begins with is kept too
 
 
 def test_bytes_that_are_no_text_end_no_chat(monkeypatch, capsys):

@@ -7,7 +7,16 @@ from functools import cache
 
 import pytest
 import torch
-from models import ARCHITECTURES, LONGEST_PROMPT, VOCABULARY, generate, prompts, random_drafter, tiny_model
+from models import (
+    ARCHITECTURES,
+    LONGEST_PROMPT,
+    VOCABULARY,
+    attentions_of,
+    generate,
+    prompts,
+    random_drafter,
+    tiny_model,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
@@ -18,7 +27,9 @@ from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.training.distillation import distilled_targets
 
 every_architecture = pytest.mark.parametrize("name", list(ARCHITECTURES))
-both_attentions = pytest.mark.parametrize("attention", ["sdpa", "eager"])
+every_model = pytest.mark.parametrize(
+    ("name", "attention"), [(name, attention) for name in ARCHITECTURES for attention in attentions_of(name)]
+)
 
 # A chain of four, and a second branch:      0 - 1 - 2 - 3 - 4
 #                                             `- 5 - 6
@@ -35,8 +46,7 @@ def unpadded(ids, mask):
     return [row[own.bool()] for row, own in zip(ids, mask, strict=True)]
 
 
-@both_attentions
-@every_architecture
+@every_model
 @torch.inference_mode()
 def test_tree_logits_are_linear_logits(name, attention):
     """Four verifications in a row; after each, every row keeps another number of nodes, and two rows leave halfway."""
@@ -67,8 +77,7 @@ def test_tree_logits_are_linear_logits(name, attention):
         assert session.lengths == [len(text) + skipped for text, skipped in zip(texts, pads, strict=True)]
 
 
-@both_attentions
-@every_architecture
+@every_model
 def test_greedy_output_is_the_models_own(name, attention):
     model, ids, mask, expected = ragged_replies(name, attention)
     assert len(expected[:, LONGEST_PROMPT:].unique()) >= 20, "outputs must vary"
@@ -87,8 +96,7 @@ def ragged_replies(name, attention):
     return model, ids, mask, generate(model, ids, mask)
 
 
-@both_attentions
-@every_architecture
+@every_model
 def test_rows_that_advance_differently_and_leave_midway_say_the_same(name, attention):
     model, ids, mask, expected = ragged_replies(name, attention)
     expected = expected[:, LONGEST_PROMPT:]
@@ -133,7 +141,7 @@ def decode_with_hints(verifier, ids, mask, texts, leave=()):
 @every_architecture
 def test_fifty_prompts(name):
     """Zero differences in float32, alone and in ragged batches; a numeric tie is counted, anything else fails."""
-    model = tiny_model(name)
+    model = tiny_model(name, attentions_of(name)[0])
     verifier, drafter = Verifier(model), random_drafter()
     ties = 0
     for seed in range(10):

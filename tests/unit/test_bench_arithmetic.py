@@ -153,6 +153,21 @@ def test_trials_come_back_from_their_lines():
     assert list(run_records(trials_of(lines))) == lines
 
 
+def test_a_row_knows_its_faster_baseline_and_whose_tokens_they_are():
+    def run(arm, seconds, **more):
+        return {"kind": "run", "arm": arm, "prompt": 0, "tokens": [8], "steps": 4, "seconds": seconds,
+                "first_seconds": 0.5, "outcome": ["identical"], "margins": [None], **more}  # fmt: skip
+
+    seen = {"sources": [[0, 1, 1, 0, 2, 0, 2, 2]], "drafts": [[(3, 2), (3, 1), (2, 2), (0, 0)]]}
+    for plain, faster in ((3.0, PLAIN), (5.0, HF)):
+        rows = {row.arm: row for row in recorded_rows([run(HF, 4.0), run(PLAIN, plain), run(AUTO, 2.0, **seen)])}
+        assert {row.base for row in rows.values()} == {faster}
+        assert rows[AUTO].over(rows[AUTO].base).value == min(plain, 4.0) / 2
+    assert [rows[AUTO].share(source) for source in (0, 1, 2)] == [3 / 8, 2 / 8, 3 / 8]
+    assert math.isnan(rows[HF].share(0)) and rows[HF].acceptance.drafted == ()
+    assert rows[AUTO].acceptance.by_position == [1.0, 2 / 3, 0.0] and rows[AUTO].first_seconds == 0.5
+
+
 def test_profile_shares():
     profile = Profile(steps=2, total=1.0)
     profile.seconds |= {"verify": 0.6, "draft": 0.3}

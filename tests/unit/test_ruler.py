@@ -51,6 +51,9 @@ def test_arms_take_turns_and_warm_up_before_the_clock():
     assert [name for name, _ in calls[3:]] == [*"abc", *"bca", *"cab"]
     assert trials == [0, 1, 2]
     assert asked == [(0, 0), (1, 6), (2, 9)], "a batch may depend on what became of the one before"
+    calls.clear()
+    list(interleave(arms, [4], start=4))
+    assert [name for name, _ in calls] == [*"abc", *"bca"], "what is gone on with has the turns of one run"
     assert [list(found.runs) for found in interleave(arms, [0, 1])] == [[*"abc"]] * 2, "in the arms' order"
 
 

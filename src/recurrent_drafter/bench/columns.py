@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recurrent_drafter.core.metrics import Acceptance
 from recurrent_drafter.measure import ruler
 from recurrent_drafter.measure.arms import AUTO, HF, PLAIN
 from recurrent_drafter.measure.ruler import Estimate, Run, Trial, Verdict
@@ -19,13 +20,16 @@ NONE = float("nan")  # a figure that does not apply; shown as nothing
 def run_records(trials: Sequence[Trial]) -> Iterator[Record]:
     """One record for each arm and trial, one for each bug; of replies only their lengths."""
     for arm in trials[0].runs:
-        for number, trial in enumerate(trials):
-            run, verdicts = trial.runs[arm], trial.verdicts[arm]
-            figures = {"steps": run.steps, "seconds": run.seconds, "first_seconds": run.first_seconds}
-            judged = {"outcome": [v.outcome for v in verdicts], "margins": [v.margin for v in verdicts]}
-            yield {"kind": "run", "arm": arm, "prompt": number, "tokens": list(map(len, run.ids)), **figures, **judged}
+        yield from (run_record(trial, arm, number) for number, trial in enumerate(trials))
         for where in bugs(trials, arm):
             yield {"kind": "bug", "arm": arm, "where": where}
+
+
+def run_record(trial: Trial, arm: str, number: int) -> Record:
+    run, verdicts = trial.runs[arm], trial.verdicts[arm]
+    figures = {"steps": run.steps, "seconds": run.seconds, "first_seconds": run.first_seconds}
+    judged = {"outcome": [v.outcome for v in verdicts], "margins": [v.margin for v in verdicts]}
+    return {"kind": "run", "arm": arm, "prompt": number, "tokens": list(map(len, run.ids)), **figures, **judged}
 
 
 def bugs(trials: Sequence[Trial], arm: str) -> Iterator[str]:
@@ -38,14 +42,15 @@ def bugs(trials: Sequence[Trial], arm: str) -> Iterator[str]:
 
 
 def trials_of(records: Sequence[Record]) -> list[Trial]:
-    """What `run_records` wrote."""
+    """What `run_records` wrote, with drafts and their sources where a record has them."""
     runs: dict[int, dict[str, Run]] = {}
     verdicts: dict[int, dict[str, list[Verdict]]] = {}
     for record in records:
         if record["kind"] == "run":
             number, arm, outcomes = record["prompt"], record["arm"], record["outcome"]
             ids = [range(count) for count in record["tokens"]]  # how many, not which
-            run = Run(ids, record["seconds"], record["first_seconds"], record["steps"])
+            seen = record.get("drafts", ()), record.get("sources", ())
+            run = Run(ids, record["seconds"], record["first_seconds"], record["steps"], *seen)
             runs.setdefault(number, {})[arm] = run
             margins = record.get("margins", [None] * len(outcomes))  # which older files lack
             verdicts.setdefault(number, {})[arm] = list(map(Verdict, outcomes, margins))
@@ -78,6 +83,26 @@ class Row:
         if base == self.arm or base not in self.trials[0].runs:
             return Estimate(NONE)
         return ruler.ratio(self.trials, self.arm, base, decoding_only=decoding_only)
+
+    @cached_property
+    def base(self) -> str:
+        """The faster baseline: transformers' `generate`, or our autoregression."""
+        is_faster = PLAIN in self.trials[0].runs and ruler.ratio(self.trials, PLAIN, HF).value > 1
+        return PLAIN if is_faster else HF
+
+    @property
+    def first_seconds(self) -> float:
+        """Until the first token: median over the trials."""
+        return float(np.median([run.first_seconds for run in self.runs]))
+
+    @property
+    def acceptance(self) -> Acceptance:
+        return Acceptance.total([Acceptance.of(row) for run in self.runs for row in run.drafts])
+
+    def share(self, source: int) -> float:
+        """Of the emitted tokens, how many come from the verifier itself (0), the drafter (1) or lookup (2)."""
+        sources = [one for run in self.runs for row in run.sources for one in row]
+        return sources.count(source) / len(sources) if sources else NONE
 
     @cached_property
     def decoding(self) -> Estimate:
@@ -165,6 +190,23 @@ NARROW: Shown = {  # of the terminal, whose 80 columns hold no more
     "vs autoregr.": ARMS["vs autoregression"],
     "decoding\nonly": lambda row: figure(row.decoding.value),
     "identical": lambda row: "" if row.is_reference else ARMS["identical"](row),
+}
+TASKS: Shown = {  # a row's record names its kind of task
+    "task": CELLS["cell"],
+    "arm": ARMS["arm"],
+    "tok/s": ARMS["tokens/s"],
+    "tok/\nstep": ARMS["tokens/step"],
+    "vs faster\nbaseline": lambda row: f"{row.over(row.base):.2f}",
+    "first\ntoken": lambda row: f"{row.first_seconds:.2f} s",
+    "identical": NARROW["identical"],
+}
+SOURCES: Shown = {  # whose tokens the replies are made of, and how deep drafts were right
+    "task": CELLS["cell"],
+    "arm": ARMS["arm"],
+    "own": lambda row: figure(row.share(0), ".0%"),
+    "drafter": lambda row: figure(row.share(1), ".0%"),
+    "lookup": lambda row: figure(row.share(2), ".0%"),
+    "accepted at depth 1, 2, ...": lambda row: " ".join(f"{share:.0%}" for share in row.acceptance.by_position[:8]),
 }
 OVERVIEW: Shown = {  # of `auto` in every cell
     "cell": CELLS["cell"],

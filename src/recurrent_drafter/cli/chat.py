@@ -44,6 +44,8 @@ class Chat:
     ) -> None:
         self.with_drafter, self.speculator = speculator, speculator
         self.tokenizer, self.sampling, self.options = tokenizer, sampling, options
+        self.session = speculator.session()  # what turns have in common is read once
+        self.prompted = self.kept = 0  # tokens of all prompts, and how many of these had been read before
         self.turns: list[Turn] = []
         self.runs: dict[str, list[Run]] = {}  # all replies, with drafts and without
         self.console = Console(soft_wrap=True, highlight=False)
@@ -97,13 +99,15 @@ class Chat:
         begun = time.perf_counter()
         try:
             prompt = encode_prompt(turns, self.tokenizer)[None].to(self.speculator.verifier.device)
-            with closing(self.speculator.stream(prompt, **how)) as stream:
+            with closing(self.speculator.stream(prompt, session=self.session, **how)) as stream:
                 for new in stream:
                     (drafts,) = self.speculator.stats.drafts
                     shown.add(new, accepted=drafts[-1][1] if drafts else 0)
         except KeyboardInterrupt:
             interrupted = True
             print(" [interrupted]", end="")
+        if shown.tokens:
+            self.prompted, self.kept = self.prompted + prompt.shape[1], self.kept + self.session.reused
         run = Run([shown.tokens], time.perf_counter() - begun, drafts=[list(drafts)])
         self.runs.setdefault(self._way, []).append(run)
         print(f"\n\nGenerated {told([run])}")
@@ -155,7 +159,9 @@ class Chat:
             acceptance = Acceptance.of(draft for run in runs for draft in run.drafts[0])
             accepted = f", {acceptance.rate:.0%} of drafted tokens accepted" if acceptance.drafted else ""
             print(f"{way}: {replies} {'reply' if replies == 1 else 'replies'}, {told(runs)}{accepted}")
-        if not self.runs:
+        if self.runs:
+            print(f"prompts: {self.prompted:,} tokens, of which {self.kept:,} were kept from the turns before")
+        else:
             print("nothing has been said yet")
 
 

@@ -11,6 +11,7 @@ from recurrent_drafter.core.beam import Beams, Deeper, DraftStep, beam_search
 from recurrent_drafter.core.tree import DraftTree, prefix_tree, root_tree
 from recurrent_drafter.decoding.generation_state import GenerationState, Step
 from recurrent_drafter.decoding.sampler import Sampler
+from recurrent_drafter.decoding.session import DecodingSession
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
@@ -73,14 +74,19 @@ def decode(
     state: GenerationState,
     sampler: Sampler,
     attention_mask: Tensor | None = None,
+    conversation: DecodingSession | None = None,
 ) -> Iterator[list[list[int]]]:
     """Generate after the prompts (B, S) of ``state``; yields every row's new tokens after each verification.
 
-    A step without a draft verifies the root alone, which is plain autoregression. Raises ValueError when the verifier's
+    A step without a draft verifies the root alone, which is plain autoregression. What a ``conversation`` has read of
+    its one prompt is not read again. Raises ValueError when the verifier's
     logits are not numbers.
     """
     _, length = state.prompts.shape
-    session, read = verifier.open(state.prompts, attention_mask, length + state.max_new_tokens + 1)
+    if conversation is not None:
+        session, read = conversation.open(verifier, state)
+    else:
+        session, read = verifier.open(state.prompts, attention_mask, length + state.max_new_tokens + 1)
     tree = root_tree(state.prompts[:, -1])
     accepted = follow_tree(tree, sampler.draws(tree, read.logits))
     root, hidden = accepted.bonus_token, read.hiddens[:, -1]

@@ -72,6 +72,16 @@ def check_padding(input_ids: Tensor, attention_mask: Tensor | None, position_ids
         )
 
 
+def check_conversation(input_ids: Tensor, attention_mask: Tensor | None) -> None:
+    """Raise ValueError for more than one prompt, or a padded one, with a session."""
+    batch, _ = input_ids.shape
+    pads = 0 if attention_mask is None else int((attention_mask == 0).sum())
+    if batch > 1 or pads > 0:
+        raise ValueError(
+            f"a session is one conversation: expected one prompt without pads, not {batch} with {pads} pads"
+        )
+
+
 def refuse_unsupported(config: GenerationConfig, sampler: Sampler, arguments: dict[str, Any]) -> None:
     """Raise ValueError, by name, for what this loop cannot do exactly."""
     mode = config.get_generation_mode()

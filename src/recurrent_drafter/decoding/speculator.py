@@ -20,6 +20,7 @@ from recurrent_drafter.decoding.decode import BeamDrafter, Draft, DraftControlle
 from recurrent_drafter.decoding.draft_controller import LONGEST, TreeController
 from recurrent_drafter.decoding.generation_state import DecodeStats, GenerationState, as_tuple, bind_stop_strings
 from recurrent_drafter.decoding.sampler import Sampler
+from recurrent_drafter.decoding.session import DecodingSession
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, load_drafter
@@ -142,6 +143,10 @@ class RecurrentDraftingSpeculator:
         self.packed = [PackedLinears(module) for module in (model, self.drafter) if module is not None]
         self._controllers = {}
 
+    def session(self) -> DecodingSession:
+        """For one conversation: given to every `generate` or `stream` of it, no turn reads again what one has read."""
+        return DecodingSession()
+
     @property
     def verifier(self) -> Verifier:
         """The attached verifier. Raises ValueError when there is none."""
@@ -159,13 +164,14 @@ class RecurrentDraftingSpeculator:
         streamer: BaseStreamer | None = None,
         seed: int | None = None,
         row_ids: Sequence[int] | None = None,
+        session: DecodingSession | None = None,
         **model_kwargs: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """Transformers' hook for custom decoding: prompts (B, S) to prompts with replies (B, S + new).
 
         When sampling, the noise depends on ``seed`` (by default drawn from torch's global generator), the sequence's id
         (``row_ids``, by default 0 .. B - 1) and the position in its reply: the same give the same tokens, with a
-        drafter or without, alone or in a batch.
+        drafter or without, alone or in a batch. What a ``session`` has read of its one prompt is not read again.
         """
         config = generation_config or model.generation_config
         state = GenerationState.from_hf(input_ids, stopping_criteria, config)
@@ -174,7 +180,7 @@ class RecurrentDraftingSpeculator:
             if len(input_ids) > 1:
                 raise ValueError(f"a streamer follows one sequence, and the batch has {len(input_ids)}")
             streamer.put(input_ids.cpu())
-        for emitted in self._steps(model, config, state, sampler, model_kwargs):
+        for emitted in self._steps(model, config, state, sampler, model_kwargs, session):
             if streamer is not None:
                 streamer.put(torch.tensor(emitted[0]))
         if streamer is not None:
@@ -193,15 +199,16 @@ class RecurrentDraftingSpeculator:
         streamer: BaseStreamer | None = None,
         seed: int | None = None,
         row_ids: Sequence[int] | None = None,
+        session: DecodingSession | None = None,
         **options: Any,
     ) -> Tensor | GenerateDecoderOnlyOutput:
         """As ``model.generate`` on the attached verifier, with all of its options.
 
         ``streamer``, and ``stop_strings`` with their ``tokenizer``, work here: inside ``custom_generate`` transformers
-        drops them.
+        drops them. With a ``session`` (see `session`) a turn of one conversation costs what is new in its prompt.
         """
-        method = partial(self, streamer=streamer, seed=seed, row_ids=row_ids)
-        return self._through_hf(method, input_ids, attention_mask, options)
+        method = partial(self, streamer=streamer, seed=seed, row_ids=row_ids, session=session)
+        return self._through_hf(method, input_ids, attention_mask, options, session)
 
     def stream(
         self,
@@ -210,12 +217,13 @@ class RecurrentDraftingSpeculator:
         *,
         end_ids: Sequence[int] | None = None,
         seed: int | None = None,
+        session: DecodingSession | None = None,
         **options: Any,
     ) -> Generator[list[int]]:
         """The reply to one prompt (1, S) as an iterator over the tokens of each step.
 
         Takes the options of ``model.generate``; ``end_ids``, if given, are the tokens that end the reply, and none
-        does if it is empty.
+        does if it is empty. With a ``session`` (see `session`) what it has read of the prompt is not read again.
         """
         if len(input_ids) != 1:
             raise ValueError(f"a batch of {len(input_ids)} prompts cannot be streamed: expected one")
@@ -228,15 +236,22 @@ class RecurrentDraftingSpeculator:
             if end_ids is not None:
                 state.end_ids = frozenset(end_ids)
             sampler = Sampler.from_hf(state, prepared.pop("logits_processor"), config, seed, None)
-            return self._steps(model, config, state, sampler, prepared)
+            return self._steps(model, config, state, sampler, prepared, session)
 
-        return (emitted[0] for emitted in self._through_hf(method, input_ids, attention_mask, options))
+        return (emitted[0] for emitted in self._through_hf(method, input_ids, attention_mask, options, session))
 
     def _through_hf(
-        self, method: Any, input_ids: Tensor, attention_mask: Tensor | None, options: dict[str, Any]
+        self,
+        method: Any,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        options: dict[str, Any],
+        session: DecodingSession | None,
     ) -> Any:
         """Let transformers prepare inputs, processors and criteria, and call ``method`` with them."""
         preconditions.check_ids(input_ids, attention_mask)
+        if session is not None and attention_mask is None:  # transformers would take tokens in the text for pads
+            attention_mask = torch.ones_like(input_ids)
         if options.get("assistant_model") is not None:
             raise ValueError("not supported when decoding with a drafter: assistant_model")
         bind_stop_strings(options)
@@ -250,6 +265,7 @@ class RecurrentDraftingSpeculator:
         state: GenerationState,
         sampler: Sampler,
         arguments: dict[str, Any],
+        session: DecodingSession | None,
     ) -> Iterator[list[list[int]]]:
         """Check everything, then decode; between steps the model is as it was."""
         if self._verifier is None or not self._verifier.is_of(model):
@@ -259,6 +275,8 @@ class RecurrentDraftingSpeculator:
         preconditions.refuse_unsupported(config, sampler, arguments)
         preconditions.check_prompt(state, verifier.context_length)
         preconditions.check_padding(state.prompts, mask, arguments.get("position_ids"))
+        if session is not None:
+            preconditions.check_conversation(state.prompts, mask)
         draft = self._draft if self.drafter is not None else None
         if self.drafter is not None and draft is not None:
             preconditions.check_drafter(self.drafter, self.shape, verifier, state.prompts.shape[1])
@@ -270,7 +288,7 @@ class RecurrentDraftingSpeculator:
         with torch.inference_mode(), swapped(forwards):
             temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
             controller = self.controller(temperature, *state.prompts.shape)
-        steps = decode(verifier, draft, controller, state, sampler, mask)
+        steps = decode(verifier, draft, controller, state, sampler, mask, session)
         while True:
             with torch.inference_mode(), swapped(forwards):  # step by step: what a consumer does between is its own
                 emitted = next(steps, None)
@@ -278,6 +296,8 @@ class RecurrentDraftingSpeculator:
                 return
             self.stats = state.stats
             yield emitted
+            if session is not None and not state.done:
+                session.check(state)
 
     def controller(self, temperature: float, batch: int = 1, context: int = 1) -> DraftController:
         """What decides how much to draft, one for each temperature, for acceptance depends on it (0 is greedy).

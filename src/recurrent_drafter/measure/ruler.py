@@ -38,6 +38,7 @@ class Run:
         first_seconds: of a generation that ends with the first token; "decoding only" leaves them out.
         steps: verifications after prefill, of all rows together; None where an arm does not count them.
         drafts: for each row and step, how many tokens were drafted and how many of them accepted.
+        sources: for each row, whose draft each token was, as `DecodeStats.sources` counts them.
         more: what else an arm knows.
     """
 
@@ -46,6 +47,7 @@ class Run:
     first_seconds: float = 0.0
     steps: int | None = None
     drafts: Sequence[Sequence[tuple[int, int]]] = ()
+    sources: Sequence[Sequence[int]] = ()
     more: Any = None
 
     @property
@@ -92,15 +94,15 @@ class Trial:
 
 
 def interleave(
-    arms: Sequence[Arm], batches: Iterable[Any], warm_up: Callable[[Any], Any] = lambda batch: batch
+    arms: Sequence[Arm], batches: Iterable[Any], warm_up: Callable[[Any], Any] = lambda batch: batch, start: int = 0
 ) -> Iterator[Trial]:
-    """Run every arm on every batch; the arms take turns at going first.
+    """Run every arm on every batch; the arms take turns at going first, from the turn of batch ``start`` on.
 
     Before the first batch each arm runs ``warm_up`` of it: what an arm measures or allocates once is not timed. Batches
     are asked for one by one, so that they may depend on what became of earlier ones.
     """
-    for number, batch in enumerate(batches):
-        if number == 0:
+    for number, batch in enumerate(batches, start):
+        if number == start:
             for arm in arms:
                 arm.run(warm_up(batch))
         first = number % len(arms)
@@ -124,10 +126,12 @@ def judge(run: Run, reference: Run, explain: Explain) -> list[Verdict]:
     return verdicts
 
 
-def compare(arms: Sequence[Arm], batches: Iterable[Any], explain: Callable[[Any], Explain]) -> Iterator[Trial]:
+def compare(
+    arms: Sequence[Arm], batches: Iterable[Any], explain: Callable[[Any], Explain], start: int = 0
+) -> Iterator[Trial]:
     """`interleave`, each trial judged against the first arm that is compared; ``explain`` is made for a batch."""
     reference = next(arm.name for arm in arms if arm.is_compared)
-    for trial in interleave(arms, batches):
+    for trial in interleave(arms, batches, start=start):
         explained, runs = explain(trial.batch), trial.runs
         judged = {
             arm.name: judge(runs[arm.name], runs[reference], explained)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 
@@ -55,9 +55,9 @@ class TreeCache(Cache):
             return keys, values
         end = self.longest + keys.shape[2]
         if end > self.capacity:
-            more = max(self.capacity, end - self.capacity)
-            self._stores = [nn.functional.pad(store, (0, 0, 0, more)) for store in self._stores]
-            self.capacity += more
+            capacity = max(2 * self.capacity, end)
+            self._stores = [_widened(store, capacity, self.longest) for store in self._stores]
+            self.capacity = capacity
         own_keys, own_values = (self._stores[store][index] for store, index in self._where[layer])
         return put_after(own_keys, self.base, keys)[:, :, :end], put_after(own_values, self.base, values)[:, :, :end]
 
@@ -109,6 +109,14 @@ class TreeCache(Cache):
         """Go on with every row ``times`` times, copies side by side."""
         self._stores = [store.repeat_interleave(times, dim=1) for store in self._stores]
         self.lengths = [length for length in self._lengths for _ in range(times)]
+
+
+def _widened(store: Tensor, capacity: int, used: int) -> Tensor:
+    """A store of so many columns with the used ones of this; padding it takes more than twice as long."""
+    *shape, _, width = store.shape
+    wider = store.new_zeros(*shape, capacity, width)
+    wider[..., :used, :] = store[..., :used, :]
+    return wider
 
 
 def put_after(own: Tensor, base: int | Tensor, block: Tensor) -> Tensor:  # (B, h, columns, ...), (B, h, N, ...)

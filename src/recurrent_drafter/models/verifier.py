@@ -4,7 +4,7 @@ This file and ``cache.py`` are the only ones that know how Hugging Face models a
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from transformers import PreTrainedModel
 from recurrent_drafter.core.tree import DraftTree
 from recurrent_drafter.models.cache import TreeCache, put_after
 from recurrent_drafter.models.compatibility import why_unsuitable
+from recurrent_drafter.models.grouped_attention import finds_attention_by_name, grouped
+
+READ_AT_ONCE = 512  # tokens that are read after others at a time: each has a row in a mask over all of them
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Verifier:
         self._rope: dict[str, Any] = getattr(self.config, "rope_parameters", None) or {}
         # Then a lone token, and a whole text without pads, need no mask: transformers asks torch for a causal pass.
         self.is_causal = self.window is None and self.config._attn_implementation == "sdpa"
+        self._groups_heads = finds_attention_by_name(model)
         self.hidden_bias = torch.finfo(model.dtype).min
 
     def is_of(self, model: PreTrainedModel) -> bool:
@@ -67,6 +71,12 @@ class Verifier:
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def weights_version(self) -> tuple[object, ...]:
+        """Changes when weights do, trained, moved or cast; not by a write through ``.data``."""
+        versions = (0 if weight.is_inference() else weight._version for weight in self.model.parameters())
+        return self.model.dtype, self.device, sum(versions)
 
     @property
     def context_length(self) -> int | None:
@@ -92,7 +102,7 @@ class Verifier:
     def hiddens(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:  # (B, S) -> (B, S, H)
         """Last hidden states of whole sequences, as the LM head reads them, without paying for the head."""
         positions = None if attention_mask is None else positions_under(attention_mask)
-        with self._head_reading(lambda given: given[:, -1:]) as captured:
+        with self._attention(), self._head_reading(lambda given: given[:, -1:]) as captured:
             self.model(input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False)
         return captured[0]
 
@@ -151,7 +161,8 @@ class Verifier:
             distance: (B, N, kept + N), how many tokens back each column lies; needed where there is a ``window``.
             last_only: logits for the last token only, (B, 1, V).
         """
-        with self._head_reading(lambda given: given[:, -1:] if last_only else given) as captured:
+        head = self._head_reading(lambda given: given[:, -1:] if last_only else given)
+        with self._attention(), head as captured:
             output = self.model(
                 input_ids=tokens,
                 position_ids=positions,
@@ -190,6 +201,9 @@ class Verifier:
         result = self.forward(input_ids, positions, visible, cache, distance=distance, last_only=True)
         cache.keep_all()
         return VerifierSession(self, cache, own, is_causal=visible is None), result
+
+    def _attention(self) -> AbstractContextManager[None]:
+        return grouped(self.config) if self._groups_heads else nullcontext()
 
     @contextmanager
     def _head_reading(self, instead: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
@@ -252,6 +266,25 @@ class VerifierSession:
                 bias.masked_fill_(stale[:, None], self.verifier.hidden_bias)
             put_after(bias, base, self.verifier.as_bias(tree.ancestors))
         return bias
+
+    def crop(self, length: int) -> None:
+        """Keep the first columns only, so many in each row."""
+        self.cache.lengths = [length] * len(self.lengths)
+
+    def read(self, tokens: Tensor) -> Pass:  # (B, N)
+        """Read text after what is kept, where rows agree in that and have no pads, and keep it; the last pass.
+
+        Its logits are (B, 1, V): of the last token alone.
+        """
+        for some in tokens.split(READ_AT_ONCE, dim=1):
+            kept = self.cache.longest
+            columns = torch.arange(kept + some.shape[1], device=some.device)
+            distance = (columns[kept:, None] - columns)[None]  # (1, N, columns)
+            visible = None if self._is_causal and some.shape[1] == 1 else self.verifier.as_bias(distance >= 0)
+            new = columns[None, kept:]
+            last = self.verifier.forward(some, new, visible, self.cache, distance=distance, last_only=True)
+            self.crop(len(columns))
+        return last
 
     def keep(self, path: Tensor, n_accepted: list[int]) -> None:
         """Add to each row's text the first 1 + ``n_accepted`` nodes of its path (B, 1 + depth)."""

@@ -83,6 +83,35 @@ def write_records(path: Path, records: Iterable[dict[str, Any]]) -> list[dict[st
     return written
 
 
+def append_record(path: Path, record: Mapping[str, Any]) -> None:
+    """Add a JSON line, which is on the disk afterwards."""
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def resumed_records(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The records behind the header of a file of JSON lines, which is begun with this header unless it is there.
+
+    A last line that a killed run left half written is taken off. Raises ValueError, saying what differs, where the file
+    was begun with other ``settings``, an entry of the header.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.read_bytes() if path.exists() else b""
+    if (whole := text.rfind(b"\n") + 1) < len(text):
+        os.truncate(path, whole)
+    if not whole:
+        append_record(path, header)
+        return []
+    begun, *records = read_records(path)
+    old, new = begun.get("settings", {}), json.loads(json.dumps(header["settings"]))
+    if changed := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
+        said = "; ".join(f"{name}: {old.get(name)}, now {new.get(name)}" for name in changed)
+        raise ValueError(f"{path} was begun with other settings ({said}): delete it, or name another file")
+    return records
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -127,6 +156,15 @@ def saved_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for file in [folder / "config.json", *sorted(folder.glob("*.safetensors"))]:
         digest.update(f"{file.name} {file.stat().st_size} ".encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def code_fingerprint() -> str:
+    """Of this package's source, whether it was committed or not."""
+    root, digest = Path(__file__).parents[1], hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)} {file.stat().st_size} ".encode())
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
