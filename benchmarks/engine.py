@@ -14,6 +14,7 @@ import torch
 
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import CELLS, OVERVIEW, inner_markdown, plot, recorded_rows
+from recurrent_drafter.bench.contexts import CONTEXT_COLUMNS, context_rows, measure_contexts, reached
 from recurrent_drafter.bench.engine import Effort, measure, verifier_of
 from recurrent_drafter.bench.long_replies import LONG_COLUMNS, MOST, long_rows, measure_long_replies, soak
 from recurrent_drafter.bench.workload import DEMO, SHAPES, BenchCell, all_cells, selected
@@ -49,6 +50,8 @@ def main() -> int:
         return 0
     if options.long:
         return run_long(options.output_dir)
+    if options.context:
+        return run_contexts(device, options.output_dir)
     print(LEFT_OUT)
     prompts, new_tokens = (3, 32) if options.quick else (20, 128)
     effort = Effort(options.prompts or prompts, options.new_tokens or new_tokens, options.profile)
@@ -71,6 +74,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--profile", action="store_true", help="also where a step's time and memory go")
     parser.add_argument("--soak", type=int, default=0, metavar="TOKENS", help="also generate so many without a break")
     parser.add_argument("--long", action="store_true", help="only whether tokens late in a long reply cost more")
+    parser.add_argument(
+        "--context", action="store_true", help="only a step after contexts up to 8,000 tokens, and of 64 rows"
+    )
     parser.add_argument("--emulate_bfloat16", action="store_true", help="run bfloat16 without arithmetic for it: slow")
     parser.add_argument("--table_only", action="store_true", help="table and plot from the files that are there")
     parser.add_argument("--output_dir", type=Path, default=Path("results/engine"))
@@ -97,6 +103,16 @@ def run_soak(tokens: int, effort: Effort, device: str, output_dir: Path) -> None
     header = {"kind": "soak", **result.summary(), **provenance(sys.argv)}
     series = {"kind": "series", "step_seconds": result.step_seconds, "resident": result.resident}
     write_records(path_of("soak", output_dir), [header, series])
+
+
+def run_contexts(device: str, output_dir: Path) -> int:
+    """1 when a step after a long context, or of a batch, takes more than it may."""
+    found = list(measure_contexts(device=device))
+    write_records(path_of("context", output_dir), [{**times.as_record(), **provenance(sys.argv)} for times in found])
+    print("a step by context\n", markdown_table(CONTEXT_COLUMNS, context_rows(found)), sep="")
+    verdicts = reached(found)
+    print("\n".join(f"- {line}: {'yes' if holds else 'NO'}" for line, holds in verdicts.items()))
+    return 0 if all(verdicts.values()) else 1
 
 
 def run_long(output_dir: Path) -> int:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from recurrent_drafter import DraftShape, RecurrentDrafter, RecurrentDraftingSpeculator
 from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import bugs, recorded_rows, rows_of
+from recurrent_drafter.bench.contexts import CONTEXT_COLUMNS, StepCell, context_rows, measure_contexts, reached
 from recurrent_drafter.bench.engine import Effort, acceptance_along, costs_at, known_replies, measure, teach
 from recurrent_drafter.bench.long_replies import LONG_COLUMNS, Windows, long_rows, measure_long_replies, soak
 from recurrent_drafter.bench.profile import MIB, STAGES, memory_of, profiled
@@ -177,6 +178,26 @@ def test_long_replies_are_timed_in_two_windows():
     assert all(measured.medians[200]["controller"] > 0 for measured in found if measured.arm == "auto")
     rows = long_rows(found)
     assert len(rows) == 2 * len(found) and {len(row) for row in rows} == {len(LONG_COLUMNS)}
+
+
+def test_steps_are_timed_with_our_attention_and_the_models_own():
+    config = LlamaConfig(
+        hidden_size=112,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        vocab_size=128,
+    )
+    cells = [StepCell(4, 20, 1), StepCell(1, 20, 12), StepCell(1, 90, 12)]
+    found = list(measure_contexts(config, cells, rounds=1))
+    assert [times.cell for times in found] == cells
+    assert all(0 < times.ours_attending < times.ours and 0 < times.own_attending < times.own for times in found)
+    assert {len(row) for row in context_rows(found)} == {len(CONTEXT_COLUMNS)}
+    slow = dataclasses.replace(found[2], ours=1.6 * found[1].ours)
+    batches = [dataclasses.replace(found[0], ours=1.0, own=gain) for gain in (3.9, 4.0)]
+    assert list(reached([batches[0], found[1], slow]).values()) == [False, False]
+    assert list(reached([batches[1], found[1], dataclasses.replace(slow, ours=found[1].ours)]).values()) == [True, True]
 
 
 def test_memory_names_the_packed_copy(model):

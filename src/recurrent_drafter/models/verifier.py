@@ -51,7 +51,7 @@ class Verifier:
         self._rope: dict[str, Any] = getattr(self.config, "rope_parameters", None) or {}
         # Then a lone token, and a whole text without pads, need no mask: transformers asks torch for a causal pass.
         self.is_causal = self.window is None and self.config._attn_implementation == "sdpa"
-        self._groups_heads = finds_attention_by_name(model)
+        self.groups_heads = finds_attention_by_name(model)  # set it to False for the model's own attention
         self.hidden_bias = torch.finfo(model.dtype).min
 
     def is_of(self, model: PreTrainedModel) -> bool:
@@ -203,7 +203,7 @@ class Verifier:
         return VerifierSession(self, cache, own, is_causal=visible is None), result
 
     def _attention(self) -> AbstractContextManager[None]:
-        return grouped(self.config) if self._groups_heads else nullcontext()
+        return grouped(self.config) if self.groups_heads else nullcontext()
 
     @contextmanager
     def _head_reading(self, instead: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
