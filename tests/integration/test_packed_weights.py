@@ -4,22 +4,22 @@ import itertools
 
 import pytest
 import torch
+from tests.models import WIDTH, generate, prompts, random_drafter, tiny_model
 from transformers import AutoModelForCausalLM
 
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.packed_linear import (
     FEW_ROWS,
+    Blocks,
     PackedLinear,
     PackedLinears,
     Reordered,
-    Transposed,
     pack,
     to_dense,
     unpacked,
 )
 from recurrent_drafter.models.verifier import Verifier
-from tests.models import WIDTH, generate, prompts, random_drafter, tiny_model
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-3}
 
@@ -36,7 +36,7 @@ def earlier_is_faster():
     return lambda: next(times)
 
 
-@pytest.mark.parametrize("arrange", [Reordered, Transposed])
+@pytest.mark.parametrize("arrange", [Reordered, Blocks])
 @pytest.mark.parametrize("shape", [(64, 96), (257, 64)])
 def test_a_packed_weight_computes_the_same_and_is_given_back_bit_by_bit(arrange, shape):
     weight, bias = torch.randn(shape), torch.randn(shape[0])
@@ -73,9 +73,10 @@ def packed_layers(model):
     return [module for module in model.modules() if isinstance(module, PackedLinear)]
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "qwen2", "gemma", "opt"])  # two with tied embeddings at least
-def test_packed_weights_in_place_decode_the_same_and_are_given_back(architecture, tmp_path):
-    model, drafter = tiny_model(architecture), random_drafter()
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "opt"])
+def test_packed_weights_in_place_decode_the_same_and_are_given_back(architecture, tied, tmp_path):
+    model, drafter = tiny_model(architecture, tie_word_embeddings=tied), random_drafter()
     ids, mask = prompts(2)
     expected = generate(model, ids, mask)
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -98,17 +99,24 @@ def test_packed_weights_in_place_decode_the_same_and_are_given_back(architecture
     model.save_pretrained(tmp_path)
     saved = AutoModelForCausalLM.from_pretrained(tmp_path).state_dict()
     assert all(torch.equal(saved[name], before[name]) for name in before)
-    with pytest.raises(ValueError, match="to_dense"):
-        model.to(torch.bfloat16)
-
     with unpacked(model):
-        assert not packed_layers(model) and all(torch.equal(w, before[n]) for n, w in model.state_dict().items())
+        assert not packed_layers(model)
+        assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     assert packed_layers(model) == layers
     to_dense(model)
     assert not packed_layers(model)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
     assert torch.equal(generate(model, ids, mask), expected)
-    assert (model.get_output_embeddings().weight is embedding) == model.config.tie_word_embeddings
+    assert (model.get_output_embeddings().weight is embedding) == tied
+
+
+def test_a_packed_model_that_is_converted_has_the_weights_of_its_own_again():
+    model, ids = tiny_model("llama"), prompts(1)[0]
+    pack(model, clock=later_is_faster())
+    assert packed_layers(model)
+    converted, expected = model.to(torch.bfloat16), tiny_model("llama").to(torch.bfloat16)
+    assert not packed_layers(model)
+    assert torch.equal(converted(ids).logits, expected(ids).logits)
 
 
 def test_what_would_not_be_faster_stays_as_it_is():

@@ -31,6 +31,7 @@ def open_speculator(
 
 def pack_weights(model: PreTrainedModel) -> None:
     """Put packed weights in the place of the model's own, with a bar."""
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("packing weights", total=None)
         pack(model, lambda done, total: bar.update(task, completed=done, total=total))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.backends import mkldnn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
@@ -25,7 +26,7 @@ COUNTS = {1: 2, 4: 3, 12: 3}  # rows that arrangements are timed for, and how mu
 SAMPLED = 256  # numbers of a weight that are looked at to see whether it was changed
 BESIDE = {1: 0, 4: 1, 12: 1}  # where the weights as they were stay for one row
 TRIMMED = 2**26  # bytes of freed weights that may stay the allocator's
-CACHED, ROUNDS = 2**25, 3  # numbers that no cache holds; how often each product is timed
+CACHED, ROUNDS = 2**26, 3  # numbers that no cache holds; how often each product is timed
 
 Forwards = list[tuple[nn.Module, Callable[[Tensor], Tensor]]]
 Fingerprint = tuple[int, int, bytes]
@@ -44,18 +45,32 @@ class Packed(Protocol):
         """The weight (N, K) as it was, bit by bit."""
 
 
-class Transposed:
-    """Columns of the product side by side: (K, N)."""
+class Blocks:
+    """``WIDTH`` columns of the product at a time: (blocks, K, WIDTH), a small product each."""
+
+    WIDTH = 32
 
     def __init__(self, weight: Tensor) -> None:
-        self._weight = on_huge_pages((weight.shape[1], weight.shape[0])).copy_(weight.t()).t()
-        self.nbytes = weight.nbytes
+        self._width, inner = weight.shape
+        whole, rest = divmod(self._width, self.WIDTH)
+        self._blocks = on_huge_pages((whole + (rest > 0), inner, self.WIDTH))
+        self._blocks[:whole] = weight[: whole * self.WIDTH].reshape(whole, self.WIDTH, inner).transpose(1, 2)
+        if rest:
+            self._blocks[whole, :, rest:] = 0
+            self._blocks[whole, :, :rest] = weight[whole * self.WIDTH :].t()
+        self.nbytes = self._blocks.nbytes
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        return functional.linear(x, self._weight, bias)
+        flat = x.reshape(-1, x.shape[-1])
+        rows = len(flat)
+        if rows == 1:  # MKL takes longer for one row than for two
+            flat = flat.expand(2, -1).contiguous()
+        product = torch.bmm(flat.expand(len(self._blocks), -1, -1), self._blocks)  # (blocks, rows, WIDTH)
+        joined = product.transpose(0, 1)[:rows].reshape(*x.shape[:-1], -1)[..., : self._width]
+        return joined if bias is None else joined + bias
 
     def dense(self) -> Tensor:
-        return self._weight.contiguous()
+        return self._blocks.transpose(1, 2).reshape(-1, self._blocks.shape[1])[: self._width].contiguous()
 
 
 class Reordered:
@@ -103,8 +118,9 @@ class PackedLinear(nn.Module):
         if not self.is_shared:
             destination[prefix + "weight"] = self.weight
 
-    def _apply(self, *_: Any, **__: Any) -> Any:
-        raise ValueError("a model with packed weights cannot be moved or converted: call to_dense(model) first")
+    def _apply(self, *args: Any, **options: Any) -> Any:
+        to_dense(self)  # a layer that is moved or converted is a usual one again
+        return self._apply(*args, **options)
 
 
 def pack(
@@ -311,9 +327,7 @@ def arrangements(
 
 def _measured(weights: Sequence[Tensor], counts: Mapping[int, int], clock: Callable[[], float]) -> Arrangement:
     """Products with weights of one kind by turns, so that each comes from memory, as it does in a step."""
-    kinds: list[Callable[[Tensor], Packed] | None] = [None]
-    kinds += [Reordered] if torch.backends.mkldnn.is_available() else []
-    kinds += [Transposed] if weights[0].stride(0) > 1 else []
+    kinds: list[Callable[[Tensor], Packed] | None] = [None, *([Reordered] if mkldnn.is_available() else []), Blocks]
     ways = [[_plain(weight) if pack is None else pack(weight) for weight in weights] for pack in kinds]
     seconds = torch.full((ROUNDS, len(kinds), len(counts)), torch.inf, dtype=torch.float64)
     for turn in seconds:
