@@ -18,6 +18,7 @@ from recurrent_drafter.bench.columns import SOURCES, TASKS
 from recurrent_drafter.bench.tasks import CODE, KINDS, QUESTIONS, Task, load_tasks, said, task_record, task_rows
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import quiet, reporting
+from recurrent_drafter.core.tree import LOOKUP as LOOKED_UP
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms as ways
@@ -29,19 +30,19 @@ from recurrent_drafter.records import provenance as records
 from recurrent_drafter.report.document import terminal
 
 MODEL = "./models/qwen2.5-coder-0.5b-instruct"  # where `make real` puts it
-DRAFTER = "drafter"
+OURS, DRAFTER, BOTH = "lookup", "drafter", "drafter + lookup"
+ARMS = (LOOKUP, PLAIN, OURS, DRAFTER, BOTH)
 LONGEST = 1024  # tokens of a prompt
 CIRCUMSTANCES = """{model}, {count} of {tasks} tasks, replies of at most {reply_tokens} tokens, greedy, {dtype}, batch 1
 {device}, threads: {threads}; torch {torch}, transformers {transformers}, commit {commit}"""
-QUICK = {"kinds": [QUESTIONS, CODE], "prompts": 10, "reply_tokens": 64, "arms": [PLAIN]}
+QUICK = {"kinds": [QUESTIONS, CODE], "prompts": 10, "reply_tokens": 64, "arms": [OURS]}
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", default=MODEL, help=f"a folder, a hub name or 'demo' (default {MODEL})")
     parser.add_argument("--speculator_path", help="a drafter of the model: it alone, and with lookup")
-    parser.add_argument("--arms", nargs="+", default=[LOOKUP, PLAIN, DRAFTER], choices=[LOOKUP, PLAIN, DRAFTER],
-                        help=f"what runs beside {HF} (default: all)")  # fmt: skip
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help=f"beside {HF} (default: all)")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of tasks (default: all)")
     parser.add_argument("--prompts", type=int, help="tasks of each kind (default: 20, and 10 of those that copy)")
     parser.add_argument("--reply_tokens", type=int, default=128, help="at most: a reply ends at its end token")
@@ -92,19 +93,24 @@ def measure(options: argparse.Namespace) -> None:
 def arms_of(
     options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
 ) -> tuple[list[Arm], Verifier]:
-    """Transformers' own first, whose replies all others are compared with."""
-    if options.speculator_path:
-        speculator = open_speculator(options.speculator_path, model, tokenizer)
+    """Transformers' own first, whose replies all others are compared with.
+
+    Ours remember no reply of another task, for the arms and the generations that warm up answer the same ones.
+    """
+    drafter, speculator = options.speculator_path, RecurrentDraftingSpeculator()
+    if drafter:
+        speculator = open_speculator(drafter, model, tokenizer)
     else:
-        speculator = RecurrentDraftingSpeculator(None)
         speculator.attach_verifier(model)
-    known = {LOOKUP: ways.hf_arm(
-        LOOKUP, model, decoding, prompt_lookup_num_tokens=LOOKUP_TOKENS, max_matching_ngram_size=2)}  # fmt: skip
-    known[PLAIN] = ways.our_arm(PLAIN, speculator.without_drafter(), decoding)
-    if options.speculator_path:
-        known[DRAFTER] = ways.our_arm(DRAFTER, speculator, decoding)
-    chosen = [arm for name, arm in known.items() if name in options.arms]
-    return [ways.hf_arm(HF, model, decoding), *chosen], speculator.verifier
+    alone = speculator.without_memory()
+    ours = {PLAIN: alone.without_drafter(), OURS: alone.without_drafter(lookup=True)}
+    ours |= {DRAFTER: alone.with_lookup(False), BOTH: alone.with_lookup(True)} if drafter else {}
+    known = {HF: ways.hf_arm(HF, model, decoding)}
+    known[LOOKUP] = ways.hf_arm(
+        LOOKUP, model, decoding, prompt_lookup_num_tokens=LOOKUP_TOKENS, max_matching_ngram_size=2
+    )
+    known |= {name: ways.our_arm(name, way, decoding) for name, way in ours.items()}
+    return [arm for name, arm in known.items() if name in (HF, *options.arms)], speculator.verifier
 
 
 def header(options: argparse.Namespace, verifier: Verifier, arms: list[Arm], tasks: list[Task]) -> dict[str, Any]:
@@ -134,7 +140,7 @@ def summarize(path: Path) -> int:
         raise ValueError(f"{path} holds no task yet: run this without --table_only")
     console.print(CIRCUMSTANCES.format(**begun, **settings, count=len(lines)), soft_wrap=True, highlight=False)
     console.print(terminal(rows, TASKS, left=("arm",), tight=True))
-    console.print(terminal([row for row in rows if row.acceptance.drafted], SOURCES, left=("arm",), tight=True))
+    console.print(terminal([row for row in rows if row.accepted_from(LOOKED_UP)], SOURCES, left=("arm",), tight=True))
     return 1 if any(verdict.outcome == BUG for row in rows for verdict in row.verdicts) else 0
 
 

@@ -53,7 +53,15 @@ def test_a_killed_run_goes_on(tmp_path):
         *settings["arms"]
     }
     assert all(run["outcome"] == ["identical"] for task in tasks for run in task["runs"])
-    for text in (*GROUPS, "vs faster", "accepted at depth", "replies of at most 12 tokens, greedy, float32"):
+    runs = {run["arm"]: run for run in lines(whole)[3]["runs"]}
+    for arm, sources in (
+        ("autoregression", {0}),
+        ("lookup", {0, 2}),
+        ("drafter", {0, 1}),
+        ("drafter + lookup", {0, 1, 2}),
+    ):
+        assert len(runs[arm]["sources"][0]) == runs[arm]["tokens"][0] and set(runs[arm]["sources"][0]) <= sources
+    for text in (*GROUPS, "vs faster", "depth 1, 2, ...", "replies of at most 12 tokens, greedy, float32"):
         assert text in ended.out
     assert start(whole, "--table_only").ended().out == ended.out[ended.out.index("demo, 6 of 6 tasks") :]
 

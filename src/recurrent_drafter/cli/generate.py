@@ -43,7 +43,7 @@ def run(
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     pack_weights(model)
     if options.autoregressive:
-        speculator = RecurrentDraftingSpeculator(None)
+        speculator = RecurrentDraftingSpeculator(lookup=False)
         speculator.attach_verifier(model)
     else:
         speculator = open_speculator(which.drafter(), model, tokenizer, which.shape)
