@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import SOURCES, TASKS
 from recurrent_drafter.bench.tasks import CODE, KINDS, QUESTIONS, Task, load_tasks, said, task_record, task_rows
 from recurrent_drafter.cli.inputs import open_speculator
@@ -27,6 +28,7 @@ from recurrent_drafter.measure.ruler import BUG, Arm, compare
 from recurrent_drafter.models.loading import load_verifier, verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records import provenance as records
+from recurrent_drafter.records.paths import check_drafter, check_model
 from recurrent_drafter.report.document import terminal
 
 MODEL = "./models/qwen2.5-coder-0.5b-instruct"  # where `make real` puts it
@@ -42,7 +44,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", default=MODEL, help=f"a folder, a hub name or 'demo' (default {MODEL})")
     parser.add_argument("--speculator_path", help="a drafter of the model: it alone, and with lookup")
-    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help=f"beside {HF} (default: all)")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help=f"what runs beside {HF} (default: all)")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of tasks (default: all)")
     parser.add_argument("--prompts", type=int, help="tasks of each kind (default: 20, and 10 of those that copy)")
     parser.add_argument("--reply_tokens", type=int, default=128, help="at most: a reply ends at its end token")
@@ -53,11 +55,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--table_only", action="store_true", help="the tables of what is in the file")
     parser.add_argument("--output_file", type=Path, help="default results/real.jsonl, or results/real-quick.jsonl")
     options = parser.parse_args()
+    if options.quick:
+        parser.set_defaults(**QUICK)
+        options = parser.parse_args()
     for name in ("prompts", "reply_tokens", "threads"):
         if (given := getattr(options, name)) is not None and given < (least := 2 if name == "reply_tokens" else 1):
             parser.error(f"--{name} is {given}, expected at least {least}")
-    if options.quick:
-        vars(options).update(QUICK)
+    if not options.speculator_path and {DRAFTER, BOTH} & set(options.arms or ()):
+        parser.error(f"--arms names {DRAFTER!r}: expected --speculator_path too")
     options.output_file = options.output_file or Path(f"results/real{'-quick' if options.quick else ''}.jsonl")
     return options
 
@@ -74,6 +79,10 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Every task that the file does not have yet."""
+    if options.model == MODEL and not Path(MODEL).is_dir():
+        raise OSError(f"there is no model at {MODEL}: make real fetches it, and --model names another")
+    check_model(options.model)
+    check_drafter(options.speculator_path or str(demo_drafter_path()))
     model, tokenizer = load_verifier(options.model, dtype=options.dtype)
     decoding = Decoding(options.reply_tokens, as_tuple(model.generation_config.eos_token_id))
     arms, verifier = arms_of(options, model, tokenizer, decoding)
@@ -110,7 +119,7 @@ def arms_of(
         LOOKUP, model, decoding, prompt_lookup_num_tokens=LOOKUP_TOKENS, max_matching_ngram_size=2
     )
     known |= {name: ways.our_arm(name, way, decoding) for name, way in ours.items()}
-    return [arm for name, arm in known.items() if name in (HF, *options.arms)], speculator.verifier
+    return [arm for name, arm in known.items() if name in (HF, *(options.arms or ARMS))], speculator.verifier
 
 
 def header(options: argparse.Namespace, verifier: Verifier, arms: list[Arm], tasks: list[Task]) -> dict[str, Any]:
@@ -128,16 +137,15 @@ def header(options: argparse.Namespace, verifier: Verifier, arms: list[Arm], tas
         **{name: made["versions"].get(name) for name in ("torch", "transformers")},
         **{name: made["hardware"][name] for name in ("device", "threads")},
     }
-    return {"kind": "circumstances", "model": options.model, "tasks": len(tasks), "settings": settings, **made}
+    return {"kind": "real", "model": options.model, "tasks": len(tasks), "settings": settings, **made}
 
 
 def summarize(path: Path) -> int:
     """The tables of a file; 1 where a reply differs beyond a tie."""
-    begun, *lines = records.read_records(path)
-    settings, console = begun["settings"], Console()
-    rows = task_rows(lines)
-    if not rows:
-        raise ValueError(f"{path} holds no task yet: run this without --table_only")
+    begun, *lines = records.read_records(path, growing=True)
+    if begun.get("kind") != "real" or not lines:
+        raise ValueError(f"{path} holds no task: expected a file that this benchmark has written")
+    settings, rows, console = begun["settings"], task_rows(lines), Console()
     console.print(CIRCUMSTANCES.format(**begun, **settings, count=len(lines)), soft_wrap=True, highlight=False)
     console.print(terminal(rows, TASKS, left=("arm",), tight=True))
     console.print(terminal([row for row in rows if row.accepted_from(LOOKED_UP)], SOURCES, left=("arm",), tight=True))
