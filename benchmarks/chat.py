@@ -29,7 +29,7 @@ def main() -> int:
     options = parsed()
     quiet()
     model, _ = load_verifier(options.base_model, dtype=options.dtype)
-    speculator = RecurrentDraftingSpeculator(None)
+    speculator = RecurrentDraftingSpeculator(lookup=False)
     speculator.attach_verifier(model)
     seconds: dict[str, list[list[float]]] = {name: [[] for _ in range(options.turns)] for name in (SESSION, FRESH, HF)}
     for seed in range(options.rounds + 1):

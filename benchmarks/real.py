@@ -96,7 +96,7 @@ def arms_of(
     if options.speculator_path:
         speculator = open_speculator(options.speculator_path, model, tokenizer)
     else:
-        speculator = RecurrentDraftingSpeculator(None)
+        speculator = RecurrentDraftingSpeculator(lookup=False)
         speculator.attach_verifier(model)
     known = {LOOKUP: ways.hf_arm(
         LOOKUP, model, decoding, prompt_lookup_num_tokens=LOOKUP_TOKENS, max_matching_ngram_size=2)}  # fmt: skip

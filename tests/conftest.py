@@ -1,10 +1,12 @@
 """What every test shares: no network, and the three kinds of tests that run only when asked for."""
 
 import os
+import tempfile
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RECURRENT_DRAFTER_CACHE"] = tempfile.mkdtemp(prefix="recurrent-drafter-tests-")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models of two layers: a second thread mostly waits
 

@@ -39,7 +39,7 @@ CHAIN, BRANCH = [0, 1, 2, 3, 4], [0, 5, 6, 6, 6]
 
 def tree_of(tokens: torch.Tensor) -> DraftTree:  # (B, 7)
     parents, depths = (torch.tensor(column).expand(len(tokens), -1) for column in (PARENTS, DEPTHS))
-    return DraftTree(tokens, parents, depths, torch.zeros(tokens.shape), max_depth=4)
+    return DraftTree(tokens, parents, depths, torch.zeros(tokens.shape), torch.ones_like(tokens), max_depth=4)
 
 
 def unpadded(ids, mask):

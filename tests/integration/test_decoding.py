@@ -19,7 +19,7 @@ from recurrent_drafter.core.accept import follow_tree
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import prefix_tree
 from recurrent_drafter.data.encoding import TrainExample
-from recurrent_drafter.decoding.decode import BeamDrafter, FixedController, decode, hidden_after
+from recurrent_drafter.decoding.decode import BeamDrafter, Drafting, FixedController, decode, hidden_after
 from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.measure.divergence import first_divergence
@@ -59,7 +59,7 @@ def test_greedy_output_is_the_models_own(name, attention):
         for shape in (DraftShape(3, 4), DraftShape(4, 5, 8), DraftShape(1, 1)):
             speculator = RecurrentDraftingSpeculator(random_drafter(), shape)
             assert torch.equal(generate(model, ids, mask, custom_generate=speculator), expected)
-        alone = RecurrentDraftingSpeculator(None)
+        alone = RecurrentDraftingSpeculator(lookup=False)
         assert torch.equal(generate(model, ids, mask, custom_generate=alone), expected)
         assert alone.stats.tokens_per_step == 1
 
@@ -193,7 +193,7 @@ def test_training_rows_are_the_loops_own():
         return draft(hidden, root, *shape)
 
     with torch.inference_mode():
-        for _ in decode(verifier, record, FixedController(DraftShape(3, 3)), stop, Sampler(stop)):
+        for _ in decode(verifier, Drafting(FixedController(DraftShape(3, 3)), record), stop, Sampler(stop)):
             pass
         text = torch.cat([ids[0], torch.tensor(stop.generated[0])])
         spans = torch.full_like(text, -1)
@@ -363,7 +363,7 @@ def test_a_copy_of_a_used_speculator_decodes_on_its_own():
     expected = generate(model, ids, mask, custom_generate=speculator)
     twin = copy.deepcopy(speculator)
     assert twin.drafter is not speculator.drafter
-    assert twin.costs == speculator.costs
+    assert twin.tuning == speculator.tuning
     assert torch.equal(generate(model, ids, mask, custom_generate=twin), expected)
 
 

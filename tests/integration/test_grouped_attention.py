@@ -313,5 +313,5 @@ def test_greedy_replies_in_a_ragged_batch_are_the_models_own():
     model = tiny_model("qwen2", hidden_size=112, num_attention_heads=14)
     ids, mask = prompts(5)
     expected = generate(model, ids, mask)
-    speculator = RecurrentDraftingSpeculator(None)
+    speculator = RecurrentDraftingSpeculator(lookup=False)
     assert torch.equal(generate(model, ids, mask, custom_generate=speculator), expected)

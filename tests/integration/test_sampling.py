@@ -45,6 +45,10 @@ WAYS = {
 }
 
 
+def plain():
+    return RecurrentDraftingSpeculator(lookup=False)
+
+
 def sampled(model, ids, mask, speculator, seed=7, new=24, row_ids=None, **options):
     speculator.attach_verifier(model)
     options = {"do_sample": True, "top_k": 0, **options}
@@ -55,12 +59,12 @@ def sampled(model, ids, mask, speculator, seed=7, new=24, row_ids=None, **option
 def test_same_seed_same_tokens_with_and_without_speculation(way):
     model = tiny_model("llama")
     ids, mask = prompts(4)
-    expected = sampled(model, ids, mask, RecurrentDraftingSpeculator(None), **WAYS[way])
+    expected = sampled(model, ids, mask, plain(), **WAYS[way])
     assert not torch.equal(expected, generate(model, ids, mask, new=24)), "something must be drawn"
     for shape in (*SHAPES, None):
         speculator = RecurrentDraftingSpeculator(random_drafter(), shape)
         assert torch.equal(sampled(model, ids, mask, speculator, **WAYS[way]), expected)
-    assert not torch.equal(sampled(model, ids, mask, RecurrentDraftingSpeculator(None), seed=8, **WAYS[way]), expected)
+    assert not torch.equal(sampled(model, ids, mask, plain(), seed=8, **WAYS[way]), expected)
 
 
 @pytest.mark.parametrize("way", ["plain", "all"])
@@ -95,7 +99,7 @@ def test_without_a_seed_torchs_generator_decides():
     outputs = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        outputs.append(sampled(model, ids, mask, RecurrentDraftingSpeculator(None), seed=None))
+        outputs.append(sampled(model, ids, mask, plain(), seed=None))
     assert torch.equal(outputs[0], outputs[1])
     assert not torch.equal(outputs[0], outputs[2])
 
@@ -118,7 +122,10 @@ def test_processors_act_in_greedy_decoding_as_in_transformers(options):
     ids, mask = prompts(3)
     expected = generate(model, ids, mask, **options)
     assert not torch.equal(expected, generate(model, ids, mask)), "the option must matter"
-    for speculator in (RecurrentDraftingSpeculator(None), RecurrentDraftingSpeculator(random_drafter(), SHAPES[1])):
+    for speculator in (
+        plain(),
+        RecurrentDraftingSpeculator(random_drafter(), SHAPES[1]),
+    ):
         assert torch.equal(generate(model, ids, mask, custom_generate=speculator, **options), expected)
 
 
@@ -306,7 +313,7 @@ def test_logits_that_are_no_numbers_are_named_with_their_place():
 
     model.lm_head.forward = broken
     with pytest.raises(ValueError, match=r"NaN in row 1, at token 3 of the reply"):
-        generate(model, ids, mask, custom_generate=RecurrentDraftingSpeculator(None))
+        generate(model, ids, mask, custom_generate=plain())
     calls.clear()
     with pytest.raises(ValueError, match="NaN in row 1"):
         sampled(model, ids, mask, RecurrentDraftingSpeculator(random_drafter(), SHAPES[0]))
@@ -340,7 +347,7 @@ def test_wrong_row_ids_are_refused():
     model = tiny_model("llama")
     ids, mask = prompts(2)
     with pytest.raises(ValueError, match="row_ids has 1 entries, expected one per row of the batch: 2"):
-        sampled(model, ids, mask, RecurrentDraftingSpeculator(None), row_ids=[0])
+        sampled(model, ids, mask, plain(), row_ids=[0])
 
 
 def test_pads_after_a_prompt_and_positions_of_ones_own_are_refused():

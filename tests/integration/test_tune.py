@@ -10,13 +10,13 @@ from models import generate, prompts, random_drafter, tiny_model
 from test_decoding import overfit
 
 import recurrent_drafter.cli.measuring as command
-import recurrent_drafter.decoding.speculator as speculator_module
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.decoding.costs import TUNING_FILE, Costs, Tuning, conditions
 from recurrent_drafter.decoding.decode import BeamDrafter
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
+from recurrent_drafter.measure.step_costs import measure_costs
 from recurrent_drafter.measure.tuning import (
     REJECTED,
     DraftRanks,
@@ -80,15 +80,14 @@ def tuned_folder(path, model, **changed):
     return tuning
 
 
-def test_a_tuning_that_holds_is_used_without_measuring(tmp_path, monkeypatch):
+def test_a_tuning_that_holds_is_used(tmp_path):
     model = tiny_model("llama")
     tuning = tuned_folder(tmp_path, model)
     assert Tuning.from_folder(tmp_path) == tuning
-    monkeypatch.setattr(speculator_module, "measure_costs", lambda *_, **__: pytest.fail("measured all the same"))
     speculator = RecurrentDraftingSpeculator.from_pretrained(tmp_path, verifier=model)
     ids, mask = prompts(1)
     assert torch.equal(generate(model, ids, mask, custom_generate=speculator), generate(model, ids, mask))
-    assert speculator.costs == tuning.costs
+    assert speculator.experience.costs.start == tuning.costs
     assert speculator.controller(temperature=0.0).shape == DraftShape(3, LONGEST)
 
 
@@ -102,9 +101,10 @@ def test_other_shapes_and_tunings_share_what_is_packed_and_change_no_token():
     for other in (shaped, alone, tuned):
         assert other.packed is speculator.packed
         assert torch.equal(generate(model, ids, mask, custom_generate=other), generate(model, ids, mask))
-    assert (shaped.shape, alone.drafter, tuned.costs) == (DraftShape(3, 2), None, tuning)
+    assert (shaped.shape, alone.drafter, tuned.experience.costs.start) == (DraftShape(3, 2), None, tuning)
     assert tuned.controller(temperature=0.0).shape == DraftShape(3, LONGEST)
-    assert speculator.shape is speculator.costs is None and speculator.drafter is not None
+    assert speculator.shape is None and speculator.drafter is not None
+    assert speculator.experience.costs is not tuned.experience.costs
 
 
 @pytest.mark.parametrize("changed", [{"dtype": "bfloat16"}, {"hardware": {"device": "abacus"}}, {"verifier": {}}])
@@ -113,7 +113,7 @@ def test_a_tuning_for_something_else_is_ignored(changed, tmp_path, caplog):
     tuned_folder(tmp_path, model, **changed)
     with caplog.at_level(logging.INFO, "recurrent_drafter"):
         speculator = RecurrentDraftingSpeculator.from_pretrained(tmp_path, verifier=model)
-    assert speculator.costs is None
+    assert speculator.experience.costs.start != Costs((1, 2, 8), (1.0, 1.1, 1.2), 0.01)
     assert f"{TUNING_FILE} is not used: it is for the {next(iter(changed))}" in caplog.text
 
 
@@ -141,8 +141,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert [batch["batch_size"] for batch in record["batches"]] == [1, 2]
     model, _ = command.load_verifier("demo", dtype="float32")
     speculator = RecurrentDraftingSpeculator.from_pretrained(folder, verifier=model)
-    assert speculator.costs is not None
-    assert speculator.costs.verify == tuple(record["costs"]["verify"])
+    assert speculator.experience.costs.start.verify == tuple(record["costs"]["verify"])
     assert not [file for file in folder.iterdir() if file.name.endswith(".tmp") or file.name.startswith(".")]
     assert launch("tune", [*FEW, "--output_dir", str(folder), "--copy_drafter"]) == 2  # a model is there
 
@@ -180,7 +179,7 @@ def test_costs_of_a_batch_count_all_its_rows():
     model = tiny_model("gpt2")
     verifier = Verifier(model)
     with torch.inference_mode():
-        costs = speculator_module.measure_costs(
+        costs = measure_costs(
             verifier, BeamDrafter(random_drafter(), verifier.embed), 20, batch=3, rows=(1, 2, 4), widths=(2,), repeats=1
         )
     assert costs.rows == (3, 6, 12)

@@ -9,7 +9,7 @@ import torch
 
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.tree import prefix_tree, root_tree
-from recurrent_drafter.decoding.costs import Costs
+from recurrent_drafter.decoding.costs import Costs, LearnedCosts
 from recurrent_drafter.decoding.draft_controller import UNEVEN, ChainController, TreeController
 from recurrent_drafter.decoding.generation_state import Step
 from recurrent_drafter.decoding.rates import AcceptanceByClaim, AcceptanceByDepth, LengthChoice
@@ -45,7 +45,9 @@ class Machine:
             longest = max(accepted) + 1
             path = [self.chain(tree, row)[:longest] for row in range(batch)]
             path = [p[: n + 1] + [p[n]] * (longest - n - 1) for p, n in zip(path, accepted, strict=True)]
-            step = Step(accepted, [[0] * longest] * batch, path, tree.max_depth, tree.log_probs.numpy())
+            step = Step(
+                accepted, [[0] * longest] * batch, path, tree.max_depth, tree.log_probs.numpy(), tree.sources.numpy()
+            )
             controller.observe(step)
             tokens += sum(accepted) + batch
         return tokens, self.now - began, lengths
@@ -60,8 +62,7 @@ class Machine:
                 length, scores = drafted, scores[:, :drafted]
                 break
         beams = Beams(torch.ones(batch, length, width).long(), torch.zeros(batch, length, width).long(), scores)
-        shown = Beams(beams.tokens, beams.parents, beams.log_probs.to(self.device))
-        return prefix_tree(root, beams, controller.budget(shown))
+        return prefix_tree(root, beams, controller.budget(scores.flatten(1).to(self.device), length))
 
     def chain(self, tree, row):
         """The best beam's nodes, root first."""
@@ -105,10 +106,9 @@ def test_budget_is_the_best_of_all_even_where_costs_jump(seed):
     length = controller.plan(1, 5)[1] or 5
     machine.now += 0.3 * length
     scores = torch.from_numpy(-np.sort(generator.exponential(2.0, (1, length * 4)), axis=1)).float()
-    beams = Beams(torch.zeros(1, length, 4).long(), torch.zeros(1, length, 4).long(), scores.view(1, length, 4))
     gains = np.sort(AcceptanceByClaim()(scores.double().numpy())[0])[::-1]
     rates = [(1 + gains[: n - 1].sum()) / (verify[n - 1] + 0.3 * length) for n in range(2, length * 4 + 2)]
-    assert rates[controller.budget(beams) - 2] == pytest.approx(max(rates))
+    assert rates[controller.budget(scores, length) - 2] == pytest.approx(max(rates))
 
 
 def test_nothing_accepted_means_autoregression_and_probes_that_cost_little():
@@ -195,7 +195,8 @@ def test_what_one_row_does_says_nothing_about_sixteen():
     machine = Machine(DEAR)
     controller = TreeController(DEAR, DraftShape(1, 6), machine.clock)
     costs = Costs((1, 16, 32, 48, 96), (10.0, 10.0, 10.5, 20.0, 60.0), 0.5)
-    controller.costs = machine.costs = costs
+    machine.costs = costs
+    controller.costs = LearnedCosts(costs)
     for _ in range(4):
         _, _, many = machine.run(controller, 0.9, 300, batch=16)
         _, _, one = machine.run(controller, 0.9, 60, batch=1)
@@ -294,7 +295,7 @@ def test_acceptance_by_position():
     assert (acceptance.tokens[2] - acceptance.tokens[1]) / (acceptance.tokens[1] - 1) == pytest.approx(2 / 3, rel=0.01)
 
 
-def traced(controller, now, steps=120):
+def traced(controller, now, steps=240):
     """What is decided over a made-up trace of steps, whose times, acceptances and claims are drawn once and for all."""
     chance, decided = random.Random(5), []
     for number in range(steps):
@@ -308,12 +309,14 @@ def traced(controller, now, steps=120):
             now[0] += 0.4 * drafted
             tokens = torch.ones(batch, drafted, width, dtype=torch.int64)
             beams = Beams(tokens, torch.zeros_like(tokens), scores[:, :drafted])
-            tree = prefix_tree(tree.tokens[:, 0], beams, controller.budget(beams))
+            tree = prefix_tree(tree.tokens[:, 0], beams, controller.budget(beams.log_probs.flatten(1), drafted))
         nodes = tree.tokens.shape[1]
         accepted = [chance.randint(0, min(1, tree.max_depth)) for _ in range(batch)]
         now[0] += 10 + 0.5 * nodes * chance.uniform(0.8, 1.25)
         path = [[0] * 2 if n == 0 else [0, 1] for n in accepted]
-        controller.observe(Step(accepted, [[0, 0]] * batch, path, tree.max_depth, tree.log_probs.numpy()))
+        controller.observe(
+            Step(accepted, [[0, 0]] * batch, path, tree.max_depth, tree.log_probs.numpy(), tree.sources.numpy())
+        )
         decided.append((width, length, tree.max_depth, nodes))
     return decided
 

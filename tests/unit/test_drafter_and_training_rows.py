@@ -120,7 +120,8 @@ def test_stop_cuts_inside_an_accepted_path():
     stop = GenerationState(torch.zeros(2, 3, dtype=torch.int64), max_new_tokens=4, end_ids=[END])
 
     def emit(tokens, n_accepted):
-        return stop.emit(Step(n_accepted, tokens, path=[], drafted=4, log_probs=np.zeros((len(tokens), 1))))
+        path = [list(range(len(row))) for row in tokens]
+        return stop.emit(Step(n_accepted, tokens, path, 4, np.zeros((len(tokens), 3)), np.ones((len(tokens), 3), int)))
 
     assert emit([[1], [2]], [0, 0]) == [[1], [2]]
     assert stop.remaining == 3

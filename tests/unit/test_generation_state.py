@@ -16,7 +16,14 @@ def step(tokens: list[list[int]]) -> Step:
     """Every row accepts all but its last token."""
     length = len(tokens[0])
     log_probs = np.zeros((len(tokens), length), dtype=np.float32)
-    return Step([length - 1] * len(tokens), tokens, [list(range(length))] * len(tokens), length - 1, log_probs)
+    return Step(
+        [length - 1] * len(tokens),
+        tokens,
+        [list(range(length))] * len(tokens),
+        length - 1,
+        log_probs,
+        log_probs.astype(int),
+    )
 
 
 def test_prefixes_are_the_text_so_far_and_what_was_drawn():

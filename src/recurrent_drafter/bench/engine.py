@@ -20,7 +20,8 @@ from recurrent_drafter.measure.arms import AUTO, PLAIN, Batch, Decoding, shape_n
 from recurrent_drafter.measure.estimate import break_even
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply
 from recurrent_drafter.measure.ruler import Trial, compare
-from recurrent_drafter.measure.tuning import DraftRanks, measure_acceptance, packed_costs
+from recurrent_drafter.measure.step_costs import packed_costs
+from recurrent_drafter.measure.tuning import DraftRanks, measure_acceptance
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import load_verifier

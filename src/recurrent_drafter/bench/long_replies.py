@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 from recurrent_drafter.bench.profile import MIB, profiled
 from recurrent_drafter.bench.workload import OracleDrafter, oracle_for, random_model, random_prompts
-from recurrent_drafter.decoding.costs import Costs
+from recurrent_drafter.decoding.costs import Costs, Tuning
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.arms import AUTO, PLAIN, Decoding
@@ -95,7 +95,7 @@ def measure_long_replies(windows: Windows = Windows()) -> Iterator[LongReplies]:
     Of adaptive steps those count that accept a whole draft, for they all do the same work.
     """
     model = random_model(CONFIG, torch.float32, "cpu")
-    alone = RecurrentDraftingSpeculator(None)
+    alone = RecurrentDraftingSpeculator(lookup=False)
     alone.attach_verifier(model)
     for penalty in PENALTIES:
         options: dict[str, Any] = {"max_new_tokens": windows.late + windows.around, "eos_token_id": [-1]}
@@ -104,9 +104,11 @@ def measure_long_replies(windows: Windows = Windows()) -> Iterator[LongReplies]:
         drafted = LongReplies(AUTO, penalty, windows, lambda step: step == (LONGEST, LONGEST))
         for prompt in random_prompts(CONFIG.vocab_size, windows.replies, 32):
             speculator = oracle_for(model, HIT_RATE)
-            speculator.costs, speculator.clock = COSTS, itertools.count(0.0).__next__
-            assert isinstance(speculator.drafter, OracleDrafter)
-            speculator.drafter.learn(prompt, plain.decode(alone, prompt, options))
+            oracle = speculator.drafter
+            assert isinstance(oracle, OracleDrafter)
+            speculator.clock = itertools.count(0.0).__next__
+            speculator = speculator.with_tuning(Tuning(oracle.config.draft_shape, COSTS, holds_for={}))
+            oracle.learn(prompt, plain.decode(alone, prompt, options))
             drafted.decode(speculator, prompt, options)
         yield from (plain, drafted)
 

@@ -107,7 +107,7 @@ def oracle_for(model: PreTrainedModel, hit_rate: float) -> RecurrentDraftingSpec
         beam_width=4,
         beam_length=8,
     )
-    speculator = RecurrentDraftingSpeculator(OracleDrafter(config, hit_rate), drafting=OracleDraft)
+    speculator = RecurrentDraftingSpeculator(OracleDrafter(config, hit_rate), lookup=False, drafting=OracleDraft)
     speculator.attach_verifier(model)
     return speculator
 

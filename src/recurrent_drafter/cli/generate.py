@@ -42,7 +42,7 @@ def run(
     questions = prepare(options, evaluation)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     if options.autoregressive:
-        speculator = RecurrentDraftingSpeculator(None)
+        speculator = RecurrentDraftingSpeculator(lookup=False)
         speculator.attach_verifier(model)
     else:
         speculator = open_speculator(which.drafter(), model, tokenizer, which.shape)

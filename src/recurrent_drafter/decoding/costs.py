@@ -1,37 +1,25 @@
-"""What a step costs on this machine, measured; and the tuning that is kept beside a drafter."""
+"""What a step costs on this machine, as steps tell; and the tuning that is kept beside a drafter."""
 
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from timeit import timeit
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from scipy.optimize import isotonic_regression
+from torch import nn
 from transformers import PreTrainedModel
 
-from recurrent_drafter.core.accept import follow_tree
-from recurrent_drafter.core.beam import Beams
-from recurrent_drafter.core.tree import prefix_tree, root_tree
-from recurrent_drafter.decoding.decode import Draft
-from recurrent_drafter.decoding.generation_state import GenerationState
-from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
-from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.paths import TUNING_FILE
-from recurrent_drafter.records.provenance import hardware
+from recurrent_drafter.records.paths import TUNING_FILE, cache_folder
+from recurrent_drafter.records.provenance import hardware, hash_of, write_json
 
 logger = logging.getLogger(__name__)
 Floats = npt.NDArray[np.float64]
 
-MEASURED_ROWS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64)
-USUAL_LENGTH = 4  # of the draft that is timed
 LEAST = 1e-6  # seconds, of what a clock cannot tell from nothing
 
 
@@ -76,55 +64,85 @@ class Costs:
         return dataclasses.replace(self, draft_level=max(level, LEAST), drafts={})
 
 
-def measure_costs(
-    verifier: Verifier,
-    draft: Draft,
-    context: int,
-    *,
-    batch: int = 1,
-    rows: Sequence[int] = MEASURED_ROWS,
-    widths: Sequence[int] = (1,),
-    lengths: Sequence[int] = (USUAL_LENGTH,),
-    repeats: int = 5,
-) -> Costs:
-    """Time real steps of B rows after ``context`` tokens each, and drafts; layers packed or not, as they are.
+GUESS = Costs(rows=(1, 2, 4, 8, 16, 24, 32, 64), verify=(1.0, 1.1, 1.3, 1.45, 1.75, 2.1, 2.5, 4.0), draft_level=0.04)
+KNOTS = np.array([1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024])
+NEWEST = 0.05  # weight of the newest step
+FORGOTTEN = 0.005  # of what seemed dear, at every step that shows nothing of it: so it is tried again
+OUTLIER = 2.0  # a step that took more times what was expected, or less, counts as this
+REMEMBERED = 8.0  # steps that a curve of another day counts as
 
-    Args:
-        rows: how many nodes each row of the batch verifies, ascending from 1.
-        widths: W of the drafts; `Costs.draft_level` is the first one's.
-        lengths: L of the drafts. Levels are alike, so each width's times are put on a line over its lengths.
-        repeats: rounds over everything; the least time of each counts.
+
+class LearnedCosts:
+    """What verifying takes as the steps themselves show it: costs to begin with, corrected wherever steps tell.
+
+    Corrections are factors at `KNOTS` of the rows verified, interpolated in between. ``start`` is a guess by default,
+    of which the first step says how long its unit is; what was measured is trusted more.
     """
-    text = torch.zeros(batch, max(context, 1), dtype=torch.int64, device=verifier.device)
-    session, read = verifier.open(text, None, text.shape[1] + rows[-1])
-    root, hidden = text[:, -1], read.hiddens[:, -1]
-    sampler = Sampler(GenerationState(text, 1))
 
-    def step(nodes: int) -> None:
-        leaves = torch.zeros(batch, 1, nodes - 1, dtype=torch.int64, device=text.device)
-        tree = prefix_tree(root, Beams(leaves, leaves, leaves.float()), nodes) if nodes > 1 else root_tree(root)
-        follow_tree(tree, sampler.draws(tree, session.forward_tree(tree).logits)).n_accepted.tolist()
+    def __init__(self, start: Costs | None = None) -> None:
+        self.start = start or GUESS
+        self.draft_level = self.start.draft_level
+        self._corrections = np.zeros(len(KNOTS))  # logarithms
+        self._seen = np.full(len(KNOTS), 0.0 if start is None else REMEMBERED)
 
-    def drafting(width: int, length: int) -> None:
-        draft(hidden, root, width, length).log_probs.tolist()
+    @property
+    def is_guess(self) -> bool:
+        """Whether no step has been seen."""
+        return not self._seen.any()
 
-    shapes = [(width, length) for width in widths for length in lengths]
-    works = [*(partial(step, count) for count in rows), *(partial(drafting, *shape) for shape in shapes)]
-    rounds = [[timeit(work, number=1) for work in works] for _ in range(repeats + 1)]  # the first warms up
-    taken = np.min(rounds[1:], axis=0).tolist()  # what else runs on a machine only ever adds to it
-    verify = isotonic_regression(taken[: len(rows)]).x  # more nodes never take less, noise or not
-    drafts = dict(zip(shapes, on_lines(lengths, taken[len(rows) :]), strict=True))
-    costs = Costs(tuple(batch * count for count in rows), tuple(verify.tolist()), LEAST, drafts, batch)
-    return dataclasses.replace(costs, draft_level=costs.of_width(widths[0]).draft_level)
+    def verifying(self, rows: npt.ArrayLike) -> Floats:
+        """Expected seconds of verifying so many nodes, all rows of a batch together."""
+        known = self._seen > 0
+        corrections = self._corrections[known] if known.any() else self._corrections
+        factors = np.interp(np.asarray(rows), KNOTS[known] if known.any() else KNOTS, corrections)
+        return self.start.verifying(rows) * np.exp(factors)
 
+    def took(self, rows: int, ratio: float) -> None:
+        """A step of so many nodes took so many times what was expected."""
+        if self.is_guess:
+            self._corrections += np.log(ratio)
+            self.draft_level *= ratio
+        known, before = self._seen > 0, self._corrections
+        filled = np.interp(KNOTS, KNOTS[known], before[known]) if known.any() else before
+        place = float(np.interp(rows, KNOTS, np.arange(len(KNOTS))))
+        shares = np.maximum(1 - np.abs(np.arange(len(KNOTS)) - place), 0)  # of the two knots next to it
+        shown = shares > 0
+        change = 0.0 if self.is_guess else float(np.log(np.clip(ratio, 1 / OUTLIER, OUTLIER)))
+        self._seen += shares
+        weights = shares * np.maximum(1 / np.maximum(self._seen, 1), NEWEST)
+        corrected = np.where(shown, filled + weights * change, before)
+        dearer = np.maximum(corrected - corrected[shown].max(), 0)
+        self._corrections = np.where(shown, corrected, corrected - FORGOTTEN * dearer)
 
-def on_lines(lengths: Sequence[int], seconds: Sequence[float]) -> list[float]:
-    """Times of drafts of these lengths, for one width after another, smoothed: in each width all levels are alike."""
-    smooth: list[float] = []
-    for start in range(0, len(seconds), len(lengths)):
-        line = np.polynomial.Polynomial.fit(lengths, seconds[start:][: len(lengths)], deg=min(1, len(lengths) - 1))
-        smooth += [max(float(line(length)), LEAST) for length in lengths]
-    return smooth
+    def save(self, path: Path) -> None:
+        """Keep the curve where steps have shown it. Raises OSError where that cannot be written."""
+        known = self._seen > 0
+        seconds = np.maximum.accumulate(self.verifying(KNOTS))[known]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        costs = {"rows": KNOTS[known].tolist(), "verify": seconds.tolist(), "draft_level": self.draft_level}
+        write_json(path, costs)
+
+    @classmethod
+    def load(cls, path: Path) -> "LearnedCosts":
+        """A curve of another day on the same machine, which new steps soon outweigh; a guess where none is kept.
+
+        One that cannot be read is ignored (logged).
+        """
+        if not path.is_file():
+            return cls()
+        try:
+            record = json.loads(path.read_text())
+            rows, seconds = np.asarray(record["rows"]), np.asarray(record["verify"], dtype=float)
+            level, known = float(record["draft_level"]), np.isin(KNOTS, rows)
+            if known.sum() != len(rows) or not np.isfinite(seconds).all() or min([*seconds, level]) <= 0:
+                raise ValueError("expected positive seconds at known numbers of rows")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            logger.warning("%s cannot be read and is ignored (%s: %s)", path, type(error).__name__, error)
+            return cls()
+        learned = cls()
+        learned._seen[known], learned.draft_level = REMEMBERED, level
+        learned._corrections[known] = np.log(seconds / GUESS.verifying(KNOTS[known]))
+        return learned
 
 
 @dataclass(frozen=True)
@@ -162,6 +180,12 @@ class Tuning:
             if tuned != here[name]:
                 return f"it is for the {name} {tuned}, and here it is {here[name]}"
         return None
+
+
+def costs_file(model: PreTrainedModel, drafter: nn.Module | None) -> Path:
+    """Where costs learnt with this pair on this machine are kept."""
+    drafted = None if drafter is None else sum(parameter.numel() for parameter in drafter.parameters())
+    return cache_folder() / "costs" / f"{hash_of({**conditions(model), 'drafter': drafted})}.json"
 
 
 def conditions(model: PreTrainedModel) -> dict[str, Any]:

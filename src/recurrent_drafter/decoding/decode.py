@@ -1,6 +1,7 @@
 """The loop of the paper: draft, verify, follow the tree."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor
 
 from recurrent_drafter.core.accept import Accepted, follow_tree
 from recurrent_drafter.core.beam import Beams, Deeper, DraftStep, beam_search
-from recurrent_drafter.core.tree import DraftTree, prefix_tree, root_tree
+from recurrent_drafter.core.tree import DraftTree, joined, prefix_tree, pruned, root_tree
+from recurrent_drafter.decoding.costs import Floats
 from recurrent_drafter.decoding.generation_state import GenerationState, Step
+from recurrent_drafter.decoding.lookup import Found, Lookup
+from recurrent_drafter.decoding.rates import logarithms
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.decoding.session import DecodingSession
 from recurrent_drafter.models.config import DraftShape
@@ -32,14 +36,20 @@ class Draft(Protocol):
 class DraftController(Protocol):
     """Decides how much to draft and how much of it to verify: the speed of decoding, never its tokens."""
 
-    def plan(self, batch: int, longest: int) -> tuple[int, int]:
-        """Beam width and length (at most ``longest``) of the step that begins; length 0 is plain autoregression."""
+    def plan(self, batch: int, longest: int, found: Found | None = None) -> tuple[int, int]:
+        """Beam width and length (at most ``longest``) of the step that begins; length 0 leaves the drafter out.
+
+        ``found`` is what lookup has to offer.
+        """
 
     def deeper(self, log_probs: Tensor) -> bool:
         """Whether to draft one more level after the one with these cumulative log-probabilities (B, W)."""
 
-    def budget(self, beams: Beams) -> int:
-        """How many nodes of these beams' tree to verify, the root included."""
+    def claims(self, probabilities: Floats) -> Floats:
+        """Log-probabilities at which the drafter's nodes are as likely to be accepted as lookup's (B, C)."""
+
+    def budget(self, log_probs: Tensor, levels: int) -> int:
+        """How many nodes to verify, the root included, of one that claims (B, n) for the others; L = ``levels``."""
 
     def observe(self, step: Step) -> None:
         """What became of the step."""
@@ -51,26 +61,57 @@ class FixedController:
     def __init__(self, shape: DraftShape | None) -> None:
         self.shape = shape
 
-    def plan(self, batch: int, longest: int) -> tuple[int, int]:  # noqa: ARG002
+    def plan(self, batch: int, longest: int, found: Found | None = None) -> tuple[int, int]:  # noqa: ARG002
         """The shape, cut where the reply ends."""
         return (1, 0) if self.shape is None else (self.shape.beam_width, min(self.shape.beam_length, longest))
 
     def deeper(self, log_probs: Tensor) -> bool:  # noqa: ARG002
         return True
 
-    def budget(self, beams: Beams) -> int:
-        """The shape's nodes, or all there are."""
-        limit = self.shape.max_tree_nodes if self.shape is not None else None
-        return limit or 1 + beams.tokens[0].numel()
+    def claims(self, probabilities: Floats) -> Floats:
+        """The drafter is taken at its word."""
+        return logarithms(probabilities)
+
+    def budget(self, log_probs: Tensor, levels: int) -> int:  # noqa: ARG002
+        """The shape's nodes, or all there are of a shape that names none."""
+        limit = self.shape.max_tree_nodes if self.shape is not None else 1
+        return limit or 1 + log_probs.shape[1]
 
     def observe(self, step: Step) -> None:
         """Nothing to learn."""
 
 
+@dataclass(frozen=True)
+class Drafting:
+    """What makes the tree of a step: a drafter's beams and what was said before, either or none of them.
+
+    Without a controller nothing is drafted.
+    """
+
+    controller: DraftController = field(default_factory=lambda: FixedController(None))
+    draft: Draft | None = None
+    lookup: Lookup | None = None
+
+    def tree(self, hidden: Tensor, root: Tensor, longest: int) -> DraftTree:  # (B, H), (B,)
+        """The tree to verify, of drafts of at most ``longest`` tokens, as the controller decides."""
+        found = self.lookup.find(longest) if self.lookup is not None else None
+        width, length = self.controller.plan(len(root), longest, found)
+        beams = self.draft(hidden, root, width, length, self.controller.deeper) if self.draft and length else None
+        if found is None and beams is None:
+            return root_tree(root)
+        if found is None:
+            assert beams is not None
+            claims = beams.log_probs.flatten(1)
+            return prefix_tree(root, beams, self.controller.budget(claims, beams.tokens.shape[1]))
+        tree = found.tree(root, self.controller.claims(found.probabilities))
+        if beams is not None:
+            tree = joined(prefix_tree(root, beams), tree)
+        return pruned(tree, self.controller.budget(tree.log_probs[:, 1:], beams.tokens.shape[1] if beams else 0))
+
+
 def decode(
     verifier: Verifier,
-    draft: Draft | None,
-    controller: DraftController,
+    drafting: Drafting,
     state: GenerationState,
     sampler: Sampler,
     attention_mask: Tensor | None = None,
@@ -95,25 +136,14 @@ def decode(
         if state.stayed is not None:  # rows have ended: they leave the batch
             session.select(state.stayed)
             root, hidden = root[state.stayed], hidden[state.stayed]
-        tree = draft_tree(draft, controller, hidden, root, state.remaining - 1)  # the bonus token comes on top
+        tree = drafting.tree(hidden, root, state.remaining - 1)  # the bonus token comes on top
         verified = session.forward_tree(tree)
         accepted = follow_tree(tree, sampler.draws(tree, verified.logits))
         step = Step.on_host(accepted, verified.logits, tree, state)  # the one synchronization of a step
         session.keep(accepted.path, step.n_accepted)
         root, hidden = accepted.bonus_token, hidden_after(accepted, verified.hiddens)
-        controller.observe(step)
+        drafting.controller.observe(step)
         yield state.emit(step)
-
-
-def draft_tree(
-    draft: Draft | None, controller: DraftController, hidden: Tensor, root: Tensor, longest: int
-) -> DraftTree:  # (B, H), (B,)
-    """The tree to verify, of drafts of at most ``longest`` tokens, as the controller decides."""
-    width, length = controller.plan(len(root), longest)
-    if draft is None or length == 0:
-        return root_tree(root)
-    beams = draft(hidden, root, width, length, controller.deeper)
-    return prefix_tree(root, beams, controller.budget(beams))
 
 
 class BeamDrafter:

@@ -4,10 +4,12 @@ A step takes a time and yields one token plus the draft tokens accepted. What de
 estimator for both engines: seconds by load and draft length (`LengthChoice`), acceptance in counts that fade
 (`AcceptanceCounts`). Lengths that were slower are tried again for at most 2 % of the time.
 
-Here (`TreeController`) a step is plain autoregression or a tree. Verifying the n - 1 most probable nodes is expected to
-yield 1 + p_1 + ... + p_(n-1) tokens, so the budget is the n with the best rate, over all n: t is not convex, and a
-marginal rule would stop at a local optimum. A draft grows level by level while one more is expected to yield tokens
-faster than decoding does on average. In vLLM (`ChainController`) a step verifies one chain of a few possible lengths.
+Here (`TreeController`) a step verifies a tree of n nodes, or the root alone. Verifying the n - 1 most probable nodes is
+expected to yield 1 + p_1 + ... + p_(n-1) tokens, so the budget is the n with the best rate, over all n: t is not
+convex, and a marginal rule would stop at a local optimum. What lookup found is there before the drafter runs, which it
+does where that is expected to yield more. A draft grows level by level while one more is expected to yield tokens
+faster than decoding does on average. What steps cost is learned from the steps. In vLLM (`ChainController`) a step
+verifies one chain of a few possible lengths.
 
 Decisions change the speed, never a token. Under a fixed clock (of seconds) they are a function of what was observed.
 """
@@ -22,13 +24,23 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from recurrent_drafter.core.beam import Beams
-from recurrent_drafter.decoding.costs import Costs, Floats
+from recurrent_drafter.core.tree import DRAFTER
+from recurrent_drafter.decoding.costs import Costs, Floats, LearnedCosts
 from recurrent_drafter.decoding.generation_state import Step
-from recurrent_drafter.decoding.rates import MEMORY, AcceptanceByClaim, AcceptanceByDepth, LengthChoice, nearer
+from recurrent_drafter.decoding.lookup import Found
+from recurrent_drafter.decoding.rates import (
+    MEMORY,
+    AcceptanceByClaim,
+    AcceptanceByDepth,
+    LengthChoice,
+    logarithms,
+    nearer,
+)
 from recurrent_drafter.models.config import DraftShape
 
 LONGEST = 10  # tokens to draft at most, where each of them has to pay
+MOST_FOUND = 48  # nodes to verify at most of what was looked up
+SURE = 4  # how sure lookup is, in steps of half a doubling of the tokens that it is expected to yield
 UNEVEN = 0.15  # rows advance unevenly, and a batch takes so much longer for each doubling than its mean row
 # What a chain has to gain for each doubling of the rows: it slows down steps that read prompts too, which are not
 # timed, and drafts go beyond the end of a reply.
@@ -68,7 +80,7 @@ class ChainController:
 
 @dataclass
 class TreeLoad:
-    """What drafted steps with about so many rows are like: running averages.
+    """What drafted steps are like with about so many rows, where lookup is about so sure: running averages.
 
     ``drafting``: how many times as long as expected drafts take. ``tokens`` and ``nodes`` are those of a row,
     ``levels`` the depth of its draft. ``gains`` (most nodes - 1,) are the nodes' probabilities, the best first.
@@ -105,48 +117,61 @@ class TreeController:
     """Speculates as far as it pays. One for each verifier, drafter and way of sampling; it goes on learning.
 
     Where looking at a draft would mean waiting for an accelerator, averages over the last drafts stand in for it. The
-    shape has the beam width and the most tokens to draft; its nodes, if set, are the most to verify.
+    shape has the beam width and the most tokens to draft; its nodes, if set, are the most to verify. Without one there
+    is no drafter, and lookup alone.
     """
 
-    def __init__(self, costs: Costs, shape: DraftShape, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.costs, self.shape = costs, shape
+    def __init__(
+        self, costs: Costs | LearnedCosts, shape: DraftShape | None, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.costs = costs if isinstance(costs, LearnedCosts) else LearnedCosts(costs)
+        self.shape = shape
         self._clock = clock
         self._acceptance = AcceptanceByClaim()
-        self._tables: dict[int, Floats] = {}  # batch: [n - 1] is the expected time of verifying n nodes per row
-        self._loads: dict[int, TreeLoad] = {}  # by the batch's magnitude in powers of two
-        self._load = TreeLoad(LengthChoice((shape.beam_length, 0), slowness=1.0), np.ones(shape.nodes - 1))
-        self._batch = self._limit = self._level = 0
+        self._drafts = 0 if shape is None else shape.beam_length
+        self._most = MOST_FOUND if shape is None else max(MOST_FOUND, 1 + shape.beam_width * shape.beam_length)
+        self._loads: dict[tuple[int, int], TreeLoad] = {}  # by the batch's magnitude in powers of two, and `SURE`
+        self._load = TreeLoad(LengthChoice((self._drafts, 0), slowness=1.0), np.ones(self._most))
+        self._batch = self._limit = self._level = self._levels = 0
+        self._seconds = np.ones(1)  # [n - 1] is the expected time of verifying n nodes per row
+        self._yields = np.ones(1)  # [n - 1] is what the n - 1 best nodes of lookup are expected to yield
+        self._alone = 1  # nodes to verify where nothing is drafted
         self._reached = 1.0  # how often the newest level is expected to be accepted
         self._rate = 0.0  # tokens per second and row
         self._began = self._untimed = 0.0  # when this part of the step did; what is expected of a draft within it
 
-    def plan(self, batch: int, longest: int) -> tuple[int, int]:
-        """As far as `deeper` will go; or length 0, where plain autoregression is the faster."""
+    def plan(self, batch: int, longest: int, found: Found | None = None) -> tuple[int, int]:
+        """As far as `deeper` will go; or length 0, where lookup alone or plain autoregression is the faster."""
         self._began, self._untimed, self._batch = self._clock(), 0.0, batch
-        self._level, self._reached = 0, 1.0
-        if batch not in self._tables:
-            nodes = np.arange(1, 2 + self.shape.beam_width * self.shape.beam_length)
-            self._tables[batch] = self.costs.verifying(batch * nodes)
+        self._level, self._levels, self._reached = 0, 0, 1.0
+        self._seconds = np.maximum.accumulate(self.costs.verifying(batch * np.arange(1, self._most + 2)))
+        gains = best_first(found.probabilities)[: MOST_FOUND - 1] if found is not None else np.ones(0)
+        self._yields = np.concatenate([[1.0], 1 + np.cumsum(gains)])
+        self._yields[0] += UNEVEN * math.log2(batch)
+        self._alone = int(np.argmax(self._yields / self._seconds[: len(self._yields)])) + 1
+        sure = min(int(2 * math.log2(self._yields[self._alone - 1] / self._yields[0])), SURE)
         magnitude = batch.bit_length()  # rows leave one by one: what 15 have shown holds for 14
-        if magnitude not in self._loads:
-            self._loads[magnitude] = self._load.afresh()
-        self._load = self._loads[magnitude]
-        self._limit = min(longest, self.shape.beam_length)
+        if (magnitude, sure) not in self._loads:
+            self._loads[magnitude, sure] = self._load.afresh()
+        self._load = self._loads[magnitude, sure]
+        self._limit = min(longest, self._drafts)
+        if self.shape is None:
+            return 1, 0
         return self.shape.beam_width, self._limit if self._limit > 0 and self._speculates() else 0
 
     def _speculates(self) -> bool:
-        load, drafts = self._load, self.shape.beam_length
+        load, alone = self._load, self._yields[self._alone - 1]
         seconds = {
-            drafts: self._tree * self._verifying(load.nodes) + load.levels * self._draft_level,
-            0: load.choice.slowness[0] * self._verifying(1),
+            self._drafts: self._tree * self._verifying(load.nodes) + load.levels * self._draft_level,
+            0: load.choice.slowness[0] * self._verifying(self._alone),
         }
-        self._rate = max(load.tokens / seconds[drafts], 1 / seconds[0])
-        return load.choice.choose({drafts: load.tokens, 0: 1 + UNEVEN * math.log2(self._batch)}, seconds) > 0
+        self._rate = max(load.tokens / seconds[self._drafts], alone / seconds[0])
+        return load.choice.choose({self._drafts: load.tokens, 0: alone}, seconds) > 0
 
     @property
     def _tree(self) -> float:
-        """How many times as long as expected verifying a tree takes."""
-        return self._load.choice.slowness[self.shape.beam_length]
+        """How many times as long as expected verifying a drafted tree takes."""
+        return self._load.choice.slowness[self._drafts]
 
     @property
     def _draft_level(self) -> float:
@@ -155,9 +180,7 @@ class TreeController:
 
     def _verifying(self, nodes: float) -> float:
         """Expected seconds of verifying so many nodes per row, which may be a fraction."""
-        table = self._tables[self._batch]
-        low = min(int(nodes), len(table) - 1)
-        return float(table[low - 1] + (nodes - low) * (table[low] - table[low - 1])) if low else float(table[0])
+        return float(np.interp(nodes, np.arange(1, len(self._seconds) + 1), self._seconds))
 
     def deeper(self, log_probs: Tensor) -> bool:  # (B, W)
         """Whether one more level is expected to yield more than decoding does on average in the time that it takes.
@@ -174,38 +197,54 @@ class TreeController:
         more = self._verifying(first + breadth) - self._verifying(first)
         return gain > self._rate * (self._draft_level + self._tree * more)
 
-    def budget(self, beams: Beams) -> int:
-        """The number of nodes with the best expected rate, at least one draft token."""
-        _, length, width = beams.tokens.shape
-        if beams.log_probs.device.type == "cpu":
+    def claims(self, probabilities: Floats) -> Floats:  # (B, C)
+        """Found nodes on the drafter's own scale, which is the one that measured acceptance translates from."""
+        if self._limit == 0:
+            return logarithms(probabilities)
+        return np.where(probabilities > 0, self._acceptance.claims(probabilities), -np.inf)
+
+    def budget(self, log_probs: Tensor, levels: int) -> int:  # (B, n)
+        """The number of nodes with the best expected rate; of a draft at least one token."""
+        self._levels = levels
+        if levels == 0:
+            return self._alone
+        if log_probs.device.type == "cpu":
             drafting = self._clock() - self._began
             self._began += drafting
-            self._load.drafting = nearer(self._load.drafting, drafting / (length * self.costs.draft_level), MEMORY)
-            gains = self._gains(beams.log_probs.flatten(1).numpy())
+            self._load.drafting = nearer(self._load.drafting, drafting / (levels * self.costs.draft_level), MEMORY)
+            gains = best_first(self._acceptance(log_probs.numpy()))
         else:
-            self._untimed = length * self.costs.draft_level
-            drafting, gains = self._load.drafting * self._untimed, self._load.gains[: length * width]
-        most = length * width if self.shape.max_tree_nodes is None else self.shape.max_tree_nodes - 1
-        seconds = drafting + self._tree * self._tables[self._batch][1 : most + 1]
-        return int(np.argmax((1 + np.cumsum(gains[:most])) / seconds[: len(gains)])) + 2
-
-    def _gains(self, log_probs: npt.NDArray[Any]) -> Floats:  # (B, n) -> (n,)
-        """What each further node is expected to yield for a row, the best nodes first."""
-        return np.sort(self._acceptance(log_probs), axis=1)[:, ::-1].mean(0)
+            self._untimed = levels * self.costs.draft_level
+            drafting, gains = self._load.drafting * self._untimed, self._load.gains
+        assert self.shape is not None
+        most = min(log_probs.shape[1], self._most, (self.shape.max_tree_nodes or self._most + 1) - 1)
+        seconds = drafting + self._tree * self._seconds[1 : most + 1]
+        return int(np.argmax((1 + np.cumsum(gains[:most])) / seconds)) + 2
 
     def observe(self, step: Step) -> None:
         """Learn the step's cost and what was accepted."""
         batch, nodes = step.log_probs.shape
-        load, levels = self._load, step.drafted
-        expected = self._untimed + float(self._tables[batch][nodes - 1])
-        load.choice.took(self.shape.beam_length if levels else 0, (self._clock() - self._began) / expected)
+        load, levels = self._load, self._levels
+        expected = self._untimed + float(self._seconds[nodes - 1])
+        ratio, kind = (self._clock() - self._began) / expected, self._drafts if levels else 0
+        if not self.costs.is_guess:
+            load.choice.took(kind, ratio)
+            ratio /= load.choice.slowness[kind]
+        if not self._untimed:
+            self.costs.took(batch * nodes, ratio)
         if levels == 0:
             return
-        if levels < self._limit or self._limit == self.shape.beam_length:  # not cut short by the reply's end
+        if levels < self._limit or self._limit == self._drafts:  # not cut short by the reply's end
             load.drafted(sum(step.n_accepted) / batch + 1, levels, nodes)
         accepted = np.zeros((batch, nodes), dtype=bool)
         np.put_along_axis(accepted, np.asarray(step.path), values=True, axis=1)
-        self._acceptance.verified(step.log_probs[:, 1:], accepted[:, 1:])
+        drafted = step.sources == DRAFTER
+        self._acceptance.verified(step.log_probs[drafted], accepted[drafted])
         if self._untimed:
             load.drafting = self._tree
-            load.verified(self._gains(step.log_probs[:, 1:]))
+            load.verified(best_first(self._acceptance(step.log_probs[:, 1:])))
+
+
+def best_first(probabilities: npt.NDArray[Any]) -> Floats:  # (B, n) -> (n,)
+    """What each further node is expected to yield for a row, the best nodes first."""
+    return np.sort(probabilities, axis=1)[:, ::-1].mean(0)

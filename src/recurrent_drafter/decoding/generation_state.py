@@ -15,7 +15,7 @@ from transformers.generation import stopping_criteria as hf
 
 from recurrent_drafter.core.accept import Accepted
 from recurrent_drafter.core.metrics import Walk
-from recurrent_drafter.core.tree import DraftTree
+from recurrent_drafter.core.tree import VERIFIER, DraftTree
 
 # What these say of a row depends on that row alone, so it is asked of alone: a whole batch would cost its square.
 ROW_BY_ROW = (hf.MaxTimeCriteria, hf.StopStringCriteria)
@@ -25,8 +25,8 @@ ROW_BY_ROW = (hf.MaxTimeCriteria, hf.StopStringCriteria)
 class Step:
     """What a verification yielded, on the host: ``tokens`` and the visited nodes (``path``), M for each row.
 
-    ``drafted`` is L, the length of the beams that were verified: 0 where nothing was drafted. ``log_probs`` (B, N) are
-    the drafter's, of the nodes verified.
+    ``drafted`` is how deep the tree was: 0 where nothing was drafted. ``log_probs`` (B, N) are claims of the nodes
+    verified, and ``sources`` (B, N) says whose they are.
     """
 
     n_accepted: list[int]
@@ -34,6 +34,7 @@ class Step:
     path: list[list[int]]
     drafted: int
     log_probs: npt.NDArray[np.float32]
+    sources: npt.NDArray[np.int64]
 
     @classmethod
     def on_host(cls, accepted: Accepted, logits: Tensor, tree: DraftTree, state: "GenerationState") -> "Step":
@@ -41,7 +42,7 @@ class Step:
         rows, columns = torch.arange(len(logits), device=logits.device)[:, None], accepted.tokens.shape[1]
         invalid = logits[rows, accepted.path, accepted.tokens].isnan()
         log_probs = tree.log_probs.view(torch.int32)  # their bits, for tokens are integers
-        parts = (accepted.tokens, accepted.path, invalid, accepted.n_accepted[:, None], log_probs)
+        parts = (accepted.tokens, accepted.path, invalid, accepted.n_accepted[:, None], log_probs, tree.sources)
         moved = torch.cat(parts, dim=1).cpu().numpy()
         tokens, path, nan = (moved[:, first : first + columns] for first in (0, columns, 2 * columns))
         if nan.any():
@@ -51,12 +52,14 @@ class Step:
                 f"the verifier's logits are NaN in row {index}, at token {len(state.generated[index]) + place} of the "
                 "reply (counted from 0): expected numbers; look for overflow in half precision, or for damaged weights"
             )
+        claims, sources = np.split(moved[:, 3 * columns + 1 :], 2, axis=1)
         return cls(
             n_accepted=moved[:, 3 * columns].tolist(),
             tokens=tokens.tolist(),
             path=path.tolist(),
             drafted=tree.max_depth,
-            log_probs=moved[:, 3 * columns + 1 :].astype(np.int32).view(np.float32),
+            log_probs=claims.astype(np.int32).view(np.float32),
+            sources=sources,
         )
 
 
@@ -65,9 +68,11 @@ class DecodeStats(Walk):
     """What a generation took: steps after prefill, and the tokens emitted in them, summed over the rows.
 
     ``drafts`` has an entry for each row: of every step, how many tokens deep the draft was and how many were emitted.
+    ``sources`` tells of every token of each row's reply whose it was: `VERIFIER`, `DRAFTER` or `LOOKUP`.
     """
 
     drafts: Sequence[Sequence[tuple[int, int]]] = ()
+    sources: Sequence[Sequence[int]] = ()
 
 
 class GenerationState:
@@ -94,6 +99,7 @@ class GenerationState:
         self.criteria = tuple(criteria)
         self.generated: list[list[int]] = [[] for _ in range(batch)]
         self.drafts: list[list[tuple[int, int]]] = [[] for _ in range(batch)]  # as in `DecodeStats`
+        self.sources: list[list[int]] = [[] for _ in range(batch)]  # as in `DecodeStats`
         self.rows = list(range(batch))  # those that have not ended; row i of the loop is row rows[i] of the batch
         self.stayed: list[int] | None = None  # which of the loop's rows the last step left, if it ended any
         self._texts = GrowingRows(prompts)
@@ -136,7 +142,8 @@ class GenerationState:
 
     @property
     def stats(self) -> DecodeStats:
-        return DecodeStats(sum(map(len, self.drafts)), sum(map(len, self.generated)) - len(self.generated), self.drafts)
+        steps, tokens = sum(map(len, self.drafts)), sum(map(len, self.generated))
+        return DecodeStats(steps, tokens - len(self.generated), self.drafts, self.sources)
 
     def sequences(self, pad: int) -> Tensor:
         """Prompts and replies (B, S + the longest reply), shorter ones padded."""
@@ -174,6 +181,9 @@ class GenerationState:
             else:
                 stayed.append(index)
             emitted[row] = reply[before:]
+            accepted = step.path[index][1 : step.n_accepted[index] + 1]
+            whose = [*step.sources[index, accepted].tolist(), VERIFIER]
+            self.sources[row] += whose[: len(emitted[row])]
             if before:
                 self.drafts[row].append((step.drafted, min(step.n_accepted[index], len(emitted[row]))))
         self.stayed = stayed if len(stayed) < len(self.rows) else None

@@ -26,6 +26,19 @@ def check_ids(input_ids: Tensor, attention_mask: Tensor | None) -> None:
         raise ValueError(f"attention_mask is of shape {tuple(attention_mask.shape)}, and input_ids are {kind}")
 
 
+def check(
+    verifier: Verifier,
+    config: GenerationConfig,
+    state: GenerationState,
+    sampler: Sampler,
+    arguments: dict[str, Any],
+) -> None:
+    """Raise ValueError for a request that cannot be decoded exactly, whatever drafts."""
+    refuse_unsupported(config, sampler, arguments)
+    check_prompt(state, verifier.context_length)
+    check_padding(state.prompts, arguments.get("attention_mask"), arguments.get("position_ids"))
+
+
 def check_prompt(state: GenerationState, context_length: int | None) -> None:
     """Raise ValueError for prompts that are empty or do not leave room for the reply."""
     batch, length = state.prompts.shape

@@ -14,6 +14,8 @@ COMPARE = 64  # steps between those of a shorter length than the best: they tell
 TRIALS = 4  # steps of each length before judging
 MEMORY = 0.05  # weight of the newest observation
 COMPARISON = 0.25  # and of one that tells lengths apart
+LONGEST_MATCH = 16  # tokens: those that match for longer are as sure
+PROMPT, REPLY, EARLIER = range(3)  # where a lookup finds a continuation; earlier: in another reply
 KEPT = 2000.0  # observations of a bin beyond which the older half fades
 
 
@@ -74,6 +76,13 @@ class LengthChoice:
         return choice
 
 
+def logarithms(probabilities: npt.NDArray[Any]) -> Floats:
+    """Of probabilities, 0 among them."""
+    with np.errstate(divide="ignore"):
+        logs: Floats = np.log(probabilities)
+    return logs
+
+
 def nearer(average: float, new: float, weight: float) -> float:
     """A running average with its newest value, which counts as no more than twice or half of it."""
     return average + weight * (min(max(new, average / 2), average * 2) - average)
@@ -106,15 +115,24 @@ class AcceptanceByClaim(AcceptanceCounts):
 
     EDGES = np.array([-8.0, -6.0, -4.5, -3.5, -2.7, -2.0, -1.5, -1.1, -0.8, -0.55, -0.35, -0.2, -0.1, -0.03])
 
+    MIDDLES = np.concatenate([[-9.0], (EDGES[:-1] + EDGES[1:]) / 2, [-0.015]])
+
     def __init__(self) -> None:
-        middles = np.concatenate([[-9.0], (self.EDGES[:-1] + self.EDGES[1:]) / 2, [-0.015]])
-        super().__init__(np.exp(middles), weight=4.0)
+        super().__init__(np.exp(self.MIDDLES), weight=4.0)
         self._rates: Floats | None = None
 
     def __call__(self, log_probs: npt.NDArray[Any]) -> Floats:
+        return self._by_bin[np.digitize(log_probs, self.EDGES)]
+
+    def claims(self, probabilities: npt.NDArray[Any]) -> Floats:
+        """What the drafter would claim of nodes that are accepted this often: log-probabilities."""
+        return np.interp(probabilities, self._by_bin, self.MIDDLES)
+
+    @property
+    def _by_bin(self) -> Floats:
         if self._rates is None:
             self._rates = isotonic_regression(self.hits / self.trials, weights=self.trials).x
-        return self._rates[np.digitize(log_probs, self.EDGES)]
+        return self._rates
 
     def verified(self, log_probs: npt.NDArray[Any], accepted: npt.NDArray[np.bool_]) -> None:
         bins, count = np.digitize(log_probs.ravel(), self.EDGES), len(self.trials)
@@ -138,3 +156,32 @@ class AcceptanceByDepth(AcceptanceCounts):
     def tokens(self) -> list[float]:
         """Expected tokens of a row in a step, by the length of its draft from 0."""
         return [1.0, *(1.0 + np.cumprod(self.hits / self.trials).cumsum()).tolist()]
+
+
+class AcceptanceByMatch:
+    """How often a token is accepted that was looked up, by where, how many tokens matched, and its rank.
+
+    ``RANKS`` are those of continuations that begin with different tokens, the likeliest first. Begins with what greedy
+    replies of a small chat model to questions about code and arithmetic gave.
+    """
+
+    RANKS = 3
+
+    def __init__(self) -> None:
+        expected = [[max(1 - 0.75 * max(n, 1) ** -0.6, 0.0) for n in range(LONGEST_MATCH + 1)]]
+        expected += [[0.1] * (LONGEST_MATCH + 1)] * (self.RANKS - 1)
+        self._hits = [[[4 * rate for rate in of_rank] for of_rank in expected] for _ in (PROMPT, REPLY, EARLIER)]
+        self._trials = [[[4.0] * len(of_rank) for of_rank in expected] for _ in (PROMPT, REPLY, EARLIER)]
+
+    def __call__(self, source: int, rank: int, matched: int) -> float:
+        matched = min(matched, LONGEST_MATCH)
+        return self._hits[source][rank][matched] / self._trials[source][rank][matched]
+
+    def verified(self, source: int, rank: int, matched: int, *, accepted: bool) -> None:
+        """One more token after a match of this length was looked up there."""
+        hits, trials = self._hits[source][rank], self._trials[source][rank]
+        hits[matched] += accepted
+        trials[matched] += 1
+        if trials[matched] > KEPT:
+            hits[matched] /= 2
+            trials[matched] /= 2

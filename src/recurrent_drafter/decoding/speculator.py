@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import logging
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
@@ -15,10 +14,19 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.generation import BaseStreamer, GenerateDecoderOnlyOutput, LogitsProcessorList, StoppingCriteriaList
 
 from recurrent_drafter.decoding import preconditions
-from recurrent_drafter.decoding.costs import Costs, Tuning, measure_costs
-from recurrent_drafter.decoding.decode import BeamDrafter, Draft, DraftController, Embed, FixedController, decode
-from recurrent_drafter.decoding.draft_controller import LONGEST, TreeController
+from recurrent_drafter.decoding.costs import Tuning
+from recurrent_drafter.decoding.decode import (
+    BeamDrafter,
+    Draft,
+    DraftController,
+    Drafting,
+    Embed,
+    FixedController,
+    decode,
+)
+from recurrent_drafter.decoding.experience import Experience
 from recurrent_drafter.decoding.generation_state import DecodeStats, GenerationState, as_tuple, bind_stop_strings
+from recurrent_drafter.decoding.lookup import REMEMBERED, Memory
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.decoding.session import DecodingSession
 from recurrent_drafter.models.config import DraftShape
@@ -26,30 +34,32 @@ from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, load_drafter
 from recurrent_drafter.models.packed_linear import PackedLinears, pays, swapped
 from recurrent_drafter.models.verifier import Verifier
-from recurrent_drafter.records.paths import TUNING_FILE
-
-logger = logging.getLogger(__name__)
-QUICK_ROWS = (1, 4, 12, 24, 64, 128)  # timed before the first reply, which waits for it: as many as may be verified
 
 
 class RecurrentDraftingSpeculator:
-    """A drafter at work for a verifier: a decoding method for any stock causal LM.
+    """Speculation for a verifier, by a drafter, by lookup, or both: a decoding method for any stock causal LM.
 
     ``model.generate(**inputs, custom_generate=speculator)`` runs it inside transformers' own `generate`; `generate` and
     `stream` run it with a streamer, with stop strings, or as an iterator.
 
     Args:
-        drafter: the trained drafter; None decodes by plain autoregression in the same loop.
+        drafter: the trained drafter; without one, lookup alone.
         shape: how much to draft and verify at every step. By default that follows measured cost and acceptance, down
             to plain autoregression where speculation does not pay.
+        lookup: whether what prompt and replies have said before is drafted as well. By default it is unless a shape is
+            given, which then is the drafter's alone. Neither drafter nor lookup is plain autoregression.
+        remembered: the newest so many tokens of earlier replies are looked in too; 0 takes each reply for itself.
         drafting: makes what drafts from the drafter and the verifier's embedding; by default a beam search.
         clock: seconds; what steps take by it decides how much is drafted.
     """
 
     def __init__(
         self,
-        drafter: RecurrentDrafter | None,
+        drafter: RecurrentDrafter | None = None,
         shape: DraftShape | None = None,
+        *,
+        lookup: bool | None = None,
+        remembered: int = REMEMBERED,
         drafting: Callable[[RecurrentDrafter, Embed], Draft] = BeamDrafter,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -57,19 +67,26 @@ class RecurrentDraftingSpeculator:
         self.shape = shape
         self.drafting = drafting
         self.clock = clock
-        self.costs: Costs | None = None
+        self._lookup = lookup
+        self.remembered = remembered
         self.tuning: Tuning | None = None  # found beside the drafter
-        self._tuned_shape: DraftShape | None = None  # its shape, where it holds
         self.stats = DecodeStats(steps=0, tokens=0)
         self._verifier: Verifier | None = None
         self.packed: list[PackedLinears] = []  # the layers that compute from packed weights while decoding
         self._draft: Draft | None = None
-        self._controllers: dict[float, TreeController] = {}  # by temperature
+        self._experience: Experience | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "RecurrentDraftingSpeculator":
-        """The drafter and what was measured; the copy attaches to the model that it is used with."""
-        twin = type(self)(copy.deepcopy(self.drafter, memo), self.shape, self.drafting, self.clock)
-        twin.costs, twin.tuning, twin._tuned_shape = self.costs, self.tuning, self._tuned_shape
+        """The drafter and its tuning; the copy attaches to the model that it is used with."""
+        twin = type(self)(
+            copy.deepcopy(self.drafter, memo),
+            self.shape,
+            lookup=self._lookup,
+            remembered=self.remembered,
+            drafting=self.drafting,
+            clock=self.clock,
+        )
+        twin.tuning = self.tuning
         return twin
 
     @classmethod
@@ -93,21 +110,40 @@ class RecurrentDraftingSpeculator:
         return speculator
 
     def with_shape(self, shape: DraftShape | None) -> "RecurrentDraftingSpeculator":
-        """The same drafter and verifier at another shape; packed weights and what was measured are shared."""
+        """The same drafter and verifier at another shape; packed weights and learned costs are shared."""
         other = copy.copy(self)
         other.shape = shape
+        if self._experience is not None:
+            other._experience = self._experience.afresh(self._experience.longest)
         return other
 
     def with_tuning(self, tuning: Tuning) -> "RecurrentDraftingSpeculator":
-        """The same again, adapting to measured acceptance by these costs: nothing is known yet."""
+        """The same again, adapting to measured acceptance by these costs: nothing else is known yet."""
         other = self.with_shape(None)
-        other.costs, other._tuned_shape, other._controllers = tuning.costs, tuning.shape, {}
+        other.tuning = tuning
+        other._experience = Experience.of(self.verifier, self.drafter, tuning, self.remembered, self.clock)
         return other
 
-    def without_drafter(self) -> "RecurrentDraftingSpeculator":
-        """Plain autoregression in the same loop, on the same verifier."""
-        other = self.with_shape(None)
-        other.drafter = None
+    def with_lookup(self, lookup: bool) -> "RecurrentDraftingSpeculator":
+        """The same with lookup, or without."""
+        other = self.with_shape(self.shape)
+        other._lookup = lookup
+        return other
+
+    def without_memory(self) -> "RecurrentDraftingSpeculator":
+        """The same, but each reply for itself: what is measured of one prompt then tells nothing of another."""
+        other = self.with_shape(self.shape)
+        other.remembered = 0
+        if other._experience is not None:
+            other._experience.memory = Memory(0)
+        return other
+
+    def without_drafter(self, *, lookup: bool = False) -> "RecurrentDraftingSpeculator":
+        """Lookup alone, or plain autoregression in the same loop, on the same verifier."""
+        other = self.with_shape(None).with_lookup(lookup)
+        other.drafter, other._draft = None, None
+        if self._experience is not None:
+            other._experience = self._experience.afresh(longest=None)
         return other
 
     def save_pretrained(self, path: str | Path, **options: Any) -> None:
@@ -134,14 +170,9 @@ class RecurrentDraftingSpeculator:
             check_pair(self.drafter.config, verifier.hidden_size, verifier.vocab_size)
             self.drafter.to(device=verifier.device, dtype=model.dtype).eval()  # type: ignore[arg-type, call-arg]
             self._draft = self.drafting(self.drafter, verifier.embed)
-        if self.tuning is not None:
-            reason = self.tuning.mismatch(model)
-            self.costs, self._tuned_shape = (self.tuning.costs, self.tuning.shape) if reason is None else (None, None)
-            if reason is not None:  # costs are measured anew
-                logger.info("%s is not used: %s", TUNING_FILE, reason)
         self._verifier = verifier
         self.packed = [PackedLinears(module) for module in (model, self.drafter) if module is not None]
-        self._controllers = {}
+        self._experience = Experience.of(verifier, self.drafter, self.tuning, self.remembered, self.clock)
 
     def session(self) -> DecodingSession:
         """For one conversation: given to every `generate` or `stream` of it, no turn reads again what one has read."""
@@ -271,45 +302,53 @@ class RecurrentDraftingSpeculator:
         if self._verifier is None or not self._verifier.is_of(model):
             self.attach_verifier(model)
         verifier = self.verifier
+        preconditions.check(verifier, config, state, sampler, arguments)
         mask = arguments.get("attention_mask")
-        preconditions.refuse_unsupported(config, sampler, arguments)
-        preconditions.check_prompt(state, verifier.context_length)
-        preconditions.check_padding(state.prompts, mask, arguments.get("position_ids"))
         if session is not None:
             preconditions.check_conversation(state.prompts, mask)
-        draft = self._draft if self.drafter is not None else None
-        if self.drafter is not None and draft is not None:
+        if self.drafter is not None and self._draft is not None:
             preconditions.check_drafter(self.drafter, self.shape, verifier, state.prompts.shape[1])
-            draft.follow(state)
-        packed = self.packed if draft is not None or pays(len(state.prompts)) else ()
+            self._draft.follow(state)
+        temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
+        lookup = self.experience.lookup(state, temperature) if self.lookup else None
+        drafting = Drafting(self.controller(temperature), self._draft, lookup)
+        packed = self.packed if self.speculates or pays(len(state.prompts)) else ()
         forwards = [pair for linears in packed for pair in linears.forwards()]
-        with torch.inference_mode(), swapped(forwards):
-            temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
-            controller = self.controller(temperature, *state.prompts.shape)
-        steps = decode(verifier, draft, controller, state, sampler, mask, session)
-        while True:
-            with torch.inference_mode(), swapped(forwards):  # step by step: what a consumer does between is its own
-                emitted = next(steps, None)
-            if emitted is None:
-                return
-            self.stats = state.stats
-            yield emitted
-            if session is not None and not state.done:
-                session.check(state)
+        steps = decode(verifier, drafting, state, sampler, mask, session)
+        try:
+            while True:
+                with torch.inference_mode(), swapped(forwards):  # step by step: what a consumer does between is its own
+                    emitted = next(steps, None)
+                if emitted is None:
+                    return
+                self.stats = state.stats
+                yield emitted
+                if session is not None and not state.done:
+                    session.check(state)
+        finally:  # the consumer may have had enough
+            if lookup is not None:
+                lookup.close()
+            self.experience.save()
 
-    def controller(self, temperature: float, batch: int = 1, context: int = 1) -> DraftController:
-        """What decides how much to draft, one for each temperature, for acceptance depends on it (0 is greedy).
+    @property
+    def lookup(self) -> bool:
+        """Whether what was said before is drafted."""
+        return self.shape is None if self._lookup is None else self._lookup
 
-        The first one's costs are measured, for ``batch`` rows of so many tokens, unless they are known.
-        """
-        if self.drafter is None or self._draft is None or self.shape is not None:
-            return FixedController(self.shape if self.drafter is not None else None)
-        if temperature not in self._controllers:
-            saved = self._tuned_shape or self.drafter.config.draft_shape
-            if self.costs is None:
-                rows = [count for count in QUICK_ROWS if count <= max(24, 8 * batch)]
-                widths = (saved.beam_width,)
-                self.costs = measure_costs(self.verifier, self._draft, context, rows=rows, widths=widths, repeats=2)
-            longest = DraftShape(saved.beam_width, LONGEST)
-            self._controllers[temperature] = TreeController(self.costs, longest, self.clock)
-        return self._controllers[temperature]
+    @property
+    def speculates(self) -> bool:
+        """Whether anything is drafted; otherwise decoding is plain autoregression."""
+        return self.drafter is not None or self.lookup
+
+    def controller(self, temperature: float) -> DraftController:
+        """What decides how much to draft, one for each temperature, for acceptance depends on it (0 is greedy)."""
+        if self.shape is not None or not self.speculates:
+            return FixedController(self.shape)
+        return self.experience.controller(temperature)
+
+    @property
+    def experience(self) -> Experience:
+        """What has been learned of the attached verifier. Raises ValueError when there is none."""
+        assert self.verifier is not None
+        assert self._experience is not None
+        return self._experience

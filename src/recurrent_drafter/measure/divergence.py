@@ -138,7 +138,7 @@ def _replayed(verifier: Verifier, text: Tensor, count: int, nodes: int) -> Tenso
         zeros = torch.zeros(1, nodes, dtype=torch.int64, device=text.device)
         depths = zeros.clone()
         depths[:, 1:] = 1
-        tree = DraftTree(root.expand(1, nodes), zeros, depths, zeros.float(), max_depth=min(nodes - 1, 1))
+        tree = DraftTree(root.expand(1, nodes), zeros, depths, zeros.float(), zeros, max_depth=min(nodes - 1, 1))
         verified = session.forward_tree(tree)
         session.keep(zeros[:, :1], [0])
     return verified.logits[0, 0]

@@ -17,7 +17,7 @@ from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights,
 from recurrent_drafter.core.metrics import Walk, visited, walk
 from recurrent_drafter.core.tree import DraftTree, prefix_tree
 from recurrent_drafter.data.encoding import TrainExample
-from recurrent_drafter.decoding.decode import BeamDrafter, FixedController, decode
+from recurrent_drafter.decoding.decode import BeamDrafter, Drafting, decode
 from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
@@ -56,7 +56,7 @@ def greedy_replies(
             rows = order[start : start + batch_size]
             input_ids, attention_mask = left_padded([prompts[index] for index in rows], verifier.device)
             state = GenerationState(input_ids, max_new_tokens, end_ids)
-            for _ in decode(verifier, None, FixedController(None), state, Sampler(state), attention_mask):
+            for _ in decode(verifier, Drafting(), state, Sampler(state), attention_mask):
                 pass
             for index, tokens in zip(rows, state.generated, strict=True):
                 replies[index] = Reply(prompts[index], torch.tensor(tokens))

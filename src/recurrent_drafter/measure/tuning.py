@@ -15,18 +15,16 @@ from torch import Tensor
 
 from recurrent_drafter.core.metrics import Walk, walk
 from recurrent_drafter.core.tree import prefix_tree
-from recurrent_drafter.decoding.costs import MEASURED_ROWS, Costs, Tuning, conditions, measure_costs
-from recurrent_drafter.decoding.decode import BeamDrafter
+from recurrent_drafter.decoding.costs import Costs, Tuning, conditions
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import AUTO, PLAIN, Decoding
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply, accepted_along, greedy_replies
 from recurrent_drafter.measure.ruler import Estimate, Trial, compare, ratio, tokens_per_step
+from recurrent_drafter.measure.step_costs import MEASURED_ROWS, packed_costs
 from recurrent_drafter.measure.verification import Comparison
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
-from recurrent_drafter.models.packed_linear import PackedLinears
-from recurrent_drafter.models.verifier import Verifier
 
 MOST_NODES = 64
 NODES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, MOST_NODES)
@@ -245,9 +243,3 @@ class BatchFindings:
 def label(shape: DraftShape) -> str:
     """A shape in a table: beams x length, and its nodes."""
     return f"{shape.beam_width} x {shape.beam_length}, {shape.nodes} nodes"
-
-
-def packed_costs(verifier: Verifier, drafter: RecurrentDrafter, context: int, **options: Any) -> Costs:
-    """`measure_costs` as decoding runs: weights packed, without gradients."""
-    with torch.inference_mode(), PackedLinears(verifier.model).applied(), PackedLinears(drafter).applied():
-        return measure_costs(verifier, BeamDrafter(drafter, verifier.embed), context, **options)

@@ -58,6 +58,12 @@ def check_writable(path: str | Path) -> None:
         ) from None
 
 
+def cache_folder() -> Path:
+    """Where what was learnt of this machine is kept: RECURRENT_DRAFTER_CACHE, or a folder of the user's cache."""
+    users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("RECURRENT_DRAFTER_CACHE") or f"{users}/recurrent-drafter").expanduser()
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A name to write a file under, which gets its own name ``path`` once it is whole and on the disk."""

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.metrics import Walk
-from recurrent_drafter.decoding.costs import MEASURED_ROWS
 from recurrent_drafter.measure.estimate import break_even
 from recurrent_drafter.measure.replies import HeldOutReplies
 from recurrent_drafter.measure.ruler import BUG
-from recurrent_drafter.measure.tuning import Search, label, measure_acceptance, packed_costs
+from recurrent_drafter.measure.step_costs import MEASURED_ROWS, packed_costs
+from recurrent_drafter.measure.tuning import Search, label, measure_acceptance
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.reproduce.plan import DEPTHS
 from recurrent_drafter.training.estimation import measured_costs

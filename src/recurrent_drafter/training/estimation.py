@@ -11,7 +11,7 @@ import torch
 from recurrent_drafter.data.sources import LoadedDialogues
 from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.measure.estimate import break_even, ceiling, training_bytes
-from recurrent_drafter.measure.tuning import packed_costs
+from recurrent_drafter.measure.step_costs import packed_costs
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.verifier import Verifier
