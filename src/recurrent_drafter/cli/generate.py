@@ -18,7 +18,7 @@ from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.bench.scores import Evaluation
 from recurrent_drafter.cli.chat import Chat
 from recurrent_drafter.cli.figures import profile_table, show
-from recurrent_drafter.cli.inputs import open_speculator
+from recurrent_drafter.cli.inputs import open_speculator, pack_weights
 from recurrent_drafter.cli.main import INTERRUPTED
 from recurrent_drafter.cli.options import decoding
 from recurrent_drafter.data.questions import Question, load_questions, spread
@@ -41,6 +41,7 @@ def run(
 ) -> int:
     questions = prepare(options, evaluation)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
+    pack_weights(model)
     if options.autoregressive:
         speculator = RecurrentDraftingSpeculator(lookup=False)
         speculator.attach_verifier(model)

@@ -20,7 +20,7 @@ from recurrent_drafter.decoding.rates import EARLIER, LONGEST_MATCH, PROMPT, REP
 LOOKED_UP = 5  # of the newest tokens, at most
 TRIED = 3  # newest occurrences of each length
 LONGEST_CHAIN = 24
-LEAST = 0.02  # a chain ends where it is accepted less often
+LEAST = 0.05  # a chain ends where it is accepted less often
 REMEMBERED = 2**14  # tokens of earlier replies
 END = -1  # of an earlier reply
 
