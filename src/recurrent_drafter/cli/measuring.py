@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from recurrent_drafter.measure.tuning import BatchFindings, Search, label
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_drafter, load_verifier, save_drafter
+from recurrent_drafter.models.packed_linear import arrange, pack
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records import provenance as records
 from recurrent_drafter.records.paths import TUNING_FILE
@@ -62,7 +64,7 @@ def verify(
     with Progress(console=console, transient=True) as progress:
         for way in passes:
             task = progress.add_task(f"{way.name}: {len(prompts)} prompts, {len(way.arms)} ways", total=len(prompts))
-            for batch in way.verify(speculator.verifier, batches):
+            for batch in way.verify(speculator.verifier, batches, partial(pack, model)):
                 progress.advance(task, len(batch.row_ids))
     console.print(verified(passes, f"{greedy.protocol}, {named(model.dtype)}, batch {options.batch_size}"))
     for way in passes:
@@ -139,6 +141,7 @@ def tune(which: SpeculatorOptions, asked: asks.PromptOptions, options: asks.Tune
     if not can_draw():
         print(MISSING, file=sys.stderr)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
+    arrange(model)
     speculator = open_speculator(which.drafter(), model, tokenizer, which.shape)
     assert speculator.drafter is not None
     if max(options.widths) > (most := speculator.drafter.config.draft_vocab_size):
@@ -207,6 +210,7 @@ def bench(options: asks.BenchOptions, *, argv: list[str]) -> int:
         return 0
     fixed = DraftShape(options.beam_width, options.beam_length)
     model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
+    arrange(model)
     speculator = open_speculator(options.drafter(), model, tokenizer)
     dataset = options.dataset_name or (None if options.dataset_path else "demo")
     dialogues = load_dialogues(dataset, options.dataset_path, "eval").dialogues
@@ -245,6 +249,7 @@ def demo(options: asks.DemoOptions, *, argv: list[str]) -> int:
             return code
         trained = "./models/demo-recurrent-drafter"
     model, tokenizer = load_verifier("demo", dtype=options.dtype)
+    arrange(model)
     dialogues = load_dialogues("demo", None, "eval").dialogues
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=options.prompts, max_length=512)
     bundled = open_speculator(str(demo_drafter_path()), model, tokenizer)
