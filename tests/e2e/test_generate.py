@@ -34,7 +34,7 @@ def test_the_script_in_an_interpreter_of_its_own(tmp_path):
 
 
 def test_a_chat(tmp_path):
-    chat = Terminal([*DEMO, "--interactive", "--max_generation_length", "40"], tmp_path)
+    chat = Terminal([*DEMO, "--interactive", "--max_generation_length", "40", "--dtype", "float32"], tmp_path)
     chat.expect("You: ")
     chat.type(f"{PROMPT}\n")
     first = chat.expect(FIGURES)
