@@ -13,6 +13,7 @@ from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.packed_linear import (
     FEW_ROWS,
     Blocks,
+    GradualPacking,
     PackedLinear,
     PackedLinears,
     Reordered,
@@ -135,3 +136,40 @@ def test_what_would_not_be_faster_stays_as_it_is():
     beside = PackedLinears(model)
     assert beside.forwards() == [] and beside.nbytes == 0
     assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == weights
+
+
+def test_packing_goes_on_while_decoding_and_takes_its_share():
+    model, now = tiny_model("llama"), [0.0]
+    beside = PackedLinears(model)
+
+    def clock():
+        now[0] += 0.01  # each look at the clock takes a hundredth of a second
+        return now[0]
+
+    packing, seen = GradualPacking([beside], clock), [0]
+    assert packing.forwards == []
+    while not beside.is_complete:
+        now[0] += 1.0  # a step
+        packing.go_on()
+        seen.append(len(packing.forwards))
+        assert now[0] < 1000, "it comes to an end"
+    assert seen == sorted(seen)
+    assert len(set(seen)) > 2, "bit by bit"
+    assert seen[-1] == len(beside.forwards()) > 0
+    packing.go_on()
+    assert len(packing.forwards) == seen[-1]
+
+
+def test_a_model_met_while_decoding_is_packed_meanwhile_and_says_the_same():
+    model = tiny_model("llama")
+    ids, mask = prompts(1)
+    expected = generate(model, ids, mask)
+    speculator = RecurrentDraftingSpeculator(random_drafter())
+    for _ in range(3):
+        assert torch.equal(generate(model, ids, mask, custom_generate=speculator), expected)
+    attached = RecurrentDraftingSpeculator(random_drafter())
+    attached.attach_verifier(model)
+    assert all(linears.is_complete for linears in attached.packed)
+    plain = RecurrentDraftingSpeculator(lookup=False)
+    plain.attach_verifier(model)
+    assert sum(linears.nbytes for linears in plain.packed) == 0, "plain decoding of one row needs no copy"

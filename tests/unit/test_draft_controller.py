@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from recurrent_drafter.core.beam import Beams
-from recurrent_drafter.core.tree import prefix_tree, root_tree
+from recurrent_drafter.core.tree import LOOKUP, prefix_tree, root_tree
 from recurrent_drafter.decoding.costs import Costs, LearnedCosts
 from recurrent_drafter.decoding.draft_controller import UNEVEN, ChainController, TreeController
 from recurrent_drafter.decoding.generation_state import Step
+from recurrent_drafter.decoding.lookup import Chains, Found
 from recurrent_drafter.decoding.rates import AcceptanceByClaim, AcceptanceByDepth, LengthChoice
 from recurrent_drafter.models.config import DraftShape
 
@@ -334,3 +335,93 @@ def test_under_a_fixed_clock_decisions_are_a_function_of_what_was_observed():
         controller = ChainController(4, clock=lambda engine=engine: engine.now)
         chains.append([engine.run(controller, rows, steps=60) for rows in (1, 4, 1, 16)])
     assert chains[0] == chains[1]
+
+
+def chains(*probabilities):
+    """One row of lookup: a chain whose tokens are accepted so often, one after the other."""
+    nodes, reached = Chains(), 1.0
+    for depth, probability in enumerate(probabilities, 1):
+        reached *= probability
+        nodes.add(token=1, parent=depth - 1, depth=depth, probability=reached)
+    return Found([nodes])
+
+
+def look_up(controller, machine, rate, steps, length=8):
+    """Lookup finds a chain at every step, each token of which is accepted with ``rate``, as is expected of it."""
+    tokens, began, verified = 0, machine.now, []
+    for _ in range(steps):
+        assert controller.plan(1, 100, found := chains(*[rate] * length)) == (1, 0), "there is no drafter"
+        claims = controller.claims(found.probabilities)
+        nodes = 1 if claims is None else controller.budget(torch.from_numpy(claims), 0)
+        machine.now += machine.slowdown * float(machine.costs.verifying(nodes))
+        accepted = 0
+        while accepted < nodes - 1 and machine.coin.random() < rate:
+            accepted += 1
+        claimed, sources = np.zeros((1, nodes), np.float32), np.full((1, nodes), LOOKUP)
+        controller.observe(Step([accepted], [[0]], [list(range(accepted + 1))], nodes - 1, claimed, sources))
+        tokens, verified = tokens + accepted + 1, [*verified, nodes]
+    return tokens, machine.now - began, verified
+
+
+@pytest.mark.parametrize("costs", [CHEAP, DEAR])
+@pytest.mark.parametrize("rate", [0.05, 0.3, 0.6, 0.9])
+def test_lookup_alone_is_never_slower_and_close_to_the_best_without_knowing_the_machine(rate, costs):
+    machine = Machine(costs)
+    controller = TreeController(LearnedCosts(), None, machine.clock)
+    look_up(controller, machine, rate, 100)
+    tokens, seconds, _ = look_up(controller, machine, rate, 1000)
+    rates = []
+    for length in range(9):
+        expected = sum(rate**depth for depth in range(length + 1))
+        rates.append(expected / float(costs.verifying(length + 1)))
+    assert tokens / seconds >= 0.97 * rates[0]
+    assert tokens / seconds >= 0.9 * max(rates)
+
+
+@pytest.mark.parametrize("costs", [CHEAP, DEAR])
+def test_the_first_reply_loses_little_to_learning_what_steps_take(costs):
+    machine = Machine(costs)
+    tokens, seconds, _ = look_up(TreeController(LearnedCosts(), None, machine.clock), machine, 0.25, 100)
+    assert seconds / tokens <= 1.1 * float(costs.verifying(1))
+
+
+def test_lookup_that_is_sure_leaves_the_drafter_out():
+    machine = Machine(CHEAP)
+    controller = TreeController(CHEAP, DraftShape(2, 6), machine.clock)
+    machine.run(controller, 0.6, 200)
+    drafted = []
+    for number in range(400):
+        sure = number % 2 == 0
+        found = chains(*[0.97] * 10) if sure else None
+        _, length = controller.plan(1, 100, found)
+        drafted.append((sure, length > 0))
+        tree = root_tree(torch.zeros(1, dtype=torch.int64))
+        if length:
+            tree = machine.draft(controller, tree.tokens[:, 0], 2, length, 0.6)
+            nodes, accepted = tree.tokens.shape[1], machine.accepted(0.6, tree, length, 0)
+            path = [machine.chain(tree, 0)[: accepted + 1]]
+            claims, sources = tree.log_probs.numpy(), tree.sources.numpy()
+        else:
+            nodes = 1 if found is None else controller.budget(torch.from_numpy(found.probabilities), 0)
+            accepted, path = nodes - 1, [list(range(nodes))]
+            claims, sources = np.zeros((1, nodes), np.float32), np.full((1, nodes), LOOKUP)
+        machine.now += float(CHEAP.verifying(nodes))
+        controller.observe(Step([accepted], [[0]], path, tree.max_depth, claims, sources))
+    drafted = drafted[100:]
+    assert np.mean([was for sure, was in drafted if sure]) < 0.05
+    assert np.mean([was for sure, was in drafted if not sure]) > 0.9
+
+
+def test_found_nodes_rank_among_drafted_ones_by_measured_acceptance():
+    """A drafter that boasts claims more than lookup, which is expected to be right as often as it says."""
+    machine = Machine(CHEAP)
+    controller = TreeController(CHEAP, DraftShape(2, 6), machine.clock)
+    machine.run(controller, 0.3, 300, claimed=0.95)
+    found = chains(0.8, 0.9)
+    while controller.plan(1, 100, found)[1] == 0:
+        machine.now += 10.0
+        controller.observe(Step([0], [[0]], [[0]], 0, np.zeros((1, 1), np.float32), np.zeros((1, 1), int)))
+    claims = controller.claims(found.probabilities)
+    assert claims is not None
+    assert claims[0, 0] > np.log(0.95), "more than a node of the drafter that is accepted less"
+    assert claims[0, 0] >= claims[0, 1]

@@ -69,8 +69,10 @@ class Costs:
 GUESS = Costs(rows=(1, 2, 4, 8, 16, 24, 32, 64), verify=(1.0, 1.1, 1.3, 1.45, 1.75, 2.1, 2.5, 4.0), draft_level=0.04)
 KNOTS = np.array([1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024])
 PLACES = KNOTS.tolist()
-NEWEST = 0.05  # weight of the newest step
-FORGOTTEN = 0.005  # of what seemed dear, at every step that shows nothing of it: so it is tried again
+NEWEST, MACHINE = 0.05, 0.03  # weight of the newest step for nodes like its own, and for all
+PATIENCE = 50  # steps without so many nodes
+FEW = 1.0  # so many of these count then
+FORGOTTEN = 0.003  # then, at every step, of what made them dear: so they are tried again
 OUTLIER = 2.0  # a step that took more times what was expected, or less, counts as this
 REMEMBERED = 8.0  # steps that a curve of another day counts as
 
@@ -87,6 +89,7 @@ class LearnedCosts:
         self.draft_level = self.start.draft_level
         self._corrections = np.zeros(len(KNOTS))  # logarithms
         self._seen = np.full(len(KNOTS), 0.0 if start is None else REMEMBERED)
+        self._since = np.zeros(len(KNOTS), dtype=int)  # steps since one of about so many nodes
         self.is_fresh = True  # no step has been seen
 
     def verifying(self, rows: npt.ArrayLike) -> Floats:
@@ -96,8 +99,12 @@ class LearnedCosts:
         factors = np.interp(np.asarray(rows), KNOTS[known] if known.any() else KNOTS, corrections)
         return self.start.verifying(rows) * np.exp(factors)
 
-    def took(self, rows: int, ratio: float) -> None:
-        """A step of so many nodes took so many times what was expected."""
+    def took(self, rows: int, seconds: float) -> float:
+        """A step verified so many nodes in so many seconds; returns how many times that is what was expected.
+
+        It may tell of the machine, and all nodes, or of so many nodes: the more, the fewer such steps were seen.
+        """
+        surprise = ratio = seconds / float(self.verifying(rows))
         if self.is_fresh:
             self._corrections += math.log(ratio)
             self.draft_level *= ratio
@@ -105,15 +112,23 @@ class LearnedCosts:
         known, after = self._seen > 0, min(bisect_left(PLACES, rows), len(PLACES) - 1)
         low, high = max(after - 1, 0), after
         share = min((rows - PLACES[low]) / (PLACES[high] - PLACES[low]), 1.0) if high > low else 1.0
-        dearest, change = -math.inf, math.log(min(max(ratio, 1 / OUTLIER), OUTLIER))
-        for knot, part in ((low, 1 - share), (high, share)):
-            if part > 0:
-                if not known[knot] and known.any():
-                    self._corrections[knot] = np.interp(PLACES[knot], KNOTS[known], self._corrections[known])
-                self._seen[knot] += part
-                self._corrections[knot] += part * max(1 / max(self._seen[knot], 1.0), NEWEST) * change
-                dearest = max(dearest, self._corrections[knot])
-        self._corrections -= FORGOTTEN * np.maximum(self._corrections - dearest, 0)
+        near = [(knot, part) for knot, part in ((low, 1 - share), (high, share)) if part > 0]
+        for knot, part in near:
+            if not known[knot] and known.any():
+                self._corrections[knot] = np.interp(PLACES[knot], KNOTS[known], self._corrections[known])
+            self._seen[knot] += part
+        weight = max(1 / max(sum(part * self._seen[knot] for knot, part in near), 1.0), NEWEST)
+        change, whole = math.log(min(max(ratio, 1 / OUTLIER), OUTLIER)), sum(part**2 for _, part in near)
+        self._since += 1
+        self._corrections += (1 - weight) * MACHINE * change
+        for knot, part in near:
+            self._since[knot] = 0
+            self._corrections[knot] += part / whole * weight * change
+        dearest = max(self._corrections[knot] for knot, _ in near)
+        forgotten = self._since > PATIENCE
+        self._corrections[forgotten] -= FORGOTTEN * np.maximum(self._corrections[forgotten] - dearest, 0)
+        self._seen[forgotten] = np.minimum(self._seen[forgotten], FEW)
+        return surprise
 
     def save(self, path: Path) -> None:
         """Keep the curve where steps have shown it. Raises OSError where that cannot be written."""
@@ -135,7 +150,8 @@ class LearnedCosts:
             record = json.loads(path.read_text())
             rows, seconds = np.asarray(record["rows"]), np.asarray(record["verify"], dtype=float)
             level, known = float(record["draft_level"]), np.isin(KNOTS, rows)
-            if known.sum() != len(rows) or not np.isfinite(seconds).all() or min([*seconds, level]) <= 0:
+            are_positive = np.isfinite(seconds).all() and min([*seconds, level]) > 0
+            if rows.shape != seconds.shape or known.sum() != len(rows) or not are_positive:
                 raise ValueError("expected positive seconds at known numbers of rows")
         except (OSError, ValueError, KeyError, TypeError) as error:
             logger.warning("%s cannot be read and is ignored (%s: %s)", path, type(error).__name__, error)

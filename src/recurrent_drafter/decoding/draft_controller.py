@@ -29,7 +29,9 @@ from recurrent_drafter.decoding.costs import Costs, Floats, LearnedCosts
 from recurrent_drafter.decoding.generation_state import Step
 from recurrent_drafter.decoding.lookup import Found
 from recurrent_drafter.decoding.rates import (
+    COMPARE,
     MEMORY,
+    PROBE_COST,
     AcceptanceByClaim,
     AcceptanceByDepth,
     LengthChoice,
@@ -39,7 +41,8 @@ from recurrent_drafter.decoding.rates import (
 from recurrent_drafter.models.config import DraftShape
 
 LONGEST = 10  # tokens to draft at most, where each of them has to pay
-RECKONED = 8  # steps between two times that what is known of costs is reckoned with anew
+RECKONED = 8  # steps between two times that what is known of costs is reckoned with anew, unless one surprises:
+SURPRISE = 0.05  # of the time expected, more or less
 JOINING = 2e-4  # seconds, to begin with
 MOST_FOUND = 48  # nodes to verify at most of what was looked up
 SURE = 4  # how sure lookup is, in steps of half a doubling of the tokens that it is expected to yield
@@ -137,6 +140,7 @@ class TreeController:
         self._batch = self._limit = self._level = self._levels = 0
         self._seconds = np.ones(1)  # [n - 1] is the expected time of verifying n nodes per row
         self._steps = self._of_batch = 0  # what that was reckoned after, and for
+        self._since_plain = 0  # steps that verified more than the root
         self._alone = 1  # nodes to verify where nothing is drafted
         self._yield = 1.0  # tokens that they are expected to yield for a row
         self._reached = 1.0  # how often the newest level is expected to be accepted
@@ -160,7 +164,7 @@ class TreeController:
             self._loads[load] = self._load.afresh(tried=load[0] in (known for known, _ in self._loads))
         self._load = self._loads[load]
         self._limit = min(longest, self._drafts)
-        self._drafting = self._limit > 0 and self._speculates()
+        self._drafting = self._limit > 0 and not self.costs.is_fresh and self._speculates()
         return (self._width, self._limit) if self._drafting else (1, 0)
 
     def _weigh(self, found: Found | None) -> int:
@@ -173,25 +177,22 @@ class TreeController:
         yields = 1 + np.cumsum(best_first(found.probabilities)[: MOST_FOUND - 1])
         rates = yields / self._seconds[1 : len(yields) + 1]
         best = int(np.argmax(rates))
-        if rates[best] > plain / self._seconds[0]:
-            self._alone, self._yield = best + 2, float(yields[best])
-            return min(int(2 * math.log2(self._yield / plain)), SURE)
-        self._yield = plain
-        return 0
+        lost = 1 - plain / self._seconds[0] / rates[best]
+        is_due = self._drafts == 0 and self._since_plain >= COMPARE and PROBE_COST * self._since_plain >= lost
+        if lost <= 0 or is_due or self.costs.is_fresh:
+            self._yield = plain
+            return 0
+        self._alone, self._yield = best + 2, float(yields[best])
+        return min(int(2 * math.log2(self._yield / plain)), SURE)
 
     def _speculates(self) -> bool:
         load, alone = self._load, self._yield
         seconds = {
-            self._drafts: self._tree * self._verifying(load.nodes) + load.levels * self._draft_level,
-            0: load.choice.slowness[0] * self._verifying(self._alone),
+            self._drafts: self._verifying(load.nodes) + load.levels * self._draft_level,
+            0: self._verifying(self._alone),
         }
         self._rate = max(load.tokens / seconds[self._drafts], alone / seconds[0])
         return load.choice.choose({self._drafts: load.tokens, 0: alone}, seconds) > 0
-
-    @property
-    def _tree(self) -> float:
-        """How many times as long as expected verifying a drafted tree takes."""
-        return self._load.choice.slowness[self._drafts]
 
     @property
     def _draft_level(self) -> float:
@@ -215,7 +216,7 @@ class TreeController:
         breadth = (self._load.nodes - 1) / self._load.levels
         first = 1 + self._level * breadth
         more = self._verifying(first + breadth) - self._verifying(first)
-        return gain > self._rate * (self._draft_level + self._tree * more)
+        return gain > self._rate * (self._draft_level + more)
 
     def claims(self, probabilities: Floats) -> Floats | None:  # (B, C)
         """Found nodes on the drafter's own scale, which is the one that measured acceptance translates from.
@@ -248,20 +249,20 @@ class TreeController:
             drafting, gains = self._load.drafting * self._untimed, self._load.gains
         assert self.shape is not None
         most = min(log_probs.shape[1], self._most, (self.shape.max_tree_nodes or self._most + 1) - 1)
-        seconds = drafting + self._tree * self._seconds[1 : most + 1]
+        seconds = drafting + self._seconds[1 : most + 1]
         return int(np.argmax((1 + np.cumsum(gains[:most])) / seconds)) + 2
 
     def observe(self, step: Step) -> None:
         """Learn the step's cost and what was accepted."""
         batch, nodes = step.log_probs.shape
         load, levels = self._load, self._levels
-        expected = self._untimed + float(self._seconds[nodes - 1])
-        ratio, kind = (self._clock() - self._began) / expected, self._drafts if levels else 0
-        if not self.costs.is_fresh:
-            load.choice.took(kind, ratio)
-            ratio /= load.choice.slowness[kind]
-        if not self._untimed:
-            self.costs.took(batch * nodes, ratio)
+        seconds = self._clock() - self._began
+        load.choice.tried(self._drafts if levels else 0)
+        self._since_plain = 0 if nodes == 1 else self._since_plain + 1
+        if self._untimed:  # what verifying does not take, drafting does
+            load.drafting = nearer(load.drafting, (seconds - self._seconds[nodes - 1]) / self._untimed, MEMORY)
+        elif abs(self.costs.took(batch * nodes, seconds) - 1) > SURPRISE:
+            self._steps = 0
         if levels == 0:
             return
         if levels < self._limit or self._limit == self._drafts:  # not cut short by the reply's end
@@ -271,7 +272,6 @@ class TreeController:
         drafted = step.sources == DRAFTER
         self._acceptance.verified(step.log_probs[drafted], accepted[drafted])
         if self._untimed:
-            load.drafting = self._tree
             load.verified(best_first(self._acceptance(step.log_probs[:, 1:])))
 
 

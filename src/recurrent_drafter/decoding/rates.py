@@ -48,8 +48,12 @@ class LengthChoice:
             self.slowness = {other: change * slowness for other, slowness in self.slowness.items()}
         else:
             self.slowness[length] = nearer(before, ratio, COMPARISON)
-        self._seen[length] += 1
         self._newest = length
+        self.tried(length)
+
+    def tried(self, length: int) -> None:
+        """A step of this length was made, whose time is known otherwise."""
+        self._seen[length] += 1
 
     def choose(self, tokens: Mapping[int, float], seconds: Mapping[int, float]) -> int:
         """The length for the next step, from what a step of each is expected to yield and to take."""
