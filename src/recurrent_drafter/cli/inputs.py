@@ -11,16 +11,26 @@ from recurrent_drafter.models.loading import check_tokenizer
 
 
 def open_speculator(
-    path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shape: Mapping[str, Any] | None = None
+    path: str | None,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    shape: Mapping[str, Any] | None = None,
+    *,
+    lookup: bool | None = None,
 ) -> RecurrentDraftingSpeculator:
     """The drafter at ``path``, a directory or a hub name, attached to the model; all that can be wrong with it is said.
 
-    What is given of a ``shape`` fixes it, the rest being the drafter's own. Raises OSError when there is no drafter or
-    it is damaged, ValueError when it belongs to a verifier of another width, vocabulary or tokenizer.
+    Without a path it is lookup alone. What is given of a ``shape`` fixes it, the rest being the drafter's own; lookup
+    then is off unless it is asked for. Raises OSError when there is no drafter or it is damaged, ValueError when it
+    belongs to a verifier of another width, vocabulary or tokenizer.
     """
+    if path is None:
+        speculator = RecurrentDraftingSpeculator(lookup=lookup)
+        speculator.attach_verifier(model)
+        return speculator
     speculator = RecurrentDraftingSpeculator.from_pretrained(path, verifier=model)
     assert speculator.drafter is not None
     check_tokenizer(path, speculator.drafter.config, tokenizer)
     if shape:
         speculator.shape = replace(speculator.drafter.config.draft_shape, **{"max_tree_nodes": None, **shape})
-    return speculator
+    return speculator if lookup is None else speculator.with_lookup(lookup)

@@ -72,7 +72,7 @@ class Memory:
         self.most, self.replies = most, Occurrences()
 
     def add(self, reply: Sequence[int]) -> None:
-        for token in (*reply, END):
+        for token in (*reply, END) if self.most else ():
             self.replies.add(token)
         if len(self.replies.tokens) > self.most:
             self.replies = Occurrences(self.replies.tokens[-self.most // 2 :])
@@ -124,6 +124,15 @@ class Found:
 
     rows: Sequence[Chains]
 
+    @classmethod
+    def of(cls, rows: Sequence[Chains]) -> "Found | None":
+        """Filled up to the longest of them; None where nothing was found."""
+        width = max(len(row.tokens) for row in rows)
+        for row in rows:
+            while len(row.tokens) < width:
+                row.add(token=0, parent=0, depth=1, probability=0.0)
+        return cls(rows) if width else None
+
     @property
     def probabilities(self) -> Floats:  # (B, C)
         return np.array([row.probabilities for row in self.rows])
@@ -152,12 +161,7 @@ class Lookup:
         """Chains of at most so many tokens after each unfinished row; None where nothing is found."""
         self._read()
         longest = min(longest, LONGEST_CHAIN)
-        rows = [self._chains(row, longest) for row in self._state.rows]
-        width = max(len(row.tokens) for row in rows)
-        for row in rows:
-            while len(row.tokens) < width:
-                row.add(token=0, parent=0, depth=1, probability=0.0)
-        return Found(rows) if width else None
+        return Found.of([self._chains(row, longest) for row in self._state.rows])
 
     def close(self) -> None:
         """The generation is over: its replies are remembered."""
