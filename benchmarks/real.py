@@ -14,10 +14,12 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recurrent_drafter.assets import demo_drafter_path
 from recurrent_drafter.bench.columns import SOURCES, TASKS
 from recurrent_drafter.bench.tasks import CODE, KINDS, QUESTIONS, Task, load_tasks, said, task_record, task_rows
 from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import quiet, reporting
+from recurrent_drafter.core.tree import LOOKUP as LOOKED_UP
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms as ways
@@ -26,22 +28,23 @@ from recurrent_drafter.measure.ruler import BUG, Arm, compare
 from recurrent_drafter.models.loading import load_verifier, verifier_fingerprint
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records import provenance as records
+from recurrent_drafter.records.paths import check_drafter, check_model
 from recurrent_drafter.report.document import terminal
 
 MODEL = "./models/qwen2.5-coder-0.5b-instruct"  # where `make real` puts it
-DRAFTER = "drafter"
+OURS, DRAFTER, BOTH = "lookup", "drafter", "drafter + lookup"
+ARMS = (LOOKUP, PLAIN, OURS, DRAFTER, BOTH)
 LONGEST = 1024  # tokens of a prompt
 CIRCUMSTANCES = """{model}, {count} of {tasks} tasks, replies of at most {reply_tokens} tokens, greedy, {dtype}, batch 1
 {device}, threads: {threads}; torch {torch}, transformers {transformers}, commit {commit}"""
-QUICK = {"kinds": [QUESTIONS, CODE], "prompts": 10, "reply_tokens": 64, "arms": [PLAIN]}
+QUICK = {"kinds": [QUESTIONS, CODE], "prompts": 10, "reply_tokens": 64, "arms": [OURS]}
 
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", default=MODEL, help=f"a folder, a hub name or 'demo' (default {MODEL})")
     parser.add_argument("--speculator_path", help="a drafter of the model: it alone, and with lookup")
-    parser.add_argument("--arms", nargs="+", default=[LOOKUP, PLAIN, DRAFTER], choices=[LOOKUP, PLAIN, DRAFTER],
-                        help=f"what runs beside {HF} (default: all)")  # fmt: skip
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help=f"what runs beside {HF} (default: all)")
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=list(KINDS), help="of tasks (default: all)")
     parser.add_argument("--prompts", type=int, help="tasks of each kind (default: 20, and 10 of those that copy)")
     parser.add_argument("--reply_tokens", type=int, default=128, help="at most: a reply ends at its end token")
@@ -52,11 +55,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--table_only", action="store_true", help="the tables of what is in the file")
     parser.add_argument("--output_file", type=Path, help="default results/real.jsonl, or results/real-quick.jsonl")
     options = parser.parse_args()
+    if options.quick:
+        parser.set_defaults(**QUICK)
+        options = parser.parse_args()
     for name in ("prompts", "reply_tokens", "threads"):
         if (given := getattr(options, name)) is not None and given < (least := 2 if name == "reply_tokens" else 1):
             parser.error(f"--{name} is {given}, expected at least {least}")
-    if options.quick:
-        vars(options).update(QUICK)
+    if not options.speculator_path and {DRAFTER, BOTH} & set(options.arms or ()):
+        parser.error(f"--arms names {DRAFTER!r}: expected --speculator_path too")
     options.output_file = options.output_file or Path(f"results/real{'-quick' if options.quick else ''}.jsonl")
     return options
 
@@ -73,6 +79,10 @@ def main() -> int:
 
 def measure(options: argparse.Namespace) -> None:
     """Every task that the file does not have yet."""
+    if options.model == MODEL and not Path(MODEL).is_dir():
+        raise OSError(f"there is no model at {MODEL}: make real fetches it, and --model names another")
+    check_model(options.model)
+    check_drafter(options.speculator_path or str(demo_drafter_path()))
     model, tokenizer = load_verifier(options.model, dtype=options.dtype)
     decoding = Decoding(options.reply_tokens, as_tuple(model.generation_config.eos_token_id))
     arms, verifier = arms_of(options, model, tokenizer, decoding)
@@ -92,19 +102,24 @@ def measure(options: argparse.Namespace) -> None:
 def arms_of(
     options: argparse.Namespace, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, decoding: Decoding
 ) -> tuple[list[Arm], Verifier]:
-    """Transformers' own first, whose replies all others are compared with."""
-    if options.speculator_path:
-        speculator = open_speculator(options.speculator_path, model, tokenizer)
+    """Transformers' own first, whose replies all others are compared with.
+
+    Ours remember no reply of another task, for the arms and the generations that warm up answer the same ones.
+    """
+    drafter, speculator = options.speculator_path, RecurrentDraftingSpeculator()
+    if drafter:
+        speculator = open_speculator(drafter, model, tokenizer)
     else:
-        speculator = RecurrentDraftingSpeculator(lookup=False)
         speculator.attach_verifier(model)
-    known = {LOOKUP: ways.hf_arm(
-        LOOKUP, model, decoding, prompt_lookup_num_tokens=LOOKUP_TOKENS, max_matching_ngram_size=2)}  # fmt: skip
-    known[PLAIN] = ways.our_arm(PLAIN, speculator.without_drafter(), decoding)
-    if options.speculator_path:
-        known[DRAFTER] = ways.our_arm(DRAFTER, speculator, decoding)
-    chosen = [arm for name, arm in known.items() if name in options.arms]
-    return [ways.hf_arm(HF, model, decoding), *chosen], speculator.verifier
+    alone = speculator.without_memory()
+    ours = {PLAIN: alone.without_drafter(), OURS: alone.without_drafter(lookup=True)}
+    ours |= {DRAFTER: alone.with_lookup(False), BOTH: alone.with_lookup(True)} if drafter else {}
+    known = {HF: ways.hf_arm(HF, model, decoding)}
+    known[LOOKUP] = ways.hf_arm(
+        LOOKUP, model, decoding, prompt_lookup_num_tokens=LOOKUP_TOKENS, max_matching_ngram_size=2
+    )
+    known |= {name: ways.our_arm(name, way, decoding) for name, way in ours.items()}
+    return [arm for name, arm in known.items() if name in (HF, *(options.arms or ARMS))], speculator.verifier
 
 
 def header(options: argparse.Namespace, verifier: Verifier, arms: list[Arm], tasks: list[Task]) -> dict[str, Any]:
@@ -122,19 +137,18 @@ def header(options: argparse.Namespace, verifier: Verifier, arms: list[Arm], tas
         **{name: made["versions"].get(name) for name in ("torch", "transformers")},
         **{name: made["hardware"][name] for name in ("device", "threads")},
     }
-    return {"kind": "circumstances", "model": options.model, "tasks": len(tasks), "settings": settings, **made}
+    return {"kind": "real", "model": options.model, "tasks": len(tasks), "settings": settings, **made}
 
 
 def summarize(path: Path) -> int:
     """The tables of a file; 1 where a reply differs beyond a tie."""
-    begun, *lines = records.read_records(path)
-    settings, console = begun["settings"], Console()
-    rows = task_rows(lines)
-    if not rows:
-        raise ValueError(f"{path} holds no task yet: run this without --table_only")
+    begun, *lines = records.read_records(path, growing=True)
+    if begun.get("kind") != "real" or not lines:
+        raise ValueError(f"{path} holds no task: expected a file that this benchmark has written")
+    settings, rows, console = begun["settings"], task_rows(lines), Console()
     console.print(CIRCUMSTANCES.format(**begun, **settings, count=len(lines)), soft_wrap=True, highlight=False)
     console.print(terminal(rows, TASKS, left=("arm",), tight=True))
-    console.print(terminal([row for row in rows if row.acceptance.drafted], SOURCES, left=("arm",), tight=True))
+    console.print(terminal([row for row in rows if row.accepted_from(LOOKED_UP)], SOURCES, left=("arm",), tight=True))
     return 1 if any(verdict.outcome == BUG for row in rows for verdict in row.verdicts) else 0
 
 

@@ -44,6 +44,7 @@ def test_a_killed_run_goes_on(tmp_path):
     assert 2 <= done < 6
     with (killed / "real.jsonl").open("a") as file:
         file.write('{"kind": "task", "ta')  # what was being written
+    assert f"{done} of 6 tasks" in start(killed, "--table_only").ended().out
     goes_on = start(killed).ended()
     assert goes_on.code == 0, goes_on.err
     assert f"{done} of 6, " not in goes_on.out and f"{done + 1} of 6, " in goes_on.out
@@ -53,7 +54,15 @@ def test_a_killed_run_goes_on(tmp_path):
         *settings["arms"]
     }
     assert all(run["outcome"] == ["identical"] for task in tasks for run in task["runs"])
-    for text in (*GROUPS, "vs faster", "accepted at depth", "replies of at most 12 tokens, greedy, float32"):
+    runs = {run["arm"]: run for run in lines(whole)[3]["runs"]}
+    for arm, sources in (
+        ("autoregression", {0}),
+        ("lookup", {0, 2}),
+        ("drafter", {0, 1}),
+        ("drafter + lookup", {0, 1, 2}),
+    ):
+        assert len(runs[arm]["sources"][0]) == runs[arm]["tokens"][0] and set(runs[arm]["sources"][0]) <= sources
+    for text in (*GROUPS, "vs faster", "depth 1, 2, ...", "replies of at most 12 tokens, greedy, float32"):
         assert text in ended.out
     assert start(whole, "--table_only").ended().out == ended.out[ended.out.index("demo, 6 of 6 tasks") :]
 
@@ -76,9 +85,19 @@ def test_a_record_of_other_settings_is_refused(tmp_path):
 
 
 def test_wrong_flags_are_refused_in_one_line(tmp_path):
-    for more, named in ((("--data", "nowhere"), "nowhere has none for MT-Bench"), (("--prompts", "0"), "at least 1")):
-        ended = start(tmp_path, *more).ended()
+    (tmp_path / "other.jsonl").write_text('{"kind": "cell"}\n')
+    for more, named in (
+        ("--prompts 0", "--prompts is 0, expected at least 1"),
+        ("--data nowhere", "nowhere has none for MT-Bench"),
+        ("--speculator_path ./nowhere", "there is no drafter at ./nowhere"),
+        ("--model ./nowhere", "there is no model at ./nowhere"),
+        ("--model ./models/qwen2.5-coder-0.5b-instruct", "make real fetches it"),
+        ("--output_file other.jsonl --table_only", "other.jsonl holds no task"),
+    ):
+        ended = start(tmp_path, *more.split()).ended()
         assert ended.code == 2 and named in ended.err.splitlines()[-1]
+    alone = Command(["benchmarks/real.py", "--arms", "drafter"], tmp_path).ended()
+    assert alone.code == 2 and "expected --speculator_path too" in alone.err
 
 
 def test_tasks_of_whole_sets_are_held_out_ones(tmp_path):

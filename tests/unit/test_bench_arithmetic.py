@@ -164,8 +164,9 @@ def test_a_row_knows_its_faster_baseline_and_whose_tokens_they_are():
         assert {row.base for row in rows.values()} == {faster}
         assert rows[AUTO].over(rows[AUTO].base).value == min(plain, 4.0) / 2
     assert [rows[AUTO].share(source) for source in (0, 1, 2)] == [3 / 8, 2 / 8, 3 / 8]
-    assert math.isnan(rows[HF].share(0)) and rows[HF].acceptance.drafted == ()
-    assert rows[AUTO].acceptance.by_position == [1.0, 2 / 3, 0.0] and rows[AUTO].first_seconds == 0.5
+    assert rows[AUTO].accepted_from(1) == [1 / 3, 1 / 3, 0, 0], "the first of three steps with a draft"
+    assert rows[AUTO].accepted_from(2) == [2 / 3, 1 / 3, 0, 0]
+    assert math.isnan(rows[HF].share(0)) and rows[HF].accepted_from(2) == [] and rows[AUTO].first_seconds == 0.5
 
 
 def test_profile_shares():

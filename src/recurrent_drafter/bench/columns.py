@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from recurrent_drafter.core.metrics import Acceptance
+from recurrent_drafter.core.tree import DRAFTER, LOOKUP, VERIFIER
 from recurrent_drafter.measure import ruler
 from recurrent_drafter.measure.arms import AUTO, HF, PLAIN
 from recurrent_drafter.measure.ruler import Estimate, Run, Trial, Verdict
 
 Record = dict[str, Any]
+SHOWN_DEPTHS = 4
 NONE = float("nan")  # a figure that does not apply; shown as nothing
 
 
@@ -95,14 +96,22 @@ class Row:
         """Until the first token: median over the trials."""
         return float(np.median([run.first_seconds for run in self.runs]))
 
-    @property
-    def acceptance(self) -> Acceptance:
-        return Acceptance.total([Acceptance.of(row) for run in self.runs for row in run.drafts])
-
     def share(self, source: int) -> float:
-        """Of the emitted tokens, how many come from the verifier itself (0), the drafter (1) or lookup (2)."""
+        """Of the replies' tokens, how many come from this source."""
         sources = [one for run in self.runs for row in run.sources for one in row]
         return sources.count(source) / len(sources) if sources else NONE
+
+    def accepted_from(self, source: int) -> list[float]:
+        """Of the steps that drafted, how many accepted a token of this source at depth 1, 2, ..."""
+        counts, steps = [0] * SHOWN_DEPTHS, 0
+        for drafts, sources in (pair for run in self.runs for pair in zip(run.drafts, run.sources, strict=False)):
+            place = 1  # the reply's first token is prefill's
+            for drafted, accepted in drafts:
+                for depth, one in enumerate(sources[place : place + accepted][:SHOWN_DEPTHS]):
+                    counts[depth] += one == source
+                steps += drafted > 0
+                place += accepted + 1
+        return [count / steps for count in counts] if steps else []
 
     @cached_property
     def decoding(self) -> Estimate:
@@ -200,13 +209,20 @@ TASKS: Shown = {  # a row's record names its kind of task
     "first\ntoken": lambda row: f"{row.first_seconds:.2f} s",
     "identical": NARROW["identical"],
 }
+
+
+def by_depth(row: Row, source: int) -> str:
+    """In percent: of the replies' tokens, and of the steps at each depth."""
+    depths = " ".join(f"{100 * share:.0f}" for share in row.accepted_from(source))
+    return f"{row.share(source):.0%}: {depths}" if row.share(source) else ""
+
+
 SOURCES: Shown = {  # whose tokens the replies are made of, and how deep drafts were right
     "task": CELLS["cell"],
     "arm": ARMS["arm"],
-    "own": lambda row: figure(row.share(0), ".0%"),
-    "drafter": lambda row: figure(row.share(1), ".0%"),
-    "lookup": lambda row: figure(row.share(2), ".0%"),
-    "accepted at depth 1, 2, ...": lambda row: " ".join(f"{share:.0%}" for share in row.acceptance.by_position[:8]),
+    "own": lambda row: figure(row.share(VERIFIER), ".0%"),
+    "drafter's at\ndepth 1, 2, ...": lambda row: by_depth(row, DRAFTER),
+    "lookup's at\ndepth 1, 2, ...": lambda row: by_depth(row, LOOKUP),
 }
 OVERVIEW: Shown = {  # of `auto` in every cell
     "cell": CELLS["cell"],

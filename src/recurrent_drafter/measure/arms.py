@@ -115,7 +115,9 @@ def our_arm(name: str, speculator: RecurrentDraftingSpeculator, decoding: Decodi
     def run(batch: Batch) -> Run:
         generate = partial(speculator.generate, seed=decoding.seed, row_ids=batch.row_ids)
         timing = timed(generate, batch, decoding)
-        return replace(timing, steps=speculator.stats.steps, drafts=speculator.stats.drafts)
+        return replace(
+            timing, steps=speculator.stats.steps, drafts=speculator.stats.drafts, sources=speculator.stats.sources
+        )
 
     return Arm(name, run)
 

@@ -38,7 +38,7 @@ class Run:
         first_seconds: of a generation that ends with the first token; "decoding only" leaves them out.
         steps: verifications after prefill, of all rows together; None where an arm does not count them.
         drafts: for each row and step, how many tokens were drafted and how many of them accepted.
-        sources: for each row, whose draft each token was, as `DecodeStats.sources` counts them.
+        sources: for each row, whose draft each token was, as `DecodeStats.sources` says.
         more: what else an arm knows.
     """
 

@@ -112,8 +112,10 @@ def resumed_records(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any
     return records
 
 
-def read_records(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def read_records(path: Path, *, growing: bool = False) -> list[dict[str, Any]]:
+    """Of a file of JSON lines; of one that is ``growing``, a last line that is not whole yet is left out."""
+    text = path.read_text()
+    return [json.loads(line) for line in (text[: text.rfind("\n") + 1] if growing else text).splitlines()]
 
 
 def read_verification(folder: Path) -> dict[str, Any]:
