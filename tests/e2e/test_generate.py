@@ -10,7 +10,7 @@ from running import ROOT, Command, Terminal
 
 from recurrent_drafter.cli.main import launch, main
 
-FIGURES = r"Generated (\d+) tokens in [\d.]+s \([\d.]+ tok/s, ([\d.]+) tokens/step\)"
+FIGURES = r"Generated (\d+) tokens in [\d.]+s \([\d.]+ tok/s, ([\d.]+) tokens/step\)(?:, \d+ from [a-z]+)*"
 KEPT = r"prompts: (\d+) tokens of which (\d+) were kept"
 PROMPT = "I need a table for two in San Jose."
 DEMO = ["generate_speculator.py", "--base_model", "demo"]
@@ -89,8 +89,9 @@ def test_accepted_drafts_are_colored_and_nothing_else_changes(tmp_path):
     command = [*DEMO, "--prompt", PROMPT, *FIXED, "--show_drafts"]
     shown = Command(command, tmp_path / "b", environment=environment).ended()
     colored = re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", shown.out, re.S)
-    assert len("".join(colored)) > 10
-    assert strip(re.sub(r"\x1b\[[\d;]*m", "", shown.out)) == strip(plain.out)
+    legend, reply = shown.out.split("\n", 1)
+    assert len("".join(colored)) > 10 and re.sub(r"\x1b\[[\d;]*m", "", legend) == "accepted drafts of drafter"
+    assert strip(re.sub(r"\x1b\[[\d;]*m", "", reply)) == strip(plain.out)
 
 
 def chat_about(lines, monkeypatch, capsys):

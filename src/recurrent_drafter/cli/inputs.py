@@ -1,11 +1,13 @@
 """The drafter that a command decodes with."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from recurrent_drafter.cli.options.decoding import lookup_alone
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.models.loading import check_tokenizer
 
@@ -20,11 +22,12 @@ def open_speculator(
 ) -> RecurrentDraftingSpeculator:
     """The drafter at ``path``, a directory or a hub name, attached to the model; all that can be wrong with it is said.
 
-    Without a path it is lookup alone. What is given of a ``shape`` fixes it, the rest being the drafter's own; lookup
-    then is off unless it is asked for. Raises OSError when there is no drafter or it is damaged, ValueError when it
-    belongs to a verifier of another width, vocabulary or tokenizer.
+    Without a path it is lookup alone, which is said. What is given of a ``shape`` fixes it, the rest being the
+    drafter's own; lookup then is off unless it is asked for. Raises OSError when there is no drafter or it is damaged,
+    ValueError when it belongs to a verifier of another width, vocabulary or tokenizer.
     """
     if path is None:
+        print(lookup_alone(str(model.name_or_path)), file=sys.stderr)
         speculator = RecurrentDraftingSpeculator(lookup=lookup)
         speculator.attach_verifier(model)
         return speculator

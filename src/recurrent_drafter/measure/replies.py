@@ -155,7 +155,7 @@ class HeldOutReplies:
             tree = self.looked_up[number]
             if drafts is not None:
                 tree = joined(self._within(prefix_tree(root, drafts[number])), tree)
-            tree = pruned(tree, FixedController(shape).budget(tree.log_probs[:, 1:], shape.beam_length))
+            tree = pruned(tree, shape.max_tree_nodes or tree.tokens.shape[1])
             tree = replace(tree, tokens=tree.tokens.masked_fill(tree.log_probs.isneginf(), NO_TOKEN))  # fillers
             walks.append(walk(accepted_along(root, tree).n_accepted.tolist()))
         return walks
@@ -169,15 +169,20 @@ class HeldOutReplies:
         """What greedy decoding of these replies yields at this fixed shape."""
         return self.measure(drafter, shape, top_k=0)["tokens_per_step"]
 
+    def tokens_per_step_of_lookup(self, nodes: int) -> float:
+        """What lookup alone yields with at most so many nodes, the root included."""
+        return sum(self.walks_with_lookup(DraftShape(1, nodes - 1, nodes)), Walk(0, 0)).tokens_per_step
+
     @torch.inference_mode()
     def measure(self, drafter: RecurrentDrafter, shape: DraftShape, top_k: int = 5) -> dict[str, float]:
         """Acceptance along the replies, and what a drafter knows of them, from one pass over all of their tokens.
 
         ``tokens_per_step`` is greedy decoding's own figure at this shape; ``acceptance_pos{k}`` the share of its steps
         that accept k draft tokens or more. ``tokens_per_step_with_lookup`` is that figure where lookup joins the tree,
-        ``tokens_per_step_of_lookup`` where it is alone in a tree of as many nodes. Teacher-forced, over every token of the replies and each depth d of the
-        beams: ``topk_accuracy_{k}_depth{d}``, for which a token that the draft vocabulary lacks is a miss, and
-        ``loss``, which such tokens do not count in.
+        ``tokens_per_step_of_lookup`` where it is alone in a tree of as many nodes.
+
+        Teacher-forced, over every token of the replies and each depth d of the beams: ``topk_accuracy_{k}_depth{d}``,
+        for which a token that the draft vocabulary lacks is a miss, and ``loss``, which such tokens do not count in.
         """
         verifier = self.verifier
         if drafter.dtype != verifier.model.dtype:  # decoding casts it too
@@ -196,9 +201,9 @@ class HeldOutReplies:
         walks = {
             "tokens_per_step": map(walk, accepted),
             "tokens_per_step_with_lookup": self.walks_with_lookup(shape, split_beams(beams, lengths)),
-            "tokens_per_step_of_lookup": self.walks_with_lookup(shape),
         }
         results = {name: sum(each, Walk(0, 0)).tokens_per_step for name, each in walks.items()}
+        results["tokens_per_step_of_lookup"] = self.tokens_per_step_of_lookup(shape.nodes)
         for k in range(1, shape.beam_length + 1):
             results[f"acceptance_pos{k}"] = sum(n >= k for n in steps) / len(steps)
         if top_k > 0:
