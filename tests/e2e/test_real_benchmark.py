@@ -12,6 +12,7 @@ from recurrent_drafter.assets import demo_drafter_path, sample_path
 from recurrent_drafter.bench.tasks import GROUPS, KINDS, load_tasks
 from recurrent_drafter.data.dialogues import DataError
 from recurrent_drafter.models.loading import load_verifier
+from recurrent_drafter.records.provenance import resumed_records
 
 FLAGS = ["--model", "demo", "--prompts", "1", "--reply_tokens", "12", "--output_file", "real.jsonl"]
 TIMED = {"seconds", "first_seconds", "steps", "drafts", "sources"}  # `auto` follows the clock
@@ -82,6 +83,14 @@ def test_a_record_of_other_settings_is_refused(tmp_path):
         (line,) = ended.err.splitlines()
         assert ended.code == 2 and line.startswith("error: real.jsonl was begun with other settings") and named in line
         assert (tmp_path / "real.jsonl").read_bytes() == kept
+
+
+@pytest.mark.parametrize("content", ["my notes", '{"kind": "cell"}\n', "[]\n"])
+def test_a_file_of_another_kind_stays_as_it_is(tmp_path, content):
+    (tmp_path / "notes").write_text(content)
+    with pytest.raises(ValueError, match="no record of a measurement"):
+        resumed_records(tmp_path / "notes", {"settings": {}})
+    assert (tmp_path / "notes").read_text() == content
 
 
 def test_wrong_flags_are_refused_in_one_line(tmp_path):

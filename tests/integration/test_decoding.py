@@ -24,7 +24,6 @@ from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.measure.divergence import first_divergence
 from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
-from recurrent_drafter.models.packed_linear import FEW_ROWS, PackedLinears
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.training.distillation import distilled_targets, with_distilled_targets
 from recurrent_drafter.training.examples import with_text_targets
@@ -285,26 +284,6 @@ def test_distilled_targets_of_the_verifiers_own_text_are_the_text():
     known = text.targets != -100
     assert known.sum() > 100
     assert torch.equal(text.targets[known], distilled.targets[known])
-
-
-def test_packed_weights_compute_the_same_and_leave_no_trace():
-    model = tiny_model("gpt2")
-    packed = PackedLinears(model)
-    layer = model.transformer.h[0].mlp.c_fc
-    with torch.inference_mode():
-        for rows in (1, 2, 17, FEW_ROWS[-1], FEW_ROWS[-1] + 1):
-            x = torch.randn(1, rows, WIDTH)
-            expected = layer(x)
-            with packed.applied():
-                torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-3)
-        assert "forward" not in vars(layer)
-    x = torch.randn(1, 3, WIDTH)
-    for change in (layer.weight.mul_, layer.weight.data.add_, layer.weight.data.copy_):  # packed again after each
-        with torch.no_grad():
-            change(torch.rand_like(layer.weight))
-        with torch.inference_mode(), packed.applied():
-            expected = torch.addmm(layer.bias, x[0], layer.weight)[None]
-            torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from recurrent_drafter import DraftShape, RecurrentDraftingSpeculator
-from recurrent_drafter.core.tree import DraftTree
+from recurrent_drafter.core.beam import Beams
+from recurrent_drafter.core.tree import prefix_tree, root_tree
 from recurrent_drafter.models import grouped_attention as ours
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.training.distillation import distilled_targets
@@ -28,8 +29,9 @@ CAPPED, ONE_EACH, BY_ITSELF = {"gemma2-mixed"}, {"gpt2", "phi", "opt", "opt-proj
 
 def tree(rows=ROWS):
     """A root with two children, in each row."""
-    parents, depths = (torch.tensor(column).expand(rows, -1) for column in ([0, 0, 0], [0, 1, 1]))
-    return DraftTree(torch.arange(1, 1 + rows * NODES).view(rows, -1), parents, depths, torch.zeros(rows, NODES), 1)
+    tokens = torch.arange(1, 1 + rows * NODES).view(rows, NODES)
+    children = tokens[:, None, 1:]
+    return prefix_tree(tokens[:, 0], Beams(children, torch.zeros_like(children), -children.float()))
 
 
 @pytest.fixture
@@ -74,10 +76,7 @@ def test_a_step_of_plain_decoding_and_distilling_take_it_too(calls):
     session, _ = verifier.open(prompts(1)[0], None, 32)
     assert calls == [(4, 2, 12)] * LAYERS  # a causal pass: transformers' own, which repeats no keys without a mask
     calls.clear()
-    only_root = DraftTree(
-        *(part[:, :1] for part in (tree(1).tokens, tree(1).parents, tree(1).depths)), torch.zeros(1, 1), 0
-    )
-    session.forward_tree(only_root)
+    session.forward_tree(root_tree(torch.ones(1, dtype=torch.int64)))
     assert calls == [(2, 2, 2)] * LAYERS
     calls.clear()
     text = prompts(1)[0][0]

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options.decoding import VerifierOptions
+from recurrent_drafter.cli.progress import Meter
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.records.provenance import EVALUATION, RUN_RECORD, read_verification, write_records
@@ -170,13 +173,15 @@ def check(options: VerifierOptions, journeys: Callable[[Path, str, PreTrainedTok
     dialogues = load_dialogues("demo", None, "train", limit=CONVERSATIONS).dialogues
     conversations = [{"messages": [asdict(turn) for turn in dialogue.turns]} for dialogue in dialogues]
     begun, passed, failed = time.monotonic(), 0, 0
+    errors = Console(file=sys.stderr)  # not a command's, which are collected
     with tempfile.TemporaryDirectory() as temporary:
         write_records(Path(temporary) / "conversations.jsonl", conversations)
         for journey in journeys(Path(temporary), options.base_model, tokenizer):
             for name, step in journey.steps():
                 started = time.monotonic()
                 try:
-                    said = step()
+                    with Meter(f"{journey.name}: {name}", console=errors):
+                        said = step()
                 except Exception as error:  # noqa: BLE001  # however a step fails, it has failed, and others go on
                     reason = str(error) if isinstance(error, StepError) else f"{type(error).__name__}: {error}"
                     print(f"FAIL  {journey.name}: {name}: {reason}\n      (its other steps were not run)", flush=True)

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 
 from recurrent_drafter.bench.columns import NARROW, figure, rows_of
 from recurrent_drafter.bench.profile import Profile
 from recurrent_drafter.bench.scores import ArmScores, Evaluation
+from recurrent_drafter.cli.progress import tracked
 from recurrent_drafter.measure.arms import Batch, Decoding, explaining
 from recurrent_drafter.measure.ruler import Arm, Trial, compare
 from recurrent_drafter.models.verifier import Verifier
@@ -27,8 +27,9 @@ def compared(
 ) -> list[Trial]:
     """All arms on all batches, judged, with a bar meanwhile, and their table at the end."""
     judged = compare(arms, batches, explaining(verifier, decoding))
-    said = f"{len(batches)} batches, {len(arms)} arms"
-    trials = list(track(judged, said, total=len(batches), console=console, transient=True))
+    prompts = sum(len(batch.row_ids) for batch in batches)
+    rows = lambda trial: len(trial.batch.row_ids)  # noqa: E731
+    trials = list(tracked(judged, f"decoding {len(arms)} ways", "prompts", total=prompts, counted=rows))
     console.print(arm_table(trials, decoding, verifier.model.dtype, len(batches[0].row_ids)))
     for row in rows_of(trials):
         if sum(row.sources.values()) > row.sources.get("verifier", 0):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.bench.evaluation import AUTOREGRESSIVE, SPECULATIVE, Interview
@@ -18,9 +17,10 @@ from recurrent_drafter.bench.profile import profiled
 from recurrent_drafter.bench.scores import Evaluation
 from recurrent_drafter.cli.chat import Chat
 from recurrent_drafter.cli.figures import profile_table, show
-from recurrent_drafter.cli.inputs import open_speculator
+from recurrent_drafter.cli.inputs import open_speculator, pack_weights
 from recurrent_drafter.cli.main import INTERRUPTED
 from recurrent_drafter.cli.options import decoding
+from recurrent_drafter.cli.progress import Meter
 from recurrent_drafter.data.questions import Question, load_questions, spread
 from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
@@ -41,6 +41,7 @@ def run(
 ) -> int:
     questions = prepare(options, evaluation)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
+    pack_weights(model)
     if options.autoregressive:
         speculator = RecurrentDraftingSpeculator(lookup=False)
         speculator.attach_verifier(model)
@@ -116,18 +117,13 @@ def take_in(
     evaluation: Evaluation, trials: Iterator[Trial], console: Console, log: Callable[[dict[str, float], int], None]
 ) -> None:
     """Add the trials as they come, until they end or Ctrl-C does: each is taken in for all arms or not at all."""
-    bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-        TimeRemainingColumn(), console=console, transient=True,
-    )  # fmt: skip
     try:
-        with bar:
-            answering = bar.add_task("answering", total=evaluation.prompts, note="")
+        with Meter("answering", evaluation.prompts, "prompts") as meter:
             for trial in trials:
                 evaluation.trials.append(trial)
                 rates = {arm.name: arm.rate for arm in evaluation.arms.values()}
                 note = " / ".join(f"{rate:.0f}" for rate in rates.values()) + " tok/s"
-                bar.update(answering, completed=evaluation.done, note=note)
+                meter.update(evaluation.done, note=note)
                 log({f"so_far/{name}_tokens_per_second": rate for name, rate in rates.items()}, evaluation.done)
             evaluation.is_complete = True
     except KeyboardInterrupt:

@@ -1,15 +1,18 @@
-"""The drafter that a command decodes with."""
+"""The model and the drafter that a command decodes with."""
 
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from rich.console import Console
+from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.cli.options.decoding import lookup_alone
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.models.loading import check_tokenizer
+from recurrent_drafter.models.packed_linear import pack
 
 
 def open_speculator(
@@ -37,3 +40,11 @@ def open_speculator(
     if shape:
         speculator.shape = replace(speculator.drafter.config.draft_shape, **{"max_tree_nodes": None, **shape})
     return speculator if lookup is None else speculator.with_lookup(lookup)
+
+
+def pack_weights(model: PreTrainedModel) -> None:
+    """Put packed weights in the place of the model's own, with a bar."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("packing weights", total=None)
+        pack(model, lambda done, total: bar.update(task, completed=done, total=total))

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,6 +21,7 @@ from recurrent_drafter.cli.inputs import open_speculator
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options import measuring as asks
 from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOptions, given
+from recurrent_drafter.cli.progress import tracked
 from recurrent_drafter.data.sources import load_dialogues
 from recurrent_drafter.data.templates import prompts_from_dialogues
 from recurrent_drafter.decoding.costs import Tuning, conditions
@@ -59,11 +59,10 @@ def verify(
     sampled = decoding_of(asked, model, draws, sampling.seed or 0) if draws["do_sample"] else None
     passes = verifications(speculator, greedy, sampled, auto=options.auto)
     console, batches = Console(), ways.batches_of(prompts, options.batch_size, model.device, whole=False)
-    with Progress(console=console, transient=True) as progress:
-        for way in passes:
-            task = progress.add_task(f"{way.name}: {len(prompts)} prompts, {len(way.arms)} ways", total=len(prompts))
-            for batch in way.verify(speculator.verifier, batches):
-                progress.advance(task, len(batch.row_ids))
+    for way in passes:
+        done, said = way.verify(speculator.verifier, batches), f"{way.name}, {len(way.arms)} ways"
+        for _ in tracked(done, said, "prompts", total=len(prompts), counted=lambda batch: len(batch.row_ids)):
+            pass
     console.print(verified(passes, f"{greedy.protocol}, {named(model.dtype)}, batch {options.batch_size}"))
     for way in passes:
         for found in way.differing:
@@ -146,12 +145,10 @@ def tune(which: SpeculatorOptions, asked: asks.PromptOptions, options: asks.Tune
         raise ValueError(f"--widths has {max(options.widths)} in it, expected at most {most} (the draft vocabulary)")
     prompts = load_prompts(asked, speculator.verifier, tokenizer, count=20)
     console, decoding = Console(), decoding_of(asked, model)
-    with Progress(console=console, transient=True) as progress:
-        search = Search(
-            speculator, prompts, decoding, options.batch_size, options.widths, options.lengths, options.confirm,
-            lambda things, said: progress.track(things, description=said),
-        )  # fmt: skip
-        findings, single = search.run()
+    search = Search(
+        speculator, prompts, decoding, options.batch_size, options.widths, options.lengths, options.confirm, tracked
+    )
+    findings, single = search.run()
     for found in findings:
         console.print(tuned(found, f"{decoding.protocol}, greedy, {named(model.dtype)}: speed over autoregression"))
     differing = [(found.batch, comparison) for found in findings for comparison in found.differing]

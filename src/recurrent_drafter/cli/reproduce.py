@@ -8,14 +8,13 @@ import subprocess
 import sys
 import traceback
 from contextlib import redirect_stdout
-from functools import partial
 from pathlib import Path
 
 from accelerate import PartialState
-from rich.progress import track
 
 from recurrent_drafter.cli import train
 from recurrent_drafter.cli.main import INTERRUPTED, quiet, reporting
+from recurrent_drafter.cli.progress import tracked
 from recurrent_drafter.cli.train import TrainingTerminal, duration
 from recurrent_drafter.data.sources import Split, load_dialogues
 from recurrent_drafter.records.paths import make_writable
@@ -142,15 +141,15 @@ def work() -> int:
     parent, pending = os.getppid(), results.pending
     state.wait_for_everyone()  # before one of several processes changes what is pending
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere if rank > 0 else sys.stdout):
-        with TrainingTerminal() as terminal:
-            workshop = Workshop(results, train.options, partial(track, transient=True), terminal, sys.argv)
+        with TrainingTerminal(speaks=rank == 0) as terminal:
+            workshop = Workshop(results, train.options, tracked, terminal, sys.argv)
         for name in pending:
             if os.getppid() != parent:  # killed; somebody may have started it again
                 return 1
             print(f"\n[{1 + results.plan.names.index(name)} of {len(results.plan.names)}] {name}")
             results.at_work.write_text(name)
             try:
-                with TrainingTerminal() as terminal:
+                with TrainingTerminal(speaks=rank == 0) as terminal:
                     record = workshop.do(name, terminal, terminal.should_stop)
             except Exception as error:  # noqa: BLE001  whatever a job dies of is its outcome
                 results.path(name).mkdir(parents=True, exist_ok=True)

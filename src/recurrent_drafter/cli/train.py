@@ -8,12 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from typing import Any
 
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
+from rich.console import Console
 
 from recurrent_drafter.cli.main import INTERRUPTED
 from recurrent_drafter.cli.options.training import read_training
 from recurrent_drafter.cli.parser import OptionParser
+from recurrent_drafter.cli.progress import Meter
 from recurrent_drafter.measure.estimate import best_lookup, expected_tokens
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.callbacks import Progress
@@ -23,6 +23,7 @@ from recurrent_drafter.training.pipeline import TrainedDrafter, estimate, evalua
 
 ATTAINABLE = 0.8  # acceptance per draft token that a good drafter can be hoped to have
 GIB = 2**30
+UNITS = {"training": "steps", "distilling": "conversations", "evaluation": "replies", "data": "replies"}
 WORTH = ("predicted_speedup", "break_even")  # figures of this machine, beside those of the held-out replies
 
 
@@ -52,7 +53,7 @@ def options(argv: Sequence[str]) -> TrainingArguments:
 
 def do(args: TrainingArguments, command: Sequence[str], started: float) -> int:
     verifier = str(args.llm_name_or_path)
-    with TrainingTerminal() as terminal:
+    with TrainingTerminal(speaks=args.process_index == 0) as terminal:
         if args.phase == "eval":
             drafter = str(args.drafter_name_or_path)
             trained = evaluate(verifier, drafter, None, args, on_progress=terminal, command=command)
@@ -74,53 +75,46 @@ def do(args: TrainingArguments, command: Sequence[str], started: float) -> int:
 
 
 class TrainingTerminal:
-    """Prints a training's sentences, draws a bar for each of its phases, and takes Ctrl-C as a wish once steps begin.
+    """Prints a training's sentences, shows how far each phase is, and takes Ctrl-C as a wish once steps begin.
 
     The first Ctrl-C then ends training after the step at hand, with a checkpoint of it; a second one ends it at once.
+    ``speaks``: one of several processes shows its phases.
     """
 
-    def __init__(self) -> None:
-        self.bar: Bar | None = None
-        self.phase, self.task = "", TaskID(0)
+    def __init__(self, *, speaks: bool = True) -> None:
+        self.console = Console(stderr=True, quiet=not speaks)
+        self.phase, self.meter = "", Meter("loading", console=self.console)
         self.interrupted = False
         self._before: Any = None
 
     def __enter__(self) -> "TrainingTerminal":
+        self.meter.__enter__()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._close()
+        self.meter.__exit__()
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
 
     def __call__(self, progress: Progress) -> None:
+        if progress.phase != self.phase:
+            self._begin(progress)
         if progress.done is not None:
-            if self.bar is None or progress.phase != self.phase:
-                self._open(progress.phase)
-            assert self.bar is not None
-            self.bar.update(self.task, total=progress.total, completed=progress.done, note=progress.text)
-        elif progress.phase != "training" or self.bar is None or not self.bar.console.is_terminal:
-            print(progress.text)  # of training, a terminal shows the same beside the bar
+            self.meter.update(progress.done, progress.total, progress.text)
+            if progress.phase == "training" and self._before is None:
+                self._before = signal.signal(signal.SIGINT, self._note)
+        elif progress.phase != "training" or self.meter.done is None or not self.console.is_terminal:
+            print(progress.text, flush=True)  # of training, a terminal shows the same beside the bar
 
     def should_stop(self) -> bool:
         return self.interrupted
 
-    def _open(self, phase: str) -> None:
-        self._close()
-        self.phase = phase
-        self.bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[note]}"), TimeElapsedColumn(),
-        )  # fmt: skip
-        self.task = self.bar.add_task(phase, total=None, note="")
-        self.bar.start()
-        if phase == "training":
-            self._before = signal.signal(signal.SIGINT, self._note)
-
-    def _close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-        self.bar = None
+    def _begin(self, progress: Progress) -> None:
+        """Show another phase; one by time is a share of the whole."""
+        self.meter.__exit__()
+        unit = "" if progress.total == 1.0 else UNITS.get(progress.phase, "")
+        self.phase, self.meter = progress.phase, Meter(progress.phase, unit=unit, console=self.console)
+        self.meter.__enter__()
 
     def _note(self, *_: Any) -> None:
         self.interrupted = True

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import logging
+import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +68,7 @@ class Costs:
 
 GUESS = Costs(rows=(1, 2, 4, 8, 16, 24, 32, 64), verify=(1.0, 1.1, 1.3, 1.45, 1.75, 2.1, 2.5, 4.0), draft_level=0.04)
 KNOTS = np.array([1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024])
+PLACES = KNOTS.tolist()
 NEWEST = 0.05  # weight of the newest step
 FORGOTTEN = 0.005  # of what seemed dear, at every step that shows nothing of it: so it is tried again
 OUTLIER = 2.0  # a step that took more times what was expected, or less, counts as this
@@ -100,19 +103,21 @@ class LearnedCosts:
     def took(self, rows: int, ratio: float) -> None:
         """A step of so many nodes took so many times what was expected."""
         if self.is_guess:
-            self._corrections += np.log(ratio)
+            self._corrections += math.log(ratio)
             self.draft_level *= ratio
-        known, before = self._seen > 0, self._corrections
-        filled = np.interp(KNOTS, KNOTS[known], before[known]) if known.any() else before
-        place = float(np.interp(rows, KNOTS, np.arange(len(KNOTS))))
-        shares = np.maximum(1 - np.abs(np.arange(len(KNOTS)) - place), 0)  # of the two knots next to it
-        shown = shares > 0
-        change = 0.0 if self.is_guess else float(np.log(np.clip(ratio, 1 / OUTLIER, OUTLIER)))
-        self._seen += shares
-        weights = shares * np.maximum(1 / np.maximum(self._seen, 1), NEWEST)
-        corrected = np.where(shown, filled + weights * change, before)
-        dearer = np.maximum(corrected - corrected[shown].max(), 0)
-        self._corrections = np.where(shown, corrected, corrected - FORGOTTEN * dearer)
+            ratio = 1.0
+        known, after = self._seen > 0, min(bisect_left(PLACES, rows), len(PLACES) - 1)
+        low, high = max(after - 1, 0), after
+        share = min((rows - PLACES[low]) / (PLACES[high] - PLACES[low]), 1.0) if high > low else 1.0
+        dearest, change = -math.inf, math.log(min(max(ratio, 1 / OUTLIER), OUTLIER))
+        for knot, part in ((low, 1 - share), (high, share)):
+            if part > 0:
+                if not known[knot] and known.any():
+                    self._corrections[knot] = np.interp(PLACES[knot], KNOTS[known], self._corrections[known])
+                self._seen[knot] += part
+                self._corrections[knot] += part * max(1 / max(self._seen[knot], 1.0), NEWEST) * change
+                dearest = max(dearest, self._corrections[knot])
+        self._corrections -= FORGOTTEN * np.maximum(self._corrections - dearest, 0)
 
     def save(self, path: Path) -> None:
         """Keep the curve where steps have shown it. Raises OSError where that cannot be written."""

@@ -45,8 +45,11 @@ class DraftController(Protocol):
     def deeper(self, log_probs: Tensor) -> bool:
         """Whether to draft one more level after the one with these cumulative log-probabilities (B, W)."""
 
-    def claims(self, probabilities: Floats) -> Floats:
-        """Log-probabilities at which the drafter's nodes are as likely to be accepted as lookup's (B, C)."""
+    def claims(self, probabilities: Floats) -> Floats | None:
+        """Log-probabilities at which the drafter's nodes are as likely to be accepted as lookup's (B, C).
+
+        None where it does not pay to join these to what the drafter has drafted.
+        """
 
     def budget(self, log_probs: Tensor, levels: int) -> int:
         """How many nodes to verify, the root included, of one that claims (B, n) for the others; L = ``levels``."""
@@ -97,16 +100,16 @@ class Drafting:
         found = self.lookup.find(longest) if self.lookup is not None else None
         width, length = self.controller.plan(len(root), longest, found)
         beams = self.draft(hidden, root, width, length, self.controller.deeper) if self.draft and length else None
-        if found is None and beams is None:
+        claims = self.controller.claims(found.probabilities) if found is not None else None
+        if beams is None and (found is None or claims is None):
             return root_tree(root)
-        if found is None:
+        if found is None or claims is None:
             assert beams is not None
-            claims = beams.log_probs.flatten(1)
-            return prefix_tree(root, beams, self.controller.budget(claims, beams.tokens.shape[1]))
-        tree = found.tree(root, self.controller.claims(found.probabilities))
+            return prefix_tree(root, beams, self.controller.budget(beams.log_probs.flatten(1), beams.tokens.shape[1]))
+        tree, levels = found.tree(root, claims), 0
         if beams is not None:
-            tree = joined(prefix_tree(root, beams), tree)
-        return pruned(tree, self.controller.budget(tree.log_probs[:, 1:], beams.tokens.shape[1] if beams else 0))
+            tree, levels = joined(prefix_tree(root, beams), tree), beams.tokens.shape[1]
+        return pruned(tree, self.controller.budget(tree.log_probs[:, 1:], levels))
 
 
 def decode(

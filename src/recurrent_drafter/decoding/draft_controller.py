@@ -39,6 +39,7 @@ from recurrent_drafter.decoding.rates import (
 from recurrent_drafter.models.config import DraftShape
 
 LONGEST = 10  # tokens to draft at most, where each of them has to pay
+JOINING = 2e-4  # seconds, to begin with
 MOST_FOUND = 48  # nodes to verify at most of what was looked up
 SURE = 4  # how sure lookup is, in steps of half a doubling of the tokens that it is expected to yield
 UNEVEN = 0.15  # rows advance unevenly, and a batch takes so much longer for each doubling than its mean row
@@ -94,9 +95,9 @@ class TreeLoad:
     nodes: float = 3.0
     seen: int = 0
 
-    def afresh(self) -> "TreeLoad":
-        """What is known of the machine and of drafts, for another load."""
-        return replace(self, choice=self.choice.afresh(), gains=self.gains.copy(), seen=0)
+    def afresh(self, *, tried: bool) -> "TreeLoad":
+        """What is known of the machine and of drafts, for another load; lengths that were ``tried`` are not again."""
+        return replace(self, choice=self.choice.afresh(tried=tried), gains=self.gains.copy(), seen=0)
 
     def drafted(self, tokens: float, levels: int, nodes: int) -> None:
         """What one more of them came to."""
@@ -128,8 +129,8 @@ class TreeController:
         self.shape = shape
         self._clock = clock
         self._acceptance = AcceptanceByClaim()
-        self._drafts = 0 if shape is None else shape.beam_length
-        self._most = MOST_FOUND if shape is None else max(MOST_FOUND, 1 + shape.beam_width * shape.beam_length)
+        self._width, self._drafts = (1, 0) if shape is None else (shape.beam_width, shape.beam_length)
+        self._most = max(MOST_FOUND, 1 + self._width * self._drafts)
         self._loads: dict[tuple[int, int], TreeLoad] = {}  # by the batch's magnitude in powers of two, and `SURE`
         self._load = TreeLoad(LengthChoice((self._drafts, 0), slowness=1.0), np.ones(self._most))
         self._batch = self._limit = self._level = self._levels = 0
@@ -138,6 +139,9 @@ class TreeController:
         self._alone = 1  # nodes to verify where nothing is drafted
         self._reached = 1.0  # how often the newest level is expected to be accepted
         self._rate = 0.0  # tokens per second and row
+        self._drafting = False
+        self._joining = JOINING  # seconds of joining what was found to a draft
+        self._joins = 0.0  # when that began
         self._began = self._untimed = 0.0  # when this part of the step did; what is expected of a draft within it
 
     def plan(self, batch: int, longest: int, found: Found | None = None) -> tuple[int, int]:
@@ -150,14 +154,13 @@ class TreeController:
         self._yields[0] += UNEVEN * math.log2(batch)
         self._alone = int(np.argmax(self._yields / self._seconds[: len(self._yields)])) + 1
         sure = min(int(2 * math.log2(self._yields[self._alone - 1] / self._yields[0])), SURE)
-        magnitude = batch.bit_length()  # rows leave one by one: what 15 have shown holds for 14
-        if (magnitude, sure) not in self._loads:
-            self._loads[magnitude, sure] = self._load.afresh()
-        self._load = self._loads[magnitude, sure]
+        load = batch.bit_length(), sure  # rows leave one by one: what 15 have shown holds for 14
+        if load not in self._loads:
+            self._loads[load] = self._load.afresh(tried=load[0] in (known for known, _ in self._loads))
+        self._load = self._loads[load]
         self._limit = min(longest, self._drafts)
-        if self.shape is None:
-            return 1, 0
-        return self.shape.beam_width, self._limit if self._limit > 0 and self._speculates() else 0
+        self._drafting = self._limit > 0 and self._speculates()
+        return (self._width, self._limit) if self._drafting else (1, 0)
 
     def _speculates(self) -> bool:
         load, alone = self._load, self._yields[self._alone - 1]
@@ -197,10 +200,18 @@ class TreeController:
         more = self._verifying(first + breadth) - self._verifying(first)
         return gain > self._rate * (self._draft_level + self._tree * more)
 
-    def claims(self, probabilities: Floats) -> Floats:  # (B, C)
-        """Found nodes on the drafter's own scale, which is the one that measured acceptance translates from."""
-        if self._limit == 0:
-            return logarithms(probabilities)
+    def claims(self, probabilities: Floats) -> Floats | None:  # (B, C)
+        """Found nodes on the drafter's own scale, which is the one that measured acceptance translates from.
+
+        They are joined where what they are expected to add takes longer to decode than joining does. What the drafter
+        knows is not added: of T tokens per step it gives, it has all but one in T as well.
+        """
+        if not self._drafting:
+            return None if self._alone == 1 else logarithms(probabilities)
+        added = (self._yields[self._alone - 1] - self._yields[0]) / self._load.tokens
+        self._joins = self._clock()
+        if added < self._rate * self._joining:
+            return None
         return np.where(probabilities > 0, self._acceptance.claims(probabilities), -np.inf)
 
     def budget(self, log_probs: Tensor, levels: int) -> int:  # (B, n)
@@ -209,6 +220,8 @@ class TreeController:
         if levels == 0:
             return self._alone
         if log_probs.device.type == "cpu":
+            if log_probs.shape[1] > levels * self._width:
+                self._joining = nearer(self._joining, self._clock() - self._joins, MEMORY)
             drafting = self._clock() - self._began
             self._began += drafting
             self._load.drafting = nearer(self._load.drafting, drafting / (levels * self.costs.draft_level), MEMORY)

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -20,30 +21,49 @@ from recurrent_drafter.decoding.rates import EARLIER, LONGEST_MATCH, PROMPT, REP
 LOOKED_UP = 5  # of the newest tokens, at most
 TRIED = 3  # newest occurrences of each length
 LONGEST_CHAIN = 24
-LEAST = 0.02  # a chain ends where it is accepted less often
+LEAST = 0.05  # a chain ends where it is accepted less often
 REMEMBERED = 2**14  # tokens of earlier replies
 END = -1  # of an earlier reply
+BASE, MASK = np.uint64(0x9E3779B97F4A7C15), 2**64 - 1  # an odd number without a pattern
 
 
 class Occurrences:
-    """A text that grows, and the places after every run of 1 to `LOOKED_UP` of its tokens."""
+    """A text that grows, and the places after every run of 1 to `LOOKED_UP` of its tokens.
+
+    A run is known by a number, of which its tokens are the digits (modulo 2^64). Runs that share one do no harm: tokens
+    are compared before a match counts.
+
+    Attributes:
+        runs: of the last 1 to `LOOKED_UP` tokens.
+    """
 
     def __init__(self, tokens: Sequence[int] = ()) -> None:
-        self.tokens: list[int] = []
-        self._newest: list[dict[int, int]] = [{} for _ in range(LOOKED_UP)]  # by length and hash of the run
-        self._before: list[list[int]] = [[] for _ in range(LOOKED_UP)]  # by place: the same run's one before, or -1
-        for token in tokens:
-            self.add(token)
+        self.tokens = list(tokens)
+        self.runs: list[int] = []
+        self._newest: list[dict[int, int]] = []  # by length and run: the newest place after it
+        self._before: list[list[int]] = []  # by length and place: the one after the run's occurrence before, or -1
+        digits = np.array(self.tokens, dtype=np.int64).astype(np.uint64)
+        numbers = np.zeros_like(digits)
+        for length in range(1, LOOKED_UP + 1):
+            numbers = np.concatenate([numbers[:1] * 0, numbers[:-1]]) * BASE + digits
+            followed = numbers[length - 1 : -1]
+            self.runs.append(int(numbers[-1]) if len(numbers) else 0)
+            self._newest.append(dict(zip(followed.tolist(), range(length, len(numbers)), strict=True)))
+            self._before.append([-1] * min(length, len(numbers)) + _before(followed, length))
 
     def add(self, token: int) -> None:
-        place = len(self.tokens)
-        for run, newest, before in zip(runs(self.tokens), self._newest, self._before, strict=True):
-            before.append(newest.get(run, -1))
-            newest[run] = place
+        shorter, place = 0, len(self.tokens)
+        for index, run in enumerate(self.runs):
+            newest = self._newest[index]
+            self._before[index].append(newest.get(run, -1))
+            if place > index:
+                newest[run] = place
+            self.runs[index] = (shorter * int(BASE) + token) & MASK
+            shorter = run
         self.tokens.append(token)
 
     def after(self, run: int, length: int) -> Iterator[int]:
-        """The places after the newest occurrences of a run of so many tokens, by its hash."""
+        """The places after the newest occurrences of a run of so many tokens."""
         place = self._newest[length - 1].get(run, -1)
         for _ in range(TRIED):
             if place < 0:
@@ -59,23 +79,27 @@ class Occurrences:
         return count
 
 
-def runs(tokens: Sequence[int]) -> list[int]:
-    """Hashes of a text's last 1 to `LOOKED_UP` tokens; runs of equal hash that differ match less than they claim to."""
-    end = tuple(tokens[-LOOKED_UP:])
-    return [hash(end[-length:]) for length in range(1, LOOKED_UP + 1)]
+def _before(numbers: npt.NDArray[np.uint64], first: int) -> list[int]:
+    """For each number of a row that begins at place ``first``: the place where it stood last before, or -1."""
+    order = np.argsort(numbers, kind="stable")
+    same = numbers[order[1:]] == numbers[order[:-1]]
+    found = np.full(len(numbers), -1)
+    found[order[1:][same]] = order[:-1][same] + first
+    return found.tolist()
 
 
 class Memory:
-    """Replies of earlier generations, of which the newest are kept."""
+    """Replies of earlier generations, of which the newest are kept: at most so many tokens, END tokens included."""
 
     def __init__(self, most: int = REMEMBERED) -> None:
         self.most, self.replies = most, Occurrences()
 
     def add(self, reply: Sequence[int]) -> None:
-        for token in (*reply, END) if self.most else ():
+        if len(self.replies.tokens) + len(reply) >= self.most:  # half of it goes at once: reading anew takes a while
+            kept = max(self.most // 2 - len(reply), 0)
+            self.replies = Occurrences(self.replies.tokens[len(self.replies.tokens) - kept :])
+        for token in (*reply, END)[-self.most :] if self.most else ():
             self.replies.add(token)
-        if len(self.replies.tokens) > self.most:
-            self.replies = Occurrences(self.replies.tokens[-self.most // 2 :])
 
 
 @dataclass(frozen=True)
@@ -156,6 +180,7 @@ class Lookup:
         self._state, self._rates, self._memory = state, rates, memory
         self._prompt = state.prompts.shape[1]
         self._texts = [Occurrences(prompt) for prompt in state.prompts.tolist()]
+        self._found = [self._continuations(text) for text in self._texts]  # at the end of each
 
     def find(self, longest: int) -> Found | None:
         """Chains of at most so many tokens after each unfinished row; None where nothing is found."""
@@ -171,15 +196,16 @@ class Lookup:
 
     def _read(self) -> None:
         """Take in what the replies have got since; each of their tokens tells whether it would have been found."""
-        for text, reply in zip(self._texts, self._state.generated, strict=True):
+        for row, (text, reply) in enumerate(zip(self._texts, self._state.generated, strict=True)):
             for token in reply[len(text.tokens) - self._prompt :]:
-                for found in self._continuations(text):
+                for found in self._found[row]:
                     self._rates.verified(found.source, found.rank, found.matched, accepted=found.token == token)
                 text.add(token)
+                self._found[row] = self._continuations(text)
 
     def _chains(self, row: int, longest: int) -> Chains:
-        chains, text = Chains(), self._texts[row]
-        for found in self._continuations(text) if longest > 0 else ():
+        chains = Chains()
+        for found in self._found[row] if longest > 0 else ():
             parent, probability = 0, 1.0
             for depth, token in enumerate(found.chain(longest), 1):
                 rank = found.rank if depth == 1 else 0
@@ -192,10 +218,9 @@ class Lookup:
     def _continuations(self, text: Occurrences) -> list[Continuation]:
         """The longest matches, the newest first, that go on with different tokens; a row's own text comes first."""
         found: dict[int, Continuation] = {}
-        hashes = runs(text.tokens)
         for length in range(LOOKED_UP, 0, -1):
             for where in (text, self._memory.replies):
-                for place in where.after(hashes[length - 1], length):
+                for place in where.after(text.runs[length - 1], length):
                     token = where.tokens[place]
                     if token not in found and token != END:
                         source = EARLIER if where is not text else PROMPT if place < self._prompt else REPLY

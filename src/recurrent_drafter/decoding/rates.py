@@ -69,10 +69,12 @@ class LengthChoice:
                 chosen = length
         return chosen
 
-    def afresh(self) -> "LengthChoice":
-        """What is known of the machine, for another load."""
+    def afresh(self, *, tried: bool = False) -> "LengthChoice":
+        """What is known of the machine, for another load; ``tried``: with every length, so that none is tried first."""
         choice = LengthChoice(tuple(self.slowness))
         choice.slowness, choice._newest = dict(self.slowness), self._newest
+        if tried:
+            choice._seen = dict.fromkeys(self._seen, TRIALS)
         return choice
 
 

@@ -32,7 +32,7 @@ from recurrent_drafter.decoding.session import DecodingSession
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, load_drafter
-from recurrent_drafter.models.packed_linear import PackedLinears, pays, swapped
+from recurrent_drafter.models.packed_linear import PackedLinears, swapped
 from recurrent_drafter.models.verifier import Verifier
 
 
@@ -312,7 +312,8 @@ class RecurrentDraftingSpeculator:
         temperature = float(config.temperature or 1.0) if config.do_sample else 0.0
         lookup = self.experience.lookup(state, temperature) if self.lookup else None
         drafting = Drafting(self.controller(temperature), self._draft, lookup)
-        packed = self.packed if self.speculates or pays(len(state.prompts)) else ()
+        # For one row a copy would gain nothing over the weights as they are.
+        packed = self.packed if self.speculates or len(state.prompts) > 1 else ()
         forwards = [pair for linears in packed for pair in linears.forwards()]
         steps = decode(verifier, drafting, state, sampler, mask, session)
         try:

@@ -1,7 +1,7 @@
 """The verifier's own greedy replies: known text in which acceptance can be measured without decoding."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -49,11 +49,21 @@ class Reply:
 
 
 def greedy_replies(
-    verifier: Verifier, prompts: Sequence[Tensor], max_new_tokens: int, end_ids: Sequence[int], batch_size: int = 32
+    verifier: Verifier,
+    prompts: Sequence[Tensor],
+    max_new_tokens: int,
+    end_ids: Sequence[int],
+    batch_size: int = 32,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[Reply]:
-    """Replies to prompts (S,) each, in batches of similar length; without ``end_ids`` each has ``max_new_tokens``."""
+    """Replies to prompts (S,) each, in batches of similar length; without ``end_ids`` each has ``max_new_tokens``.
+
+    ``on_progress`` is given how many are done, unfinished ones by their share of ``max_new_tokens``, and how many there
+    are, whenever that is one more.
+    """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     replies: dict[int, Reply] = {}
+    told = 0
     packed = PackedLinears(verifier.model)
     with torch.inference_mode(), packed.applied():
         for start in range(0, len(order), batch_size):
@@ -61,7 +71,9 @@ def greedy_replies(
             input_ids, attention_mask = left_padded([prompts[index] for index in rows], verifier.device)
             state = GenerationState(input_ids, max_new_tokens, end_ids)
             for _ in decode(verifier, Drafting(), state, Sampler(state), attention_mask):
-                pass
+                done = start + len(rows) - len(state.rows) + int(sum(state.lengths) / max_new_tokens)
+                if done > told:
+                    on_progress(told := done, len(order))
             for index, tokens in zip(rows, state.generated, strict=True):
                 replies[index] = Reply(prompts[index], torch.tensor(tokens))
     return [replies[index] for index in range(len(prompts))]

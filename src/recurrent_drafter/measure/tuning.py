@@ -135,7 +135,7 @@ def best_of_each_cell(predictions: Sequence[Prediction]) -> dict[tuple[int, int]
     return cells
 
 
-Tracked = Callable[[Sequence[Any], str], Iterable[Any]]  # things to do and what they are: shows how far it is
+Tracked = Callable[[Sequence[Any], str, str], Iterable[Any]]  # things to do, why, and their name: shows how far it is
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Search:
     widths: Sequence[int]
     lengths: Sequence[int]
     confirm: int = 3
-    tracked: Tracked = lambda things, said: things  # noqa: ARG005
+    tracked: Tracked = lambda things, said, unit: things  # noqa: ARG005
 
     @property
     def drafter(self) -> RecurrentDrafter:
@@ -161,7 +161,7 @@ class Search:
         held_out = self._held_out()
         acceptances = self._acceptances(held_out)
         sizes = list(dict.fromkeys([1, *self.batch_sizes]))
-        costs = {batch: self._costs(batch) for batch in self.tracked(sizes, "costs at each batch size")}
+        costs = {batch: self._costs(batch) for batch in self.tracked(sizes, "costs at each batch size", "sizes")}
         findings = []
         for batch in self.batch_sizes:
             cells = best_of_each_cell(predict(acceptances, costs[1], costs[batch], self.lengths))
@@ -175,13 +175,13 @@ class Search:
         verifier, decoding = self.speculator.verifier, self.decoding
         replies: list[Reply] = []
         batches = [self.prompts[start : start + REPLIES] for start in range(0, len(self.prompts), REPLIES)]
-        for prompts in self.tracked(batches, "the verifier's own replies"):
+        for prompts in self.tracked(batches, "the verifier's own replies", "batches"):
             replies += greedy_replies(verifier, prompts, decoding.new_tokens, decoding.end_ids)
         return HeldOutReplies(verifier, replies)
 
     def _acceptances(self, held_out: HeldOutReplies) -> dict[int, DraftRanks]:
         longest = max(self.lengths)
-        widths = self.tracked(self.widths, "acceptance at each width")
+        widths = self.tracked(self.widths, "acceptance at each width", "widths")
         return {width: measure_acceptance(held_out, self.drafter, width, longest) for width in widths}
 
     def _with_lookup(
@@ -216,7 +216,7 @@ class Search:
         arms = [ways.our_arm(name, decoder, self.decoding) for name, decoder in decoders.items()]
         batches = ways.batches_of(self.prompts, batch, verifier.device, whole=False)
         said = f"decoding at batch {batch}, {len(arms)} ways"
-        return list(compare(arms, self.tracked(batches, said), ways.explaining(verifier, self.decoding)))
+        return list(compare(arms, self.tracked(batches, said, "batches"), ways.explaining(verifier, self.decoding)))
 
 
 @dataclass(frozen=True)

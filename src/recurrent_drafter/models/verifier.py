@@ -42,8 +42,7 @@ class Verifier:
         self.head: nn.Module = model.get_output_embeddings()
         self.config = model.config.get_text_config()
         self.embedding: nn.Module = model.get_input_embeddings()
-        self.vocab_size: int = self.head.weight.shape[0]  # type: ignore[assignment, union-attr, index]
-        self.hidden_size: int = self.head.weight.shape[1]  # type: ignore[assignment, union-attr, index]
+        self.vocab_size, self.hidden_size = self._head_shape
         # As transformers' own `create_masks_for_generate` reads a config: where layers have types, one mask for each
         # type; else one mask for all, which slides if there is a window.
         self._kinds: list[str] = sorted(set(getattr(self.config, "layer_types", None) or ()))
@@ -61,8 +60,13 @@ class Verifier:
             self.model is model
             and self.head is model.get_output_embeddings()
             and self.embedding is model.get_input_embeddings()
-            and self.vocab_size == self.head.weight.shape[0]
+            and self.vocab_size == self._head_shape[0]
         )
+
+    @property
+    def _head_shape(self) -> tuple[int, int]:
+        rows, width = next(self.head.parameters()).shape  # its `weight`, which takes long to read where it is packed
+        return rows, width
 
     @property
     def device(self) -> torch.device:

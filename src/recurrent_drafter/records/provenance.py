@@ -95,20 +95,22 @@ def resumed_records(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any
     """The records behind the header of a file of JSON lines, which is begun with this header unless it is there.
 
     A last line that a killed run left half written is taken off. Raises ValueError, saying what differs, where the file
-    was begun with other ``settings``, an entry of the header.
+    was begun with other ``settings``, an entry of the header, and for a file of another kind: such files stay as is.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = path.read_bytes() if path.exists() else b""
-    if (whole := text.rfind(b"\n") + 1) < len(text):
-        os.truncate(path, whole)
-    if not whole:
+    if not path.exists():
         append_record(path, header)
         return []
-    begun, *records = read_records(path)
-    old, new = begun.get("settings", {}), json.loads(json.dumps(header["settings"]))
+    try:
+        begun, *records = read_records(path, growing=True)
+        old = dict(begun["settings"])
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is no record of a measurement: delete it, or name another file") from None
+    new = json.loads(json.dumps(header["settings"]))
     if changed := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
         said = "; ".join(f"{name}: {old.get(name)}, now {new.get(name)}" for name in changed)
         raise ValueError(f"{path} was begun with other settings ({said}): delete it, or name another file")
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
     return records
 
 

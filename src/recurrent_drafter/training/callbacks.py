@@ -43,6 +43,11 @@ OnProgress = Callable[[Progress], None]
 ShouldStop = Callable[[], bool]
 
 
+def counting(phase: Phase, tell: OnProgress) -> Callable[[float, float], None]:
+    """What tells of a phase how much is done, and of how much."""
+    return lambda done, total: tell(Progress(phase, done=done, total=total))
+
+
 def log_progress(progress: Progress) -> None:
     """Log sentences as information, counts for debugging."""
     logger.log(logging.INFO if progress.done is None else logging.DEBUG, "%s", progress)

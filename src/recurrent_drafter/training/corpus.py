@@ -17,7 +17,7 @@ from recurrent_drafter.models.loading import load_verifier
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.provenance import RUN_RECORD
 from recurrent_drafter.training.arguments import TrainingArguments
-from recurrent_drafter.training.callbacks import OnProgress, Progress
+from recurrent_drafter.training.callbacks import OnProgress, Progress, counting
 from recurrent_drafter.training.options import DataOptions, read_template
 
 HELD_OUT_PROMPT = 256  # tokens of a held-out prompt at most
@@ -84,7 +84,7 @@ def training_text(
     tell(Progress("data", f"training data: {source} ({report.schema} records): {report.summary()}"))
     if any(dialogue.turns and not dialogue.has_reply for dialogue in loaded.dialogues):
         tell(Progress("data", f"{source} has questions only: the verifier's own greedy replies are the answers"))
-        return sources.LoadedDialogues(answered(loaded.dialogues, pair, args), report)
+        return sources.LoadedDialogues(answered(loaded.dialogues, pair, args, tell), report)
     return loaded
 
 
@@ -107,7 +107,7 @@ def read_before(checkpoint: str | None) -> LoadReport | None:
     return LoadReport(**json.loads(record.read_text())["data"]) if checkpoint and record.is_file() else None
 
 
-def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> tuple[Dialogue, ...]:
+def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions, tell: OnProgress) -> tuple[Dialogue, ...]:
     """Conversations of these questions with the verifier's greedy replies, for as long as they fit its context."""
     context = pair.verifier.context_length
     most = args.model_max_length if context is None else min(args.model_max_length, context)
@@ -125,9 +125,9 @@ def answered(dialogues: Sequence[Dialogue], pair: Pair, args: DataOptions) -> tu
             if 0 < len(prompt) <= most - new_tokens:
                 asked.append((talk, dialogue.turns[number]))
                 prompts.append(prompt)
-        for (talk, question), reply in zip(
-            asked, greedy_replies(pair.verifier, prompts, new_tokens, pair.end_ids), strict=True
-        ):
+        told = counting("data", tell)
+        replies = greedy_replies(pair.verifier, prompts, new_tokens, pair.end_ids, on_progress=told)
+        for (talk, question), reply in zip(asked, replies, strict=True):
             text = str(pair.tokenizer.decode(reply.tokens, skip_special_tokens=True)).strip()
             if text:
                 talk += [question, Turn("assistant", text)]
@@ -153,4 +153,4 @@ def replies_to(
     prompts = prompts_from_dialogues(loaded.dialogues, pair.tokenizer, count=count, max_length=longest, fewest=1)
     source = loaded.report.source
     tell(Progress("evaluation", f"evaluation: the verifier's replies to {len(prompts)} held-out prompts of {source}"))
-    return greedy_replies(pair.verifier, prompts, new_tokens, end_ids)
+    return greedy_replies(pair.verifier, prompts, new_tokens, end_ids, on_progress=counting("evaluation", tell))

@@ -17,7 +17,7 @@ from recurrent_drafter.measure.replies import HeldOutReplies, Reply, greedy_repl
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.records.provenance import hash_of
 from recurrent_drafter.training.arguments import TrainingArguments, global_batch
-from recurrent_drafter.training.callbacks import OnProgress, Progress
+from recurrent_drafter.training.callbacks import OnProgress, Progress, counting
 from recurrent_drafter.training.corpus import Pair, TrainingText
 from recurrent_drafter.training.distillation import TokenDraw
 from recurrent_drafter.training.examples import RootExample, coverage, frequent_tokens, with_text_targets
@@ -105,7 +105,7 @@ def distilled(
         store,
         draw=draw,
         fingerprint=verifier,
-        on_progress=lambda done, total: tell(Progress("distilling", done=done, total=total)),
+        on_progress=counting("distilling", tell),
         process=(args.process_index, args.world_size),
     )
     tell(Progress("targets", f"distilled targets: {store}"))
@@ -192,12 +192,16 @@ def quick_text(pair: Pair, text: TrainingText, begun: float, tell: OnProgress) -
     prompts = prompts_from_dialogues(dialogues, pair.tokenizer, count=most, max_length=128, fewest=1)
     replies: list[Reply] = []
     here = time.monotonic()
+
+    def told(*_: int) -> None:
+        done = min(time.monotonic() - here, QUICK_TEXT_SECONDS)
+        tell(Progress("verifier's own text", f"{len(replies)} texts", done, QUICK_TEXT_SECONDS))
+
+    told()
     for start in range(0, len(prompts), QUICK_REPLIES):
         some = prompts[start : start + QUICK_REPLIES]
-        replies += greedy_replies(pair.verifier, some, QUICK_REPLY_TOKENS, (), batch_size=len(some))
+        replies += greedy_replies(pair.verifier, some, QUICK_REPLY_TOKENS, (), len(some), told)
         spent = time.monotonic() - here
-        done = min(spent, QUICK_TEXT_SECONDS)
-        tell(Progress("verifier's own text", f"{len(replies)} texts", done, QUICK_TEXT_SECONDS))
         late = time.monotonic() - begun > QUICK_SECONDS / 2
         if spent * (1 + QUICK_REPLIES / len(replies)) > QUICK_TEXT_SECONDS or late:
             break
