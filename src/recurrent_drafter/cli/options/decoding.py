@@ -63,9 +63,9 @@ class PairOptions(DeviceOptions, LookupOptions):
         return str(demo_drafter_path()) if is_bundled else self.speculator_path
 
     def check_speculation(self, *shape: str) -> None:
-        """Raise ValueError where nothing is left to draft with, or a drafter's ``shape`` is given without one."""
+        """Raise ValueError where nothing is left to draft with, or a ``shape`` is given without a drafter."""
         if self.drafter is None and shape:
-            raise ValueError(f"{flags(shape)} shape a drafter's drafts: {no_drafter(self.base_model)}")
+            raise ValueError(f"{flags(shape)} only matters with a drafter: {no_drafter(self.base_model)}")
         if self.drafter is None and self.lookup is False:
             raise ValueError(f"--no_lookup leaves nothing to draft with: {no_drafter(self.base_model)}")
 
