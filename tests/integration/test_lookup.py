@@ -46,7 +46,9 @@ def test_a_text_read_at_once_or_grown_is_the_same(text, cut):
         grown.add(token)
     for length in range(1, lookup_module.LOOKED_UP + 1):
         tail = text[-length:]
-        places = [n for n in range(length, len(text)) if text[n - length : n] == tail][::-1] if len(tail) == length else []
+        places = (
+            [n for n in range(length, len(text)) if text[n - length : n] == tail][::-1] if len(tail) == length else []
+        )
         for seen in (grown, Occurrences(text)):
             if len(text) >= length:
                 assert list(seen.after(seen.runs[length - 1], length)) == places[: lookup_module.TRIED]

@@ -8,6 +8,7 @@ from tests.models import WIDTH, generate, prompts, random_drafter, tiny_model
 from transformers import AutoModelForCausalLM
 
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
+from recurrent_drafter.models import packed_linear
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.packed_linear import (
     FEW_ROWS,
@@ -15,6 +16,7 @@ from recurrent_drafter.models.packed_linear import (
     PackedLinear,
     PackedLinears,
     Reordered,
+    arrange,
     pack,
     to_dense,
     unpacked,
@@ -22,6 +24,12 @@ from recurrent_drafter.models.packed_linear import (
 from recurrent_drafter.models.verifier import Verifier
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def nothing_measured(monkeypatch):
+    """What other tests' clocks have said is not known here."""
+    monkeypatch.setattr(packed_linear, "_found", {})
 
 
 def later_is_faster():
@@ -50,7 +58,7 @@ def test_a_packed_weight_computes_the_same_and_is_given_back_bit_by_bit(arrange,
 
 def test_packed_weights_beside_a_model_leave_no_trace():
     model = tiny_model("gpt2")
-    packed = PackedLinears(model, clock=later_is_faster())
+    packed = PackedLinears(model)
     layer = model.transformer.h[0].mlp.c_fc
     with torch.inference_mode():
         for rows in (1, 2, 17, FEW_ROWS[-1], FEW_ROWS[-1] + 1):
@@ -123,6 +131,7 @@ def test_what_would_not_be_faster_stays_as_it_is():
     model = tiny_model("llama")
     weights = {name: weight.data_ptr() for name, weight in model.named_parameters()}
     pack(model, clock=earlier_is_faster())
-    beside = PackedLinears(model, clock=earlier_is_faster())
+    arrange(model, clock=earlier_is_faster())
+    beside = PackedLinears(model)
     assert beside.forwards() == [] and beside.nbytes == 0
     assert {name: weight.data_ptr() for name, weight in model.named_parameters()} == weights

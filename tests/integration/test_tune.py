@@ -133,12 +133,15 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "can_draw", lambda: False)
     assert launch("tune", [*FEW, "--batch_size", "1", "2", "--output_dir", str(folder), "--copy_drafter"]) == 0
     said = capsys.readouterr()
-    assert said.err.count("\n") == 1
-    assert "matplotlib is not installed" in said.err
-    assert "predicted" in said.out
+    assert "matplotlib is not installed" in said.err.splitlines()[0]
+    assert "predicted" in said.out and " + lookup" in said.out
     assert not (folder / "tuning.png").exists()
     record = json.loads((folder / TUNING_FILE).read_text())
     assert [batch["batch_size"] for batch in record["batches"]] == [1, 2]
+    for batch in record["batches"]:
+        pairs = zip(batch["predicted"], batch["predicted_with_lookup"], strict=False)
+        assert all(alone["shape"] == joined["shape"] for alone, joined in pairs) and batch["predicted_with_lookup"]
+        assert sum(arm.endswith("+ lookup") for arm in batch["decoded"]) == 1
     model, _ = command.load_verifier("demo", dtype="float32")
     speculator = RecurrentDraftingSpeculator.from_pretrained(folder, verifier=model)
     assert speculator.experience.costs.start.verify == tuple(record["costs"]["verify"])

@@ -50,7 +50,10 @@ def test_a_command_may_sample_by_default():
         ("--autoregressive --beam_width 3 --beam_length 2", "drop --beam_width and --beam_length"),
         ("--autoregressive --lookup", "--autoregressive drafts nothing: drop --lookup"),
         ("--base_model ./ --no_lookup", "--no_lookup leaves nothing to draft with: no drafter is named for ./"),
-        ("--base_model ./ --beam_width 3 --beam_length 2", "--beam_width and --beam_length only matters with a drafter"),
+        (
+            "--base_model ./ --beam_width 3 --beam_length 2",
+            "only matters with a drafter: no drafter is named for",
+        ),
         ("--lookup maybe", "'maybe' is neither true nor false"),
         ("--autoregressive --compare", "--compare cannot be had with --autoregressive"),
         ("--interactive", "give one of --prompt TEXT, --interactive and --eval_mt_bench"),

@@ -31,7 +31,8 @@ def run_record(trial: Trial, arm: str, number: int) -> Record:
     run, verdicts = trial.runs[arm], trial.verdicts[arm]
     figures = {"steps": run.steps, "seconds": run.seconds, "first_seconds": run.first_seconds}
     judged = {"outcome": [v.outcome for v in verdicts], "margins": [v.margin for v in verdicts]}
-    counts = {"tokens": list(map(len, run.ids)), "tokens_by_source": tokens_by_source(run.sources)}
+    counts: Record = {"tokens": list(map(len, run.ids))}
+    counts |= {"tokens_by_source": tokens_by_source(run.sources)} if run.sources else {}
     return {"kind": "run", "arm": arm, "prompt": number, **counts, **figures, **judged}
 
 

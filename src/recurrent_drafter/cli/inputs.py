@@ -5,11 +5,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from recurrent_drafter.cli.options.decoding import lookup_alone
+from recurrent_drafter.cli.progress import Meter
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.models.loading import check_tokenizer
 from recurrent_drafter.models.packed_linear import pack
@@ -43,8 +42,6 @@ def open_speculator(
 
 
 def pack_weights(model: PreTrainedModel) -> None:
-    """Put packed weights in the place of the model's own, with a bar."""
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("packing weights", total=None)
-        pack(model, lambda done, total: bar.update(task, completed=done, total=total))
+    """Put packed weights in the place of the model's own, showing how far that is."""
+    with Meter("packing weights", unit="layers") as meter:
+        pack(model, meter.update)

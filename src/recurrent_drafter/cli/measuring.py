@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from recurrent_drafter.bench.columns import bugs, memory_line, run_records
 from recurrent_drafter.bench.engine import inside
 from recurrent_drafter.bench.scores import join, read_evaluation
 from recurrent_drafter.cli.figures import compared, named, profile_table, show
-from recurrent_drafter.cli.inputs import open_speculator
+from recurrent_drafter.cli.inputs import open_speculator, pack_weights
 from recurrent_drafter.cli.main import launch
 from recurrent_drafter.cli.options import measuring as asks
 from recurrent_drafter.cli.options.decoding import SamplingOptions, SpeculatorOptions, given
@@ -29,10 +30,11 @@ from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import HF, LOOKUP_TOKENS, PLAIN, Decoding
 from recurrent_drafter.measure.ruler import BUG, tokens_per_step, verdict, verdicts_on
-from recurrent_drafter.measure.tuning import BatchFindings, Search, label
+from recurrent_drafter.measure.tuning import AND_LOOKUP, BatchFindings, Search, label
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_drafter, load_verifier, save_drafter
+from recurrent_drafter.models.packed_linear import arrange
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records import provenance as records
 from recurrent_drafter.records.paths import TUNING_FILE
@@ -60,7 +62,8 @@ def verify(
     passes = verifications(speculator, greedy, sampled, auto=options.auto)
     console, batches = Console(), ways.batches_of(prompts, options.batch_size, model.device, whole=False)
     for way in passes:
-        done, said = way.verify(speculator.verifier, batches), f"{way.name}, {len(way.arms)} ways"
+        done = way.verify(speculator.verifier, batches, partial(pack_weights, model))
+        said = f"{way.name}, {len(way.arms)} ways"
         for _ in tracked(done, said, "prompts", total=len(prompts), counted=lambda batch: len(batch.row_ids)):
             pass
     console.print(verified(passes, f"{greedy.protocol}, {named(model.dtype)}, batch {options.batch_size}"))
@@ -139,6 +142,7 @@ def tune(which: SpeculatorOptions, asked: asks.PromptOptions, options: asks.Tune
     if not can_draw():
         print(MISSING, file=sys.stderr)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
+    arrange(model)
     speculator = open_speculator(which.drafter, model, tokenizer, which.shape, lookup=which.lookup)
     assert speculator.drafter is not None
     if max(options.widths) > (most := speculator.drafter.config.draft_vocab_size):
@@ -168,16 +172,21 @@ def tune(which: SpeculatorOptions, asked: asks.PromptOptions, options: asks.Tune
 def tuned(found: BatchFindings, title: str) -> Table:
     predicted, joined = found.predicted, {arm: f"{one.tokens_per_step:.2f}" for arm, one in found.looked_up.items()}
     columns: Columns = {
-        "beams x length": lambda arm: f"[bold]{arm}[/]" if predicted.get(arm) is found.best else arm,
+        "beams x length": lambda arm: f"[bold]{arm}[/]" if predicted.get(arm) is found.best else broken(arm),
         "walk": lambda arm: f"{predicted[arm].tokens_per_step:.2f}" if arm in predicted else "",
         **({"with\nlookup": lambda arm: joined.get(arm, "")} if joined else {}),
-        "tok/step": lambda arm: f"{tokens_per_step(found.trials, arm):.2f}",
+        "tok/\nstep": lambda arm: f"{tokens_per_step(found.trials, arm):.2f}",
         "predicted": lambda arm: f"{predicted[arm].speedup:.2f}" if arm in predicted else "",
         "measured": lambda arm: f"{found.speedup(arm):.2f}",
-        "decoding only": lambda arm: f"{found.speedup(arm, decoding_only=True):.2f}",
+        "decoding\nonly": lambda arm: f"{found.speedup(arm, decoding_only=True).value:.2f}",
         "identical": lambda arm: verdict(verdicts_on(found.trials, arm)),
     }
-    return terminal(found.arms[1:], columns, f"batch {found.batch}, {title}")
+    return terminal(found.arms[1:], columns, f"batch {found.batch}, {title}", tight=True)
+
+
+def broken(arm: str) -> str:
+    """In two lines where lookup joins a shape."""
+    return arm.replace(AND_LOOKUP, f"\n{AND_LOOKUP}")
 
 
 def save(folder: Path, findings: Sequence[BatchFindings], tuning: Tuning, made: dict[str, Any]) -> list[str]:
@@ -206,6 +215,7 @@ def bench(options: asks.BenchOptions, *, argv: list[str]) -> int:
         return 0
     fixed = DraftShape(options.beam_width, options.beam_length)
     model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
+    arrange(model)
     speculator = open_speculator(options.drafter, model, tokenizer, lookup=options.lookup)
     dataset = options.dataset_name or (None if options.dataset_path else "demo")
     dialogues = load_dialogues(dataset, options.dataset_path, "eval").dialogues
@@ -244,6 +254,7 @@ def demo(options: asks.DemoOptions, *, argv: list[str]) -> int:
             return code
         trained = "./models/demo-recurrent-drafter"
     model, tokenizer = load_verifier("demo", dtype=options.dtype)
+    arrange(model)
     dialogues = load_dialogues("demo", None, "eval").dialogues
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=options.prompts, max_length=512)
     bundled = open_speculator(str(demo_drafter_path()), model, tokenizer, lookup=options.lookup)

@@ -39,6 +39,7 @@ from recurrent_drafter.decoding.rates import (
 from recurrent_drafter.models.config import DraftShape
 
 LONGEST = 10  # tokens to draft at most, where each of them has to pay
+RECKONED = 8  # steps between two times that what is known of costs is reckoned with anew
 JOINING = 2e-4  # seconds, to begin with
 MOST_FOUND = 48  # nodes to verify at most of what was looked up
 SURE = 4  # how sure lookup is, in steps of half a doubling of the tokens that it is expected to yield
@@ -135,8 +136,9 @@ class TreeController:
         self._load = TreeLoad(LengthChoice((self._drafts, 0), slowness=1.0), np.ones(self._most))
         self._batch = self._limit = self._level = self._levels = 0
         self._seconds = np.ones(1)  # [n - 1] is the expected time of verifying n nodes per row
-        self._yields = np.ones(1)  # [n - 1] is what the n - 1 best nodes of lookup are expected to yield
+        self._steps = self._of_batch = 0  # what that was reckoned after, and for
         self._alone = 1  # nodes to verify where nothing is drafted
+        self._yield = 1.0  # tokens that they are expected to yield for a row
         self._reached = 1.0  # how often the newest level is expected to be accepted
         self._rate = 0.0  # tokens per second and row
         self._drafting = False
@@ -148,12 +150,11 @@ class TreeController:
         """As far as `deeper` will go; or length 0, where lookup alone or plain autoregression is the faster."""
         self._began, self._untimed, self._batch = self._clock(), 0.0, batch
         self._level, self._levels, self._reached = 0, 0, 1.0
-        self._seconds = np.maximum.accumulate(self.costs.verifying(batch * np.arange(1, self._most + 2)))
-        gains = best_first(found.probabilities)[: MOST_FOUND - 1] if found is not None else np.ones(0)
-        self._yields = np.concatenate([[1.0], 1 + np.cumsum(gains)])
-        self._yields[0] += UNEVEN * math.log2(batch)
-        self._alone = int(np.argmax(self._yields / self._seconds[: len(self._yields)])) + 1
-        sure = min(int(2 * math.log2(self._yields[self._alone - 1] / self._yields[0])), SURE)
+        if batch != self._of_batch or self._steps % RECKONED == 0:
+            self._seconds = np.maximum.accumulate(self.costs.verifying(batch * np.arange(1, self._most + 2)))
+            self._of_batch = batch
+        self._steps += 1
+        sure = self._weigh(found)
         load = batch.bit_length(), sure  # rows leave one by one: what 15 have shown holds for 14
         if load not in self._loads:
             self._loads[load] = self._load.afresh(tried=load[0] in (known for known, _ in self._loads))
@@ -162,8 +163,24 @@ class TreeController:
         self._drafting = self._limit > 0 and self._speculates()
         return (self._width, self._limit) if self._drafting else (1, 0)
 
+    def _weigh(self, found: Found | None) -> int:
+        """How many nodes of lookup to verify where nothing is drafted, and how sure these are."""
+        plain = 1 + UNEVEN * math.log2(self._batch)
+        self._alone = 1
+        if found is None:
+            self._yield = plain
+            return 0
+        yields = 1 + np.cumsum(best_first(found.probabilities)[: MOST_FOUND - 1])
+        rates = yields / self._seconds[1 : len(yields) + 1]
+        best = int(np.argmax(rates))
+        if rates[best] > plain / self._seconds[0]:
+            self._alone, self._yield = best + 2, float(yields[best])
+            return min(int(2 * math.log2(self._yield / plain)), SURE)
+        self._yield = plain
+        return 0
+
     def _speculates(self) -> bool:
-        load, alone = self._load, self._yields[self._alone - 1]
+        load, alone = self._load, self._yield
         seconds = {
             self._drafts: self._tree * self._verifying(load.nodes) + load.levels * self._draft_level,
             0: load.choice.slowness[0] * self._verifying(self._alone),
@@ -208,7 +225,7 @@ class TreeController:
         """
         if not self._drafting:
             return None if self._alone == 1 else logarithms(probabilities)
-        added = (self._yields[self._alone - 1] - self._yields[0]) / self._load.tokens
+        added = (self._yield - 1) / self._load.tokens
         self._joins = self._clock()
         if added < self._rate * self._joining:
             return None

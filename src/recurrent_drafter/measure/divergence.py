@@ -12,7 +12,7 @@ from recurrent_drafter.core.noise import gumbel_noise
 from recurrent_drafter.core.tree import DraftTree, root_tree
 from recurrent_drafter.decoding.generation_state import GenerationState
 from recurrent_drafter.decoding.sampler import Sampler
-from recurrent_drafter.models.packed_linear import PackedLinears
+from recurrent_drafter.models.packed_linear import PackedLinears, unpacked
 from recurrent_drafter.models.verifier import Verifier
 
 TIE_CAPS = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.25}
@@ -126,7 +126,8 @@ def ways_of_computing(verifier: Verifier, prompt: Tensor, reply: Sequence[int]) 
     """
     text = torch.cat([prompt.cpu(), torch.tensor(reply, dtype=torch.int64)]).to(verifier.device)
     count = max(len(reply), 1)
-    found = [_replayed(verifier, text, count, nodes=1)]
+    with unpacked(verifier.model):  # as transformers computes
+        found = [_replayed(verifier, text, count, nodes=1)]
     with PackedLinears(verifier.model).applied():  # as the loop computes
         return found + [_replayed(verifier, text, count, nodes) for nodes in TREES]
 

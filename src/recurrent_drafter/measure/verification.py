@@ -2,8 +2,8 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -61,10 +61,21 @@ class Verification:
     trials: list[Trial] = field(default_factory=list)
     comparisons: list[Comparison] = field(default_factory=list)
 
-    def verify(self, verifier: Verifier, batches: Sequence[Batch]) -> Iterator[Batch]:
-        """Decode batches in every way and compare each arm with the references before it; yields what is done."""
+    def verify(
+        self, verifier: Verifier, batches: Sequence[Batch], pack: Callable[[], None] | None = None
+    ) -> Iterator[Batch]:
+        """Decode batches in every way and compare each arm with the references before it; yields what is done.
+
+        Transformers' own decoding comes first, for all batches; then ``pack`` may pack the model's weights.
+        """
         explain = ways.explaining(verifier, self.decoding)
-        for trial in interleave(self.arms, batches):
+        first = [arm for arm in self.arms if arm.name == HF]
+        references = [{arm.name: arm.run(batch) for arm in first} for batch in batches]
+        if pack is not None:
+            pack()
+        ours = [arm for arm in self.arms if arm.name != HF]
+        for before, own in zip(references, interleave(ours, batches), strict=True):
+            trial = replace(own, runs={**before, **own.runs})
             explained, judged = explain(trial.batch), {}
             for reference, candidate in itertools.combinations(trial.runs, 2):
                 if reference in (HF, PLAIN):

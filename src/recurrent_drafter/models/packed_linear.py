@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 FEW_ROWS = range(1, 65)
 COUNTS = {1: 2, 4: 3, 12: 3}  # rows that arrangements are timed for, and how much each counts
 SAMPLED = 256  # numbers of a weight that are looked at to see whether it was changed
-BESIDE = {1: 0, 4: 1, 12: 1}  # where the weights as they were stay for one row
+BESIDE = {1: 0, 4: 1, 12: 1}  # the same beside the weights as they are, which serve for one row
 TRIMMED = 2**26  # bytes of freed weights that may stay the allocator's
 CACHED, ROUNDS = 2**26, 3  # numbers that no cache holds; how often each product is timed
 
@@ -185,19 +185,13 @@ class PackedLinears:
 
     A layer whose forward reads a part of its weight, and no bias, says so by its ``forward_weight``.
 
-    Costs one more copy of those weights (``nbytes``). Only weights that are float32 and on the CPU are packed, and
-    these where a packed one is the faster. ``rows``: for how many rows at a time the packed weights are used;
-    ``counts``: for how many they should be fast.
+    Costs one more copy of those weights (``nbytes``). Only weights that are float32 and on the CPU are packed: as
+    `arrange` found for them, else as oneDNN does, which takes the least time. ``rows``: for how many rows at a time the
+    packed weights are used.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        rows: range = FEW_ROWS,
-        counts: Mapping[int, int] = BESIDE,
-        clock: Callable[[], float] = time.perf_counter,
-    ) -> None:
-        self._rows, self._counts, self._clock = rows, counts, clock
+    def __init__(self, model: nn.Module, rows: range = FEW_ROWS) -> None:
+        self._rows = rows
         self._layers = linears(model)
         self._packed: dict[nn.Module, tuple[Fingerprint, Packed | None]] = {}
 
@@ -208,10 +202,9 @@ class PackedLinears:
     def forwards(self) -> Forwards:
         """Layers with the forward that computes from packed weights, packed anew where these have changed."""
         layers = [layer for layer in self._layers if _packable(layer.weight) and "forward" not in vars(layer)]
-        chosen = arrangements([_weight(layer) for layer in layers], self._counts, self._clock)
         found = []
         for layer in layers:
-            how = chosen[kind_of(_weight(layer))]
+            how = _found.get(_key(kind_of(_weight(layer)), BESIDE), AT_ONCE) if self._rows == FEW_ROWS else AT_ONCE
             if how.pack is not None:
                 few = self._rows if how.for_one else self._rows[1:]
                 found.append((layer, _few_row_forward(layer, self._pack(layer, how.pack), few)))
@@ -306,7 +299,17 @@ class Arrangement:
     for_one: bool = True
 
 
+AT_ONCE = Arrangement(Reordered if mkldnn.is_available() else None, for_one=False)
 _found: dict[tuple[Any, ...], Arrangement] = {}  # what was measured in this process
+
+
+def arrange(model: nn.Module, clock: Callable[[], float] = time.perf_counter) -> None:
+    """Measure how weights like this model's are packed best beside it: what `PackedLinears` does from now on."""
+    arrangements([_weight(layer) for layer in linears(model) if _packable(layer.weight)], BESIDE, clock)
+
+
+def _key(kind: Kind, counts: Mapping[int, int]) -> tuple[Any, ...]:
+    return kind, torch.get_num_threads(), tuple(counts.items())
 
 
 def arrangements(
@@ -318,7 +321,7 @@ def arrangements(
         groups[kind_of(weight)].append(weight)
     found = {}
     for kind, alike in groups.items():
-        key = kind, torch.get_num_threads(), tuple(counts.items()), clock
+        key = _key(kind, counts)
         if key not in _found:
             _found[key] = _measured(list(_first(alike)), counts, clock)
         found[kind] = _found[key]
