@@ -133,7 +133,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(command, "can_draw", lambda: False)
     assert launch("tune", [*FEW, "--batch_size", "1", "2", "--output_dir", str(folder), "--copy_drafter"]) == 0
     said = capsys.readouterr()
-    assert "matplotlib is not installed" in said.err.splitlines()[0]
+    (warning,) = [line for line in said.err.splitlines() if "left" not in line]  # a slow machine says how far it is
+    assert "matplotlib is not installed" in warning
     assert "predicted" in said.out and " + lookup" in said.out
     assert not (folder / "tuning.png").exists()
     record = json.loads((folder / TUNING_FILE).read_text())

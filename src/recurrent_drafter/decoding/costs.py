@@ -78,8 +78,8 @@ REMEMBERED = 8.0  # steps that a curve of another day counts as
 class LearnedCosts:
     """What verifying takes as the steps themselves show it: costs to begin with, corrected wherever steps tell.
 
-    Corrections are factors at `KNOTS` of the rows verified, interpolated in between. ``start`` is a guess by default,
-    of which the first step says how long its unit is; what was measured is trusted more.
+    Corrections are factors at `KNOTS` of the rows verified, interpolated in between. ``start`` is a guess by default;
+    what was measured is trusted more. The first step of all says how fast the machine is today.
     """
 
     def __init__(self, start: Costs | None = None) -> None:
@@ -87,11 +87,7 @@ class LearnedCosts:
         self.draft_level = self.start.draft_level
         self._corrections = np.zeros(len(KNOTS))  # logarithms
         self._seen = np.full(len(KNOTS), 0.0 if start is None else REMEMBERED)
-
-    @property
-    def is_guess(self) -> bool:
-        """Whether no step has been seen."""
-        return not self._seen.any()
+        self.is_fresh = True  # no step has been seen
 
     def verifying(self, rows: npt.ArrayLike) -> Floats:
         """Expected seconds of verifying so many nodes, all rows of a batch together."""
@@ -102,10 +98,10 @@ class LearnedCosts:
 
     def took(self, rows: int, ratio: float) -> None:
         """A step of so many nodes took so many times what was expected."""
-        if self.is_guess:
+        if self.is_fresh:
             self._corrections += math.log(ratio)
             self.draft_level *= ratio
-            ratio = 1.0
+            self.is_fresh, ratio = False, 1.0
         known, after = self._seen > 0, min(bisect_left(PLACES, rows), len(PLACES) - 1)
         low, high = max(after - 1, 0), after
         share = min((rows - PLACES[low]) / (PLACES[high] - PLACES[low]), 1.0) if high > low else 1.0

@@ -257,7 +257,7 @@ class TreeController:
         load, levels = self._load, self._levels
         expected = self._untimed + float(self._seconds[nodes - 1])
         ratio, kind = (self._clock() - self._began) / expected, self._drafts if levels else 0
-        if not self.costs.is_guess:
+        if not self.costs.is_fresh:
             load.choice.took(kind, ratio)
             ratio /= load.choice.slowness[kind]
         if not self._untimed:

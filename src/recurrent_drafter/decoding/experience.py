@@ -85,7 +85,7 @@ class Experience:
 
     def save(self) -> None:
         """Keep what steps take, now and then. A disk that cannot be written to costs nothing but that (logged)."""
-        is_real = self._clock is time.perf_counter and not self.costs.is_guess
+        is_real = self._clock is time.perf_counter and not self.costs.is_fresh
         if self._file is None or not is_real or self._clock() - self._saved < SAVED:
             return
         self._saved = self._clock()

@@ -32,7 +32,7 @@ from recurrent_drafter.decoding.session import DecodingSession
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 from recurrent_drafter.models.loading import check_pair, load_drafter
-from recurrent_drafter.models.packed_linear import PackedLinears, swapped
+from recurrent_drafter.models.packed_linear import GradualPacking, PackedLinears, swapped
 from recurrent_drafter.models.verifier import Verifier
 
 
@@ -163,8 +163,16 @@ class RecurrentDraftingSpeculator:
     def attach_verifier(self, model: PreTrainedModel) -> None:
         """Join with a model, to whose device and dtype the drafter moves; a tuning is used where it holds.
 
-        Raises ValueError when the drafter was made for another width or vocabulary.
+        In float32 on a CPU the weights are packed here, which takes some seconds per gigabyte. A speculator that
+        `model.generate` is given without this packs bit by bit while it decodes. Raises ValueError when the drafter was
+        made for another width or vocabulary.
         """
+        self._attach(model)
+        if self.speculates:
+            for linears in self.packed:
+                linears.forwards()
+
+    def _attach(self, model: PreTrainedModel) -> None:
         verifier = Verifier(model)
         if self.drafter is not None:
             check_pair(self.drafter.config, verifier.hidden_size, verifier.vocab_size)
@@ -300,7 +308,7 @@ class RecurrentDraftingSpeculator:
     ) -> Iterator[list[list[int]]]:
         """Check everything, then decode; between steps the model is as it was."""
         if self._verifier is None or not self._verifier.is_of(model):
-            self.attach_verifier(model)
+            self._attach(model)
         verifier = self.verifier
         preconditions.check(verifier, config, state, sampler, arguments)
         mask = arguments.get("attention_mask")
@@ -313,17 +321,20 @@ class RecurrentDraftingSpeculator:
         lookup = self.experience.lookup(state, temperature) if self.lookup else None
         drafting = Drafting(self.controller(temperature), self._draft, lookup)
         # For one row a copy would gain nothing over the weights as they are.
-        packed = self.packed if self.speculates or len(state.prompts) > 1 else ()
-        forwards = [pair for linears in packed for pair in linears.forwards()]
+        packing = GradualPacking(self.packed if self.speculates or len(state.prompts) > 1 else ())
         steps = decode(verifier, drafting, state, sampler, mask, session)
         try:
             while True:
-                with torch.inference_mode(), swapped(forwards):  # step by step: what a consumer does between is its own
+                with (
+                    torch.inference_mode(),
+                    swapped(packing.forwards),
+                ):  # step by step: what a consumer does between is its own
                     emitted = next(steps, None)
                 if emitted is None:
                     return
                 self.stats = state.stats
                 yield emitted
+                packing.go_on()
                 if session is not None and not state.done:
                     session.check(state)
         finally:  # the consumer may have had enough

@@ -7,6 +7,7 @@ processor, threads and shape, so a short measurement picks one for each shape, o
 """
 
 import ctypes
+import math
 import mmap
 import time
 from collections import Counter, defaultdict
@@ -154,6 +155,7 @@ def to_dense(model: nn.Module) -> None:
         layer._parameters["weight"].data = layer.weight.detach()  # type: ignore[union-attr]
         layer.__class__ = layer.was  # type: ignore[assignment]
         del layer.packed, layer.was, layer.is_shared
+    trim_memory()
 
 
 @contextmanager
@@ -170,6 +172,7 @@ def unpacked(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, make, is_shared in packed:
             _replace(layer, make, is_shared=is_shared)
+        trim_memory()
 
 
 def _replace(layer: Any, make: Callable[[Tensor], Packed], *, is_shared: bool) -> None:
@@ -193,21 +196,35 @@ class PackedLinears:
     def __init__(self, model: nn.Module, rows: range = FEW_ROWS) -> None:
         self._rows = rows
         self._layers = linears(model)
-        self._packed: dict[nn.Module, tuple[Fingerprint, Packed | None]] = {}
+        self._packed: dict[nn.Module, tuple[Fingerprint, Packed]] = {}
+        self.is_complete = False
 
     @property
     def nbytes(self) -> int:
-        return sum(packed.nbytes for _, packed in self._packed.values() if packed is not None)
+        return sum(packed.nbytes for _, packed in self._packed.values())
 
-    def forwards(self) -> Forwards:
-        """Layers with the forward that computes from packed weights, packed anew where these have changed."""
-        layers = [layer for layer in self._layers if _packable(layer.weight) and "forward" not in vars(layer)]
-        found = []
+    def forwards(self, most: float = math.inf, clock: Callable[[], float] = time.perf_counter) -> Forwards:
+        """Layers with the forward that computes from packed weights, packed anew where these have changed.
+
+        After ``most`` seconds no further layer is packed; `is_complete` says whether all are.
+        """
+        own = [layer for layer in self._layers if not isinstance(layer, PackedLinear)]  # `pack` may come in between
+        layers = [layer for layer in own if _packable(layer.weight) and "forward" not in vars(layer)]
+        found, end = [], clock() + most
+        self.is_complete = True
         for layer in layers:
             how = _found.get(_key(kind_of(_weight(layer)), BESIDE), AT_ONCE) if self._rows == FEW_ROWS else AT_ONCE
             if how.pack is not None:
                 few = self._rows if how.for_one else self._rows[1:]
-                found.append((layer, _few_row_forward(layer, self._pack(layer, how.pack), few)))
+                before, packed = self._packed.get(layer, (None, None))
+                now = fingerprint(layer.weight)
+                if packed is None or before != now:  # packed before the weights were changed
+                    if clock() >= end:
+                        self.is_complete = False
+                        continue
+                    packed = how.pack(_weight(layer))
+                    self._packed[layer] = now, packed
+                found.append((layer, _few_row_forward(layer, packed, few)))
         return found
 
     @contextmanager
@@ -216,13 +233,31 @@ class PackedLinears:
         with swapped(self.forwards()):
             yield
 
-    def _pack(self, layer: Any, make: Callable[[Tensor], Packed]) -> Packed:
-        before, packed = self._packed.get(layer, (None, None))
-        now = fingerprint(layer.weight)
-        if packed is None or before != now:  # packed before the weights were changed
-            packed = make(_weight(layer))
-            self._packed[layer] = (now, packed)
-        return packed
+
+class GradualPacking:
+    """Packs for a share of the time while decoding goes on, so that no reply waits for it; what is packed is used.
+
+    Attributes:
+        forwards: of the layers that are packed.
+    """
+
+    SHARE = 0.08
+
+    def __init__(self, packed: Sequence[PackedLinears], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._packed, self._clock = packed, clock
+        self._began, self._spent = clock(), 0.0
+        self._pack(0.0)
+
+    def go_on(self) -> None:
+        """Another step was decoded: pack as much as that has earned."""
+        earned = self.SHARE * (self._clock() - self._began) - self._spent
+        if earned > 0 and not all(linears.is_complete for linears in self._packed):
+            before = self._clock()
+            self._pack(earned)
+            self._spent += self._clock() - before
+
+    def _pack(self, seconds: float) -> None:
+        self.forwards = [pair for linears in self._packed for pair in linears.forwards(seconds, self._clock)]
 
 
 @contextmanager
@@ -331,16 +366,17 @@ def arrangements(
 def _measured(weights: Sequence[Tensor], counts: Mapping[int, int], clock: Callable[[], float]) -> Arrangement:
     """Products with weights of one kind by turns, so that each comes from memory, as it does in a step."""
     kinds: list[Callable[[Tensor], Packed] | None] = [None, *([Reordered] if mkldnn.is_available() else []), Blocks]
-    ways = [[_plain(weight) if pack is None else pack(weight) for weight in weights] for pack in kinds]
     seconds = torch.full((ROUNDS, len(kinds), len(counts)), torch.inf, dtype=torch.float64)
-    for turn in seconds:
-        for way, products in enumerate(ways):
+    for way, make in enumerate(kinds):  # one after another: each is a copy
+        products = [_plain(weight) if make is None else make(weight) for weight in weights]
+        for turn in seconds:
             for column, rows in enumerate(counts):
                 x = torch.ones(1, rows, weights[0].shape[1])
                 begun = clock()
                 for product in products:
                     product(x, None)
                 turn[way, column] = clock() - begun
+        del products
     times = seconds.amin(0)  # what else runs on a machine only ever adds to it
     relative = times / times[0].clamp(min=1e-9)
     best = int((relative * torch.tensor(list(counts.values()))).sum(1).argmin())
