@@ -21,6 +21,7 @@ from recurrent_drafter.measure.replies import HeldOutReplies, greedy_replies
 from recurrent_drafter.models.loading import load_drafter, load_verifier
 from recurrent_drafter.models.verifier import Verifier
 
+EIGHT = DraftShape(1, 7, 8)  # nodes at every step, whatever the clock says
 NAMES = ["gpt2", "llama", "qwen2-mixed", "gemma"]
 
 
@@ -205,11 +206,12 @@ def test_lookup_alone_changes_no_token(name):
     model = tiny_model(name)
     ids, mask = prompts(4)
     ids[:, 6:9] = ids[:, 9:12]  # a prompt that repeats itself
-    plain, lookup = RecurrentDraftingSpeculator(lookup=False), RecurrentDraftingSpeculator()
-    assert torch.equal(generate(model, ids, mask, custom_generate=lookup), generate(model, ids, mask))
-    looked_up = {"max_new_tokens": 30, "do_sample": True, "temperature": 0.3, "top_k": 5, "seed": 3}
-    drawn = [model.generate(ids, attention_mask=mask, custom_generate=one, **looked_up) for one in (plain, lookup)]
-    assert torch.equal(*drawn)
+    plain = RecurrentDraftingSpeculator(lookup=False)
+    drawing = {"max_new_tokens": 30, "do_sample": True, "temperature": 0.3, "top_k": 5, "seed": 3}
+    for lookup in (RecurrentDraftingSpeculator(), RecurrentDraftingSpeculator(shape=EIGHT, lookup=True)):
+        assert torch.equal(generate(model, ids, mask, custom_generate=lookup), generate(model, ids, mask))
+        drawn = [model.generate(ids, attention_mask=mask, custom_generate=one, **drawing) for one in (plain, lookup)]
+        assert torch.equal(*drawn)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +228,7 @@ def test_repetition_is_found_and_counted(demo):
     model, tokenizer = demo
     prompt = encoded(tokenizer, "table for two at seven, table for two at eight, table for two at nine, table")
     expected = model.generate(prompt, do_sample=False, max_new_tokens=60, eos_token_id=[-1], pad_token_id=0)
-    speculator = RecurrentDraftingSpeculator()
+    speculator = RecurrentDraftingSpeculator(shape=EIGHT, lookup=True)
     found = model.generate(
         prompt, do_sample=False, max_new_tokens=60, eos_token_id=[-1], pad_token_id=0, custom_generate=speculator
     )
@@ -267,7 +269,7 @@ def test_a_wrong_chain_changes_no_token(monkeypatch):
     monkeypatch.setattr(Lookup, "_chains", wrong)
     model = tiny_model("llama")
     ids, mask = prompts(3)
-    speculator = RecurrentDraftingSpeculator()
+    speculator = RecurrentDraftingSpeculator(shape=EIGHT, lookup=True)
     assert torch.equal(generate(model, ids, mask, custom_generate=speculator), generate(model, ids, mask))
     assert any(drafted for row in speculator.stats.drafts for drafted, _ in row), "something wrong must be verified"
 
