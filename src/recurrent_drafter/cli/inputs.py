@@ -13,14 +13,21 @@ from recurrent_drafter.models.packed_linear import pack
 
 
 def open_speculator(
-    path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shape: Mapping[str, Any] | None = None
+    path: str,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    shape: Mapping[str, Any] | None = None,
+    *,
+    packed: bool = True,
 ) -> RecurrentDraftingSpeculator:
     """The drafter at ``path``, a directory or a hub name, attached to the model; all that can be wrong with it is said.
 
-    What is given of a ``shape`` fixes it, the rest being the drafter's own. Raises OSError when there is no drafter or
-    it is damaged, ValueError when it belongs to a verifier of another width, vocabulary or tokenizer.
+    What is given of a ``shape`` fixes it, the rest being the drafter's own. ``packed``: as `attach_verifier` has it.
+    Raises OSError when there is no drafter or it is damaged, ValueError when it belongs to a verifier of another width,
+    vocabulary or tokenizer.
     """
-    speculator = RecurrentDraftingSpeculator.from_pretrained(path, verifier=model)
+    speculator = RecurrentDraftingSpeculator.from_pretrained(path)
+    speculator.attach_verifier(model, packed=packed)
     assert speculator.drafter is not None
     check_tokenizer(path, speculator.drafter.config, tokenizer)
     if shape:
