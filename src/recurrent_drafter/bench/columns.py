@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recurrent_drafter.core.metrics import tokens_by_source
 from recurrent_drafter.core.tree import DRAFTER, LOOKUP, VERIFIER
 from recurrent_drafter.measure import ruler
 from recurrent_drafter.measure.arms import AUTO, HF, PLAIN
@@ -30,7 +31,9 @@ def run_record(trial: Trial, arm: str, number: int) -> Record:
     run, verdicts = trial.runs[arm], trial.verdicts[arm]
     figures = {"steps": run.steps, "seconds": run.seconds, "first_seconds": run.first_seconds}
     judged = {"outcome": [v.outcome for v in verdicts], "margins": [v.margin for v in verdicts]}
-    return {"kind": "run", "arm": arm, "prompt": number, "tokens": list(map(len, run.ids)), **figures, **judged}
+    counts: Record = {"tokens": list(map(len, run.ids))}
+    counts |= {"tokens_by_source": tokens_by_source(run.sources)} if run.sources else {}
+    return {"kind": "run", "arm": arm, "prompt": number, **counts, **figures, **judged}
 
 
 def bugs(trials: Sequence[Trial], arm: str) -> Iterator[str]:
@@ -95,6 +98,11 @@ class Row:
     def first_seconds(self) -> float:
         """Until the first token: median over the trials."""
         return float(np.median([run.first_seconds for run in self.runs]))
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """How many tokens of the replies each source gave."""
+        return tokens_by_source(row for run in self.runs for row in run.sources)
 
     def share(self, source: int) -> float:
         """Of the replies' tokens, how many come from this source."""
