@@ -21,19 +21,22 @@ def open_speculator(
     shape: Mapping[str, Any] | None = None,
     *,
     lookup: bool | None = None,
+    packed: bool = True,
 ) -> RecurrentDraftingSpeculator:
     """The drafter at ``path``, a directory or a hub name, attached to the model; all that can be wrong with it is said.
 
     Without a path it is lookup alone, which is said. What is given of a ``shape`` fixes it, the rest being the
-    drafter's own; lookup then is off unless it is asked for. Raises OSError when there is no drafter or it is damaged,
-    ValueError when it belongs to a verifier of another width, vocabulary or tokenizer.
+    drafter's own; lookup then is off unless it is asked for. ``packed``: as `attach_verifier` has it. Raises OSError
+    when there is no drafter or it is damaged, ValueError when it belongs to a verifier of another width, vocabulary or
+    tokenizer.
     """
     if path is None:
         print(lookup_alone(str(model.name_or_path)), file=sys.stderr)
         speculator = RecurrentDraftingSpeculator(lookup=lookup)
-        speculator.attach_verifier(model)
+        speculator.attach_verifier(model, packed=packed)
         return speculator
-    speculator = RecurrentDraftingSpeculator.from_pretrained(path, verifier=model)
+    speculator = RecurrentDraftingSpeculator.from_pretrained(path)
+    speculator.attach_verifier(model, packed=packed)
     assert speculator.drafter is not None
     check_tokenizer(path, speculator.drafter.config, tokenizer)
     if shape:

@@ -53,7 +53,8 @@ def verify(
     """Decode prompts with and without speculation and explain every difference: 0 if none is a bug, else 1."""
     draws = sampling.arguments(asks.SAMPLED)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
-    speculator = open_speculator(which.drafter, model, tokenizer, which.shape, lookup=which.lookup)
+    # Transformers comes first, on the weights as they are.
+    speculator = open_speculator(which.drafter, model, tokenizer, which.shape, lookup=which.lookup, packed=False)
     folder = local_folder(which.speculator_path)
     of = None if folder is None else records.saved_fingerprint(folder)
     prompts = load_prompts(asked, speculator.verifier, tokenizer, count=50)
