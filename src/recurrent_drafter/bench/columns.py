@@ -20,9 +20,11 @@ NONE = float("nan")  # a figure that does not apply; shown as nothing
 
 
 def run_records(trials: Sequence[Trial]) -> Iterator[Record]:
-    """One record for each arm and trial, one for each bug; of replies only their lengths."""
+    """One record for each arm and trial, one for each bug; of replies only their lengths, and tokens by source."""
     for arm in trials[0].runs:
-        yield from (run_record(trial, arm, number) for number, trial in enumerate(trials))
+        for number, trial in enumerate(trials):
+            counts = tokens_by_source(trial.runs[arm].sources)
+            yield run_record(trial, arm, number) | ({"tokens_by_source": counts} if counts else {})
         for where in bugs(trials, arm):
             yield {"kind": "bug", "arm": arm, "where": where}
 
@@ -31,9 +33,7 @@ def run_record(trial: Trial, arm: str, number: int) -> Record:
     run, verdicts = trial.runs[arm], trial.verdicts[arm]
     figures = {"steps": run.steps, "seconds": run.seconds, "first_seconds": run.first_seconds}
     judged = {"outcome": [v.outcome for v in verdicts], "margins": [v.margin for v in verdicts]}
-    counts: Record = {"tokens": list(map(len, run.ids))}
-    counts |= {"tokens_by_source": tokens_by_source(run.sources)} if run.sources else {}
-    return {"kind": "run", "arm": arm, "prompt": number, **counts, **figures, **judged}
+    return {"kind": "run", "arm": arm, "prompt": number, "tokens": list(map(len, run.ids)), **figures, **judged}
 
 
 def bugs(trials: Sequence[Trial], arm: str) -> Iterator[str]:
