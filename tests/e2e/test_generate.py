@@ -2,15 +2,17 @@
 
 import io
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 from running import ROOT, Command, Terminal
 
+from recurrent_drafter.assets import demo_verifier_path
 from recurrent_drafter.cli.main import launch, main
 
-FIGURES = r"Generated (\d+) tokens in [\d.]+s \([\d.]+ tok/s, ([\d.]+) tokens/step\)"
+FIGURES = r"Generated (\d+) tokens in [\d.]+s \([\d.]+ tok/s, ([\d.]+) tokens/step\)(?:, \d+ from [a-z]+)*"
 KEPT = r"prompts: (\d+) tokens of which (\d+) were kept"
 PROMPT = "I need a table for two in San Jose."
 DEMO = ["generate_speculator.py", "--base_model", "demo"]
@@ -89,8 +91,9 @@ def test_accepted_drafts_are_colored_and_nothing_else_changes(tmp_path):
     command = [*DEMO, "--prompt", PROMPT, *FIXED, "--show_drafts"]
     shown = Command(command, tmp_path / "b", environment=environment).ended()
     colored = re.findall(r"\x1b\[1;32m(.*?)\x1b\[0m", shown.out, re.S)
-    assert len("".join(colored)) > 10
-    assert strip(re.sub(r"\x1b\[[\d;]*m", "", shown.out)) == strip(plain.out)
+    legend, reply = shown.out.split("\n", 1)
+    assert len("".join(colored)) > 10 and re.sub(r"\x1b\[[\d;]*m", "", legend) == "accepted drafts of drafter"
+    assert strip(re.sub(r"\x1b\[[\d;]*m", "", reply)) == strip(plain.out)
 
 
 def chat_about(lines, monkeypatch, capsys):
@@ -130,6 +133,38 @@ def test_a_turn_reads_what_is_new_and_forgetting_changes_no_reply(monkeypatch, c
     read = [text - kept for text, kept in counted]
     assert read[0] < prompts[0] and read[1] - read[0] < 30 < prompts[1] - prompts[0]
     assert read[2] - read[1] < read[1]  # what every conversation begins with is kept too
+
+
+def test_lookup_beside_a_drafter_or_off(capsys):
+    """The same reply, and whose tokens it is made of is said."""
+    told, short = f"{PROMPT} {PROMPT}", ["--beam_width", "1", "--beam_length", "1"]
+    shown = {}
+    for name, flags in {"both": [], "drafter": ["--no_lookup"], "fixed": short, "added": [*short, "--lookup"]}.items():
+        command = ["--prompt", told, "--dtype", "float32", "--max_generation_length", "40", *flags]
+        assert launch("generate", command) == 0
+        shown[name] = capsys.readouterr().out
+    assert len({strip(text) for text in shown.values()}) == 1
+    assert "from lookup" not in shown["drafter"] + shown["fixed"] and "from drafter" in shown["fixed"]
+    assert "from lookup" in shown["added"]
+
+
+def test_a_model_without_a_drafter(monkeypatch, capsys, tmp_path):
+    """Another name for the demo model, of which no drafter is known."""
+    shutil.copytree(demo_verifier_path(), tmp_path / "mine")
+    model = ["--base_model", str(tmp_path / "mine"), "--dtype", "float32"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"{PROMPT}\n/speculate off\n/reset\n{PROMPT}\n/stats\n"))
+    assert launch("generate", [*model, "--interactive", "--max_generation_length", "24"]) == 0
+    said = capsys.readouterr()
+    (line,) = said.err.splitlines()
+    assert line.startswith("lookup alone:") and f"--llm_name_or_path {tmp_path / 'mine'}" in line
+    shown = said.out.split("You: ")[1:]
+    assert strip(shown[0]) == strip(shown[3]) and "without drafts: 1 reply" in shown[4]
+    few = ["--prompts", "2", "--new_tokens", "12"]
+    assert launch("verify", [*model, *few]) == 0
+    assert "speculation" in capsys.readouterr().out
+    assert launch("bench", [*model, *few]) == 0
+    table = capsys.readouterr().out
+    assert "HF prompt lookup" in table and re.search(r"^ *lookup ", table, re.M) and "auto " not in table
 
 
 def test_bytes_that_are_no_text_end_no_chat(monkeypatch, capsys):

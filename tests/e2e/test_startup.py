@@ -77,6 +77,27 @@ def test_a_training_that_cannot_be_is_refused_before_they_load(flags, message, t
     assert ended.returncode == 2 and message in ended.stderr and ended.stdout == "loaded:\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "flags", "message"),
+    [
+        ("generate", "--prompt Hi --autoregressive --lookup", "--autoregressive drafts nothing: drop --lookup"),
+        ("generate", "--prompt Hi --no_lookup", "--no_lookup leaves nothing to draft with"),
+        ("verify", "--no-lookup", "--no_lookup leaves nothing to draft with"),
+        ("verify", "--beam_width 3", "--beam_width only matters with a drafter: no drafter"),
+        ("bench", "--lookup false", "train one with train_speculator.py --llm_name_or_path ./model"),
+        ("tune", "--output_dir ./tuned", "lookup needs no tuning"),
+    ],
+)
+def test_what_cannot_be_drafted_is_refused_before_they_load(command, flags, message, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("{}")
+    words = ["--base_model", "./model", *flags.split()]
+    ended = python(PROBE, "recurrent-drafter", command, *words, folder=tmp_path)
+    assert ended.returncode == 2 and ended.stdout == "loaded:\n"
+    assert message in ended.stderr and len(ended.stderr.splitlines()) == 1
+    assert not (tmp_path / "tuned").exists()
+
+
 def test_the_names_of_inherited_flags_are_those_of_the_class():
     fields = [field for field in dataclasses.fields(transformers.TrainingArguments) if field.init]
     names = {field.name for field in fields}

@@ -252,12 +252,16 @@ def test_bench_command(tmp_path, capsys):
         "HF prompt lookup",
         "fixed 10x4",
         "auto",
+        "fixed 10x4, tokens by source: verifier",
         "verify",
     ):
         assert text in shown
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[0]["kind"] == "circumstances"
-    assert len(lines) == 1 + 5 * 2
+    assert len(lines) == 1 + 6 * 2
+    by_arm = {line["arm"]: line["tokens_by_source"] for line in lines[1:] if "tokens_by_source" in line}
+    assert by_arm["fixed 10x4"]["drafter"] > 0 == by_arm["fixed 10x4"]["lookup"] and by_arm["lookup"]["drafter"] == 0
+    assert all(sum(counts.values()) == 8 for counts in by_arm.values())
 
 
 def test_bench_command_in_batches_and_its_refusals(capsys):

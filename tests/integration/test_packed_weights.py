@@ -92,7 +92,9 @@ def test_packed_weights_in_place_decode_the_same_and_are_given_back(architecture
     fingerprint, embedding = verifier_fingerprint(Verifier(model)), model.get_input_embeddings().weight
     parameters = {name: (weight.shape, weight.dtype) for name, weight in model.named_parameters()}
     done = []
+    beside = PackedLinears(model)
     pack(model, lambda *progress: done.append(progress), clock=later_is_faster())
+    assert beside.forwards() == [] and beside.nbytes == 0
     layers = packed_layers(model)
     assert layers and done == [(number, done[-1][1]) for number in range(1, done[-1][1] + 1)]
     assert torch.equal(model.get_input_embeddings().weight, embedding)

@@ -135,10 +135,14 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr()
     (warning,) = [line for line in said.err.splitlines() if "left" not in line]  # a slow machine says how far it is
     assert "matplotlib is not installed" in warning
-    assert "predicted" in said.out
+    assert "predicted" in said.out and " + lookup" in said.out
     assert not (folder / "tuning.png").exists()
     record = json.loads((folder / TUNING_FILE).read_text())
     assert [batch["batch_size"] for batch in record["batches"]] == [1, 2]
+    for batch in record["batches"]:
+        pairs = zip(batch["predicted"], batch["predicted_with_lookup"], strict=False)
+        assert all(alone["shape"] == joined["shape"] for alone, joined in pairs) and batch["predicted_with_lookup"]
+        assert sum(arm.endswith("+ lookup") for arm in batch["decoded"]) == 1
     model, _ = command.load_verifier("demo", dtype="float32")
     speculator = RecurrentDraftingSpeculator.from_pretrained(folder, verifier=model)
     assert speculator.experience.costs.start.verify == tuple(record["costs"]["verify"])

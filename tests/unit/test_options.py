@@ -48,6 +48,13 @@ def test_a_command_may_sample_by_default():
         ("--beam_width 0", "--beam_width is 0, expected at least 1"),
         ("--autoregressive --speculator_path x", "drop --speculator_path"),
         ("--autoregressive --beam_width 3 --beam_length 2", "drop --beam_width and --beam_length"),
+        ("--autoregressive --lookup", "--autoregressive drafts nothing: drop --lookup"),
+        ("--base_model ./ --no_lookup", "--no_lookup leaves nothing to draft with: no drafter is named for ./"),
+        (
+            "--base_model ./ --beam_width 3 --beam_length 2",
+            "only matters with a drafter: no drafter is named for",
+        ),
+        ("--lookup maybe", "'maybe' is neither true nor false"),
         ("--autoregressive --compare", "--compare cannot be had with --autoregressive"),
         ("--interactive", "give one of --prompt TEXT, --interactive and --eval_mt_bench"),
         ("--batch_size 2 --use_wandb", "--use_wandb and --batch_size only matters with --eval_mt_bench or --compare"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from recurrent_drafter.core.metrics import tokens_by_source
 from recurrent_drafter.core.tree import DRAFTER, LOOKUP, VERIFIER
 from recurrent_drafter.measure import ruler
 from recurrent_drafter.measure.arms import AUTO, HF, PLAIN
@@ -19,9 +20,11 @@ NONE = float("nan")  # a figure that does not apply; shown as nothing
 
 
 def run_records(trials: Sequence[Trial]) -> Iterator[Record]:
-    """One record for each arm and trial, one for each bug; of replies only their lengths."""
+    """One record for each arm and trial, one for each bug; of replies only their lengths, and tokens by source."""
     for arm in trials[0].runs:
-        yield from (run_record(trial, arm, number) for number, trial in enumerate(trials))
+        for number, trial in enumerate(trials):
+            counts = tokens_by_source(trial.runs[arm].sources)
+            yield run_record(trial, arm, number) | ({"tokens_by_source": counts} if counts else {})
         for where in bugs(trials, arm):
             yield {"kind": "bug", "arm": arm, "where": where}
 
@@ -95,6 +98,11 @@ class Row:
     def first_seconds(self) -> float:
         """Until the first token: median over the trials."""
         return float(np.median([run.first_seconds for run in self.runs]))
+
+    @property
+    def sources(self) -> dict[str, int]:
+        """How many tokens of the replies each source gave."""
+        return tokens_by_source(row for run in self.runs for row in run.sources)
 
     def share(self, source: int) -> float:
         """Of the replies' tokens, how many come from this source."""

@@ -16,7 +16,7 @@ from recurrent_drafter.decoding.costs import Costs
 from recurrent_drafter.decoding.draft_controller import LONGEST
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure import arms as ways
-from recurrent_drafter.measure.arms import AUTO, PLAIN, Batch, Decoding, shape_name
+from recurrent_drafter.measure.arms import AUTO, OUR_LOOKUP, PLAIN, Batch, Decoding, shape_name
 from recurrent_drafter.measure.estimate import break_even
 from recurrent_drafter.measure.replies import HeldOutReplies, Reply
 from recurrent_drafter.measure.ruler import Trial, compare
@@ -60,6 +60,7 @@ def measure(cell: workload.BenchCell, effort: Effort, device: str) -> Iterator[R
     decoding = Decoding(effort.new_tokens, sampling=ways.at_temperature(cell.temperature))
     if cell.hit_rate is None:
         speculator = RecurrentDraftingSpeculator.from_pretrained(demo_drafter_path(), verifier=model)
+        speculator = speculator.with_lookup(False)  # what is attainable is known of a drafter alone
         assert speculator.drafter is not None
         shapes = [FIXED, speculator.drafter.config.draft_shape]
         lookup = ways.lookup_fits(speculator.verifier, batches, effort.new_tokens)
@@ -165,9 +166,9 @@ def attainable(
 def inside(
     speculator: RecurrentDraftingSpeculator, batches: Sequence[Batch], decoding: Decoding, fixed: DraftShape
 ) -> dict[str, tuple[Profile, dict[str, float]]]:
-    """Where time and memory go at the fixed shape, and by ``auto``."""
-    found = {}
-    for name, shape in ((shape_name(fixed), fixed), (AUTO, None)):
+    """Where time and memory go at the fixed shape, and by ``auto``; by lookup alone where there is no drafter."""
+    found, shapes = {}, {shape_name(fixed): fixed, AUTO: None}
+    for name, shape in shapes.items() if speculator.drafter is not None else [(OUR_LOOKUP, None)]:
         varied = speculator.with_shape(shape)
         arm = ways.our_arm(name, varied, decoding)
         with profiled() as profile:

@@ -1,12 +1,12 @@
 """Questions of several turns, answered by one or several ways of decoding in one process."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from recurrent_drafter.core.metrics import Acceptance
+from recurrent_drafter.core.metrics import Acceptance, tokens_by_source
 from recurrent_drafter.data.dialogues import Turn
 from recurrent_drafter.data.questions import Question
 from recurrent_drafter.data.templates import RefusedError, encode_prompt
@@ -37,6 +37,7 @@ class Answer:
     outcome: str = ""
     margin: float | None = None
     difference: str = ""
+    sources: dict[str, int] = field(default_factory=dict)  # `tokens_by_source`; nothing in older files
 
 
 @dataclass(frozen=True)
@@ -164,4 +165,5 @@ class Interview:
             outcome=verdict.outcome,
             margin=verdict.margin,
             difference=f"token {found.position}, {found.verdict}" if found is not None else "",
+            sources=tokens_by_source(run.sources[row : row + 1]),
         )

@@ -59,6 +59,11 @@ class ArmScores:
         return Acceptance.total([answer.acceptance for answer in self.answers])
 
     @property
+    def sources(self) -> Counter[str]:
+        """How many tokens each source gave."""
+        return sum((Counter(answer.sources) for answer in self.answers), Counter())
+
+    @property
     def verdicts(self) -> list[Verdict]:
         """How the answers compare with the reference's; none for the reference itself."""
         return [Verdict(answer.outcome, answer.margin) for answer in self.answers if answer.outcome]
@@ -74,6 +79,7 @@ class ArmScores:
             **self.tokens_per_step.named("tokens_per_step"),
             **self.acceptance_rate.named("acceptance_rate"),
             **{f"acceptance_pos{k}": share for k, share in enumerate(self.acceptance.by_position, start=1)},
+            **{f"tokens_from_{source}": float(count) for source, count in self.sources.items()},
         }
         return {name: value for name, value in found.items() if value == value}
 

@@ -5,6 +5,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from rich.console import Console
@@ -13,14 +15,15 @@ from transformers import PreTrainedTokenizerBase
 
 from recurrent_drafter.cli.main import INTERRUPTED
 from recurrent_drafter.cli.options.decoding import GenerateOptions, SamplingOptions, is_text
-from recurrent_drafter.core.metrics import Acceptance
+from recurrent_drafter.core.metrics import SOURCES, Acceptance, tokens_by_source
+from recurrent_drafter.core.tree import DRAFTER, LOOKUP, VERIFIER
 from recurrent_drafter.data.dialogues import Turn
 from recurrent_drafter.data.templates import encode_prompt
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
 from recurrent_drafter.measure.ruler import Run
 
 COMMANDS = "/reset /stats /seed N /temp X /speculate on|off /quit"
-DRAFTED = "bold green"
+COLORS = {DRAFTER: "bold green", LOOKUP: "bold cyan"}
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # half a character: its other bytes are still to come
 
 
@@ -32,8 +35,14 @@ def told(runs: Sequence[Run]) -> str:
     return f"{tokens:,} tokens in {seconds:.1f}s ({tokens / seconds:.1f} tok/s{per_step})"
 
 
+def sources_told(runs: Sequence[Run]) -> str:
+    """Whose drafts their tokens come from, if any do."""
+    counts = tokens_by_source(row for run in runs for row in run.sources)
+    return "".join(f", {counts[SOURCES[one]]:,} from {SOURCES[one]}" for one in COLORS if counts.get(SOURCES[one]))
+
+
 class Chat:
-    """Replies of one model, streamed to the terminal, by turns with or without its drafter."""
+    """Replies of one model, streamed to the terminal, by turns with drafts or without."""
 
     def __init__(
         self,
@@ -42,7 +51,7 @@ class Chat:
         sampling: SamplingOptions,
         options: GenerateOptions,
     ) -> None:
-        self.with_drafter, self.speculator = speculator, speculator
+        self.with_drafts, self.speculator = speculator, speculator
         self.tokenizer, self.sampling, self.options = tokenizer, sampling, options
         self.session = speculator.session()  # what turns have in common is read once
         self.prompted = self.kept = 0  # tokens of all prompts, and how many of these had been read before
@@ -51,6 +60,7 @@ class Chat:
         self.console = Console(soft_wrap=True, highlight=False)
 
     def answer_once(self, prompt: str) -> int:
+        self._show_legend()
         _, interrupted = self.reply([Turn("user", prompt)])
         return INTERRUPTED if interrupted else 0
 
@@ -59,6 +69,7 @@ class Chat:
         with suppress(ImportError):  # there is none on Windows
             import readline  # noqa: F401  # gives input() its line editing and history
         print(f"{COMMANDS}; Ctrl-C ends a reply.")
+        self._show_legend()
         while True:
             try:
                 print()
@@ -96,32 +107,40 @@ class Chat:
         shown = Streamed(self.tokenizer, self._show, parted=self.options.show_drafts)
         interrupted = False
         drafts: Sequence[tuple[int, int]] = ()
+        sources: Sequence[int] = ()
         begun = time.perf_counter()
         try:
             prompt = encode_prompt(turns, self.tokenizer)[None].to(self.speculator.verifier.device)
             with closing(self.speculator.stream(prompt, session=self.session, **how)) as stream:
                 for new in stream:
-                    (drafts,) = self.speculator.stats.drafts
-                    shown.add(new, accepted=drafts[-1][1] if drafts else 0)
+                    (drafts,), (sources,) = self.speculator.stats.drafts, self.speculator.stats.sources
+                    shown.add(new, sources[len(shown.tokens) :])
         except KeyboardInterrupt:
             interrupted = True
             print(" [interrupted]", end="")
         if shown.tokens:
             self.prompted, self.kept = self.prompted + prompt.shape[1], self.kept + self.session.reused
-        run = Run([shown.tokens], time.perf_counter() - begun, drafts=[list(drafts)])
+        run = Run([shown.tokens], time.perf_counter() - begun, drafts=[list(drafts)], sources=[list(sources)])
         self.runs.setdefault(self._way, []).append(run)
-        print(f"\n\nGenerated {told([run])}")
+        print(f"\n\nGenerated {told([run])}{sources_told([run])}")
         return shown.text, interrupted
 
-    def _show(self, piece: str, is_draft: bool) -> None:
-        if is_draft:
-            self.console.print(Text(piece, DRAFTED), end="")
+    def _show(self, piece: str, source: int) -> None:
+        if source in COLORS:
+            self.console.print(Text(piece, COLORS[source]), end="")
         else:
             print(piece, end="", flush=True)
 
+    def _show_legend(self) -> None:
+        """Which color is whose, where there are colors."""
+        if self.options.show_drafts and self.console.color_system is not None and not self.console.no_color:
+            drafting = {DRAFTER: self.speculator.drafter is not None, LOOKUP: self.speculator.lookup}
+            shown = [Text(SOURCES[source], COLORS[source]) for source, drafts in drafting.items() if drafts]
+            self.console.print("accepted drafts of", *shown)
+
     @property
     def _way(self) -> str:
-        return "without drafts" if self.speculator.drafter is None else "with drafts"
+        return "with drafts" if self.speculator.speculates else "without drafts"
 
     def _command(self, name: str, value: str = "") -> None:
         """Do what a line with a slash says. Raises ValueError for one that is none."""
@@ -148,9 +167,9 @@ class Chat:
         print(", ".join(f"{name} {value}" for name, value in changed.items() if name != "greedy_search"))
 
     def _speculate(self, wanted: bool) -> None:
-        if self.with_drafter.drafter is None:
-            raise ValueError("there is no drafter here: start without --autoregressive")
-        self.speculator = self.with_drafter if wanted else self.with_drafter.without_drafter()
+        if not self.with_drafts.speculates:
+            raise ValueError("nothing is drafted here: start without --autoregressive")
+        self.speculator = self.with_drafts if wanted else self.with_drafts.without_drafter()
         print(self._way)
 
     def _show_totals(self) -> None:
@@ -158,7 +177,8 @@ class Chat:
             replies = sum(run.count > 0 for run in runs)
             acceptance = Acceptance.of(draft for run in runs for draft in run.drafts[0])
             accepted = f", {acceptance.rate:.0%} of drafted tokens accepted" if acceptance.drafted else ""
-            print(f"{way}: {replies} {'reply' if replies == 1 else 'replies'}, {told(runs)}{accepted}")
+            said = f"{replies} {'reply' if replies == 1 else 'replies'}, {told(runs)}"
+            print(f"{way}: {said}{accepted}{sources_told(runs)}")
         if self.runs:
             print(f"prompts: {self.prompted:,} tokens, of which {self.kept:,} were kept from the turns before")
         else:
@@ -166,22 +186,22 @@ class Chat:
 
 
 class Streamed:
-    """Tokens as text, piece by piece; where ``parted``, accepted draft tokens are pieces of their own."""
+    """Tokens as text, piece by piece; where ``parted``, each piece is of one source."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str, bool], None], *, parted: bool) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, show: Callable[[str, int], None], *, parted: bool) -> None:
         self.tokenizer, self.show, self.parted = tokenizer, show, parted
         self.tokens: list[int] = []
         self.text = ""
 
-    def add(self, new: Sequence[int], accepted: int) -> None:
-        """Show the tokens of a step, the first ``accepted`` of which were drafted."""
-        cut = accepted if self.parted else 0
-        for part, is_draft in ((new[:cut], True), (new[cut:], False)):
-            self.tokens += part
-            text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True)) if part else self.text
+    def add(self, new: Sequence[int], sources: Sequence[int]) -> None:
+        """Show the tokens of a step, each of which has a source."""
+        whose = sources if self.parted else [VERIFIER] * len(new)
+        for source, part in groupby(zip(whose, new, strict=True), key=itemgetter(0)):
+            self.tokens += [token for _, token in part]
+            text = str(self.tokenizer.decode(self.tokens, skip_special_tokens=True))
             text = text.rstrip(UNFINISHED)  # a character may take several tokens
             if len(text) > len(self.text):
-                self.show(text[len(self.text) :], is_draft)
+                self.show(text[len(self.text) :], source)
                 self.text = text
 
 

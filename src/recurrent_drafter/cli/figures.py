@@ -1,6 +1,6 @@
 """What trials, profiles and evaluations look like at the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from rich.console import Console
@@ -31,6 +31,9 @@ def compared(
     rows = lambda trial: len(trial.batch.row_ids)  # noqa: E731
     trials = list(tracked(judged, f"decoding {len(arms)} ways", "prompts", total=prompts, counted=rows))
     console.print(arm_table(trials, decoding, verifier.model.dtype, len(batches[0].row_ids)))
+    for row in rows_of(trials):
+        if sum(row.sources.values()) > row.sources.get("verifier", 0):
+            say(console, f"{row.arm}, tokens by source: {shares_told(row.sources)}")
     return trials
 
 
@@ -91,7 +94,17 @@ def summary_rows(arm: ArmScores) -> dict[str, str]:
         "Tokens/step": f"{arm.tokens_per_step:.2f}",
         "Acceptance rate": f"{arm.acceptance_rate:.1%}",
         "Acceptance by position": " ".join(f"{share:.0%}" for share in arm.acceptance.by_position),
+        "Tokens by source": shares_told(arm.sources) if arm.acceptance.drafted else "",
     }
+
+
+def shares_told(counts: Mapping[str, int]) -> str:
+    """Of tokens by source.
+
+    >>> shares_told({"verifier": 60, "drafter": 0, "lookup": 20})
+    'verifier 75%, lookup 25%'
+    """
+    return ", ".join(f"{name} {count / sum(counts.values()):.0%}" for name, count in counts.items() if count)
 
 
 def print_comparison(console: Console, evaluation: Evaluation) -> None:

@@ -46,7 +46,7 @@ def run(
         speculator = RecurrentDraftingSpeculator(lookup=False)
         speculator.attach_verifier(model)
     else:
-        speculator = open_speculator(which.drafter(), model, tokenizer, which.shape)
+        speculator = open_speculator(which.drafter, model, tokenizer, which.shape, lookup=which.lookup)
     with profiled() if options.profile else nullcontext() as profile:
         if options.is_evaluation:
             command = ["generate_speculator.py", *argv]
@@ -174,8 +174,9 @@ def settings_of(task: Task, way: Decoding, longest: int | None) -> dict[str, Any
 
 
 def drafting_of(task: Task) -> dict[str, Any]:
-    """Which drafter, and how much it drafts: what an arm may have to itself."""
-    if task.speculator.drafter is None:
-        return {"drafter": None}
-    shape = "auto" if task.speculator.shape is None else asdict(task.speculator.shape)
-    return {"drafter": task.which.speculator_path or "demo", "draft_shape": shape}
+    """Which drafter, whether lookup, and how much is drafted: what an arm may have to itself."""
+    speculator = task.speculator
+    sources = {"drafter": task.which.drafter and (task.which.speculator_path or "demo"), "lookup": speculator.lookup}
+    if not speculator.speculates:
+        return {"drafter": None, "lookup": False}
+    return {**sources, "draft_shape": "auto" if speculator.shape is None else asdict(speculator.shape)}

@@ -30,7 +30,7 @@ from recurrent_drafter.decoding.generation_state import as_tuple
 from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import HF, LOOKUP_TOKENS, PLAIN, Decoding
 from recurrent_drafter.measure.ruler import BUG, tokens_per_step, verdict, verdicts_on
-from recurrent_drafter.measure.tuning import BatchFindings, Search, label
+from recurrent_drafter.measure.tuning import AND_LOOKUP, BatchFindings, Search, label
 from recurrent_drafter.measure.verification import Verification, as_record, verifications
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.loading import load_drafter, load_verifier, save_drafter
@@ -53,7 +53,8 @@ def verify(
     """Decode prompts with and without speculation and explain every difference: 0 if none is a bug, else 1."""
     draws = sampling.arguments(asks.SAMPLED)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
-    speculator = open_speculator(which.drafter(), model, tokenizer, which.shape)
+    # Transformers comes first, on the weights as they are.
+    speculator = open_speculator(which.drafter, model, tokenizer, which.shape, lookup=which.lookup, packed=False)
     folder = local_folder(which.speculator_path)
     of = None if folder is None else records.saved_fingerprint(folder)
     prompts = load_prompts(asked, speculator.verifier, tokenizer, count=50)
@@ -72,6 +73,7 @@ def verify(
             console.print(f"{way.name}, {found.explained(tokenizer)}", markup=False, highlight=False)
     made = {**records.provenance(argv, model.device.type), "dtype": str(model.dtype), **as_record(passes)}
     made |= {"base_model": which.base_model, "prompts": len(prompts), "sustained": asked.sustained}
+    made |= {"lookup": speculator.lookup}
     if folder is not None:
         keep(console, folder, {**made, "drafter": of})
     if options.output_file is not None:
@@ -142,7 +144,7 @@ def tune(which: SpeculatorOptions, asked: asks.PromptOptions, options: asks.Tune
         print(MISSING, file=sys.stderr)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
     arrange(model)
-    speculator = open_speculator(which.drafter(), model, tokenizer, which.shape)
+    speculator = open_speculator(which.drafter, model, tokenizer, which.shape, lookup=which.lookup)
     assert speculator.drafter is not None
     if max(options.widths) > (most := speculator.drafter.config.draft_vocab_size):
         raise ValueError(f"--widths has {max(options.widths)} in it, expected at most {most} (the draft vocabulary)")
@@ -169,17 +171,23 @@ def tune(which: SpeculatorOptions, asked: asks.PromptOptions, options: asks.Tune
 
 
 def tuned(found: BatchFindings, title: str) -> Table:
-    predicted = {label(cell.shape): cell for cell in found.cells.values()}
+    predicted, joined = found.predicted, {arm: f"{one.tokens_per_step:.2f}" for arm, one in found.looked_up.items()}
     columns: Columns = {
-        "beams x length": lambda arm: f"[bold]{arm}[/]" if predicted.get(arm) is found.best else arm,
+        "beams x length": lambda arm: f"[bold]{arm}[/]" if predicted.get(arm) is found.best else broken(arm),
         "walk": lambda arm: f"{predicted[arm].tokens_per_step:.2f}" if arm in predicted else "",
-        "tok/step": lambda arm: f"{tokens_per_step(found.trials, arm):.2f}",
+        **({"with\nlookup": lambda arm: joined.get(arm, "")} if joined else {}),
+        "tok/\nstep": lambda arm: f"{tokens_per_step(found.trials, arm):.2f}",
         "predicted": lambda arm: f"{predicted[arm].speedup:.2f}" if arm in predicted else "",
         "measured": lambda arm: f"{found.speedup(arm):.2f}",
-        "decoding only": lambda arm: f"{found.speedup(arm, decoding_only=True):.2f}",
+        "decoding\nonly": lambda arm: f"{found.speedup(arm, decoding_only=True).value:.2f}",
         "identical": lambda arm: verdict(verdicts_on(found.trials, arm)),
     }
-    return terminal(found.arms[1:], columns, f"batch {found.batch}, {title}")
+    return terminal(found.arms[1:], columns, f"batch {found.batch}, {title}", tight=True)
+
+
+def broken(arm: str) -> str:
+    """In two lines where lookup joins a shape."""
+    return arm.replace(AND_LOOKUP, f"\n{AND_LOOKUP}")
 
 
 def save(folder: Path, findings: Sequence[BatchFindings], tuning: Tuning, made: dict[str, Any]) -> list[str]:
@@ -209,7 +217,7 @@ def bench(options: asks.BenchOptions, *, argv: list[str]) -> int:
     fixed = DraftShape(options.beam_width, options.beam_length)
     model, tokenizer = load_verifier(options.base_model, dtype=options.dtype, device=options.device)
     arrange(model)
-    speculator = open_speculator(options.drafter(), model, tokenizer)
+    speculator = open_speculator(options.drafter, model, tokenizer, lookup=options.lookup)
     dataset = options.dataset_name or (None if options.dataset_path else "demo")
     dialogues = load_dialogues(dataset, options.dataset_path, "eval").dialogues
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=options.prompts, max_length=options.max_prompt_length)
@@ -250,10 +258,10 @@ def demo(options: asks.DemoOptions, *, argv: list[str]) -> int:
     arrange(model)
     dialogues = load_dialogues("demo", None, "eval").dialogues
     prompts = prompts_from_dialogues(dialogues, tokenizer, count=options.prompts, max_length=512)
-    bundled = open_speculator(str(demo_drafter_path()), model, tokenizer)
+    bundled = open_speculator(str(demo_drafter_path()), model, tokenizer, lookup=options.lookup)
     ours = {PLAIN: bundled.without_drafter(), "bundled drafter": bundled}
     if trained is not None:
-        ours["your drafter"] = open_speculator(trained, model, tokenizer)
+        ours["your drafter"] = open_speculator(trained, model, tokenizer, lookup=options.lookup)
     differing, console, batches = 0, Console(), ways.batches_of(prompts, 1, model.device)
     for end_ids in ((), as_tuple(model.generation_config.eos_token_id)):
         decoding = Decoding(options.new_tokens, end_ids)

@@ -88,7 +88,7 @@ def by_class(kind: Any) -> Iterator[tuple[Any, list[dataclasses.Field[Any]]]]:
 
 
 def add(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
-    """A field as a flag, or as a place; a truth that is the default also as ``--no_...``."""
+    """A field as a flag, or as a place; a truth that is the default, or may be, also as ``--no_...``."""
     name, metadata = field.name, field.metadata
     settings: dict[str, Any] = {"help": explained(field), **typed(hint)}
     if "positional" in metadata:
@@ -97,7 +97,7 @@ def add(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     required = field.default is field.default_factory is dataclasses.MISSING
     names = *spelled(name), *metadata.get("aliases", ())
     flag = group.add_argument(*names, dest=name, required=required, **settings)
-    if field.default is True and flag.type is truth:
+    if field.default in (True, None) and flag.type is truth:
         flag.metavar = f"--no_{name}"
         unsaid = {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS}
         group.add_argument(*spelled(f"no_{name}"), dest=name, action="store_false", **unsaid)

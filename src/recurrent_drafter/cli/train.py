@@ -14,7 +14,7 @@ from recurrent_drafter.cli.main import INTERRUPTED
 from recurrent_drafter.cli.options.training import read_training
 from recurrent_drafter.cli.parser import OptionParser
 from recurrent_drafter.cli.progress import Meter
-from recurrent_drafter.measure.estimate import expected_tokens
+from recurrent_drafter.measure.estimate import best_lookup, expected_tokens
 from recurrent_drafter.training.arguments import TrainingArguments
 from recurrent_drafter.training.callbacks import Progress
 from recurrent_drafter.training.estimation import STEPS, TrainingEstimate
@@ -123,8 +123,11 @@ class TrainingTerminal:
 
 def training_lines(trained: TrainedDrafter, args: TrainingArguments, minutes: float) -> Iterator[str]:
     """What was learnt, where it is, and what it is worth here."""
-    tokens = trained.figures["tokens_per_step"]
-    yield f"held-out tokens per step: {tokens:.2f}; {minutes:.1f} minutes; saved to {args.output_dir}"
+    tokens, joined, alone = (trained.figures[f"tokens_per_step{kind}"] for kind in ("", "_with_lookup", "_of_lookup"))
+    yield (
+        f"held-out tokens per step: {tokens:.2f} (with lookup {joined:.2f}, lookup alone {alone:.2f}); "
+        f"{minutes:.1f} minutes; saved to {args.output_dir}"
+    )
     yield from worth_lines(trained)
     yield (
         f"try it: python generate_speculator.py --base_model {args.llm_name_or_path} "
@@ -148,6 +151,12 @@ def estimate_lines(found: TrainingEstimate) -> Iterator[str]:
     relative = ", ".join(f"{n}: {t / plain:.2f}" for n, t in zip(costs.rows, costs.verify, strict=True))
     drafting = f"drafting, per token: {costs.draft_level / plain:.2f}"
     yield f"a plain step takes {plain * 1e3:.1f} ms; verifying n tokens, in plain steps: {relative}; {drafting}"
+    gain, nodes = best_lookup(costs, found.lookup)
+    yields = ", ".join(f"{n}: {tokens:.2f}" for n, tokens in found.lookup.items())
+    yield f"lookup alone, for nothing, on held-out replies; tokens per step, by tokens verified: {yields}"
+    yield f"  at best {gain:.2f}x the speed of plain decoding" + (
+        f", with {nodes}" if nodes > 1 else ": it does not pay"
+    )
     lengths = ", ".join(f"{length}: {tokens:.2f}" for length, tokens in enumerate(found.break_evens, start=1))
     yield f"break-even tokens per step, by draft length: {lengths}"
     yield "ceiling of the speed-up, by how often a draft token is accepted:"

@@ -7,11 +7,26 @@ the tokens that were emitted.
 The acceptance rate is accepted over drafted tokens: a step with beams of L tokens drafts L, however many beams there
 are, for no more than L can be accepted. At position k it is the share of the steps that drafted k tokens or more in
 which k or more were accepted. A step that drafts nothing counts in neither.
+
+Every token of a reply has a source: the verifier alone, which drew it where no draft was accepted, or what drafted it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+
+SOURCES = ("verifier", "drafter", "lookup")  # as `core.tree` numbers them
+
+
+def tokens_by_source(sources: Iterable[Iterable[int]]) -> dict[str, int]:
+    """How many tokens of some replies each source gave; empty for replies of which that is not known.
+
+    >>> tokens_by_source([[0, 1, 2, 0], [0, 2]])
+    {'verifier': 3, 'drafter': 1, 'lookup': 2}
+    """
+    counts = Counter(source for reply in sources for source in reply)
+    return {name: counts[number] for number, name in enumerate(SOURCES)} if counts else {}
 
 
 @dataclass(frozen=True)

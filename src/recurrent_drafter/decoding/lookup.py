@@ -148,6 +148,15 @@ class Found:
 
     rows: Sequence[Chains]
 
+    @classmethod
+    def of(cls, rows: Sequence[Chains]) -> "Found | None":
+        """Filled up to the longest of them; None where nothing was found."""
+        width = max(len(row.tokens) for row in rows)
+        for row in rows:
+            while len(row.tokens) < width:
+                row.add(token=0, parent=0, depth=1, probability=0.0)
+        return cls(rows) if width else None
+
     @property
     def probabilities(self) -> Floats:  # (B, C)
         return np.array([row.probabilities for row in self.rows])
@@ -177,12 +186,7 @@ class Lookup:
         """Chains of at most so many tokens after each unfinished row; None where nothing is found."""
         self._read()
         longest = min(longest, LONGEST_CHAIN)
-        rows = [self._chains(row, longest) for row in self._state.rows]
-        width = max(len(row.tokens) for row in rows)
-        for row in rows:
-            while len(row.tokens) < width:
-                row.add(token=0, parent=0, depth=1, probability=0.0)
-        return Found(rows) if width else None
+        return Found.of([self._chains(row, longest) for row in self._state.rows])
 
     def close(self) -> None:
         """The generation is over: its replies are remembered."""

@@ -160,15 +160,15 @@ class RecurrentDraftingSpeculator:
             raise ValueError("there is no drafter to upload: this speculator decodes autoregressively")
         return self.drafter.push_to_hub(repo_id, **options)  # type: ignore[arg-type]
 
-    def attach_verifier(self, model: PreTrainedModel) -> None:
+    def attach_verifier(self, model: PreTrainedModel, *, packed: bool = True) -> None:
         """Join with a model, to whose device and dtype the drafter moves; a tuning is used where it holds.
 
         In float32 on a CPU the weights are packed here, which takes some seconds per gigabyte. A speculator that
-        `model.generate` is given without this packs bit by bit while it decodes. Raises ValueError when the drafter was
-        made for another width or vocabulary.
+        `model.generate` is given without this, or with ``packed`` false, packs bit by bit while it decodes.
+        Raises ValueError when the drafter was made for another width or vocabulary.
         """
         self._attach(model)
-        if self.speculates:
+        if packed and self.speculates:
             for linears in self.packed:
                 linears.forwards()
 

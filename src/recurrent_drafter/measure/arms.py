@@ -19,6 +19,7 @@ from recurrent_drafter.models.verifier import Verifier
 NEVER = -1  # an end token that no vocabulary has: generation goes on
 LOOKUP_TOKENS = 10  # what transformers' documentation takes for prompt lookup
 HF, PLAIN, LOOKUP, ASSISTED, AUTO = "HF generate", "autoregression", "HF prompt lookup", "HF assisted", "auto"
+OUR_LOOKUP = "lookup"  # alone
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,9 @@ def hf_arm(name: str, model: PreTrainedModel, decoding: Decoding, **more: Any) -
 
 
 def our_arm(name: str, speculator: RecurrentDraftingSpeculator, decoding: Decoding) -> Arm:
+    """Ours, without memory: arms and warm-ups answer the same prompts, so it would hold the very replies."""
+    speculator = speculator.without_memory()
+
     def run(batch: Batch) -> Run:
         generate = partial(speculator.generate, seed=decoding.seed, row_ids=batch.row_ids)
         timing = timed(generate, batch, decoding)
@@ -157,7 +161,8 @@ def standard_arms(
 ) -> list[Arm]:
     """Transformers first, which greedy output is compared with; then autoregression, the base of every ratio.
 
-    ``lookup``: transformers' prompt lookup, which takes one prompt at a time. ``assistant``: a smaller model.
+    ``lookup``: transformers' prompt lookup, which takes one prompt at a time; ours is an arm where the speculator looks
+    up. ``assistant``: a smaller model.
     """
     model = speculator.verifier.model
     arms = [hf_arm(HF, model, decoding)]
@@ -166,6 +171,9 @@ def standard_arms(
     if assistant is not None:
         arms.append(hf_arm(ASSISTED, model, decoding, assistant_model=assistant))
     ours = {PLAIN: speculator.without_drafter()}
-    ours |= {shape_name(shape): speculator.with_shape(shape) for shape in shapes}
-    ours[AUTO] = speculator.with_shape(None)
+    if speculator.drafter is not None:
+        ours |= {shape_name(shape): speculator.with_shape(shape) for shape in shapes}
+        ours[AUTO] = speculator.with_shape(None)
+    if speculator.with_shape(None).lookup:
+        ours[OUR_LOOKUP] = speculator.without_drafter(lookup=True)
     return [*arms, *(our_arm(name, way, decoding) for name, way in ours.items())]

@@ -5,6 +5,7 @@ fit into its time: the *break-even*, (t(n) + L t_level) / t(1). Before anything 
 alone: a step of few rows takes as long as reading the weights does, the verifier's once and the drafter's L times.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -100,6 +101,12 @@ def ceiling(costs: Costs, rate: float, most_levels: int) -> tuple[float, int]:
         gain = expected_tokens(rate, levels) / break_even(costs, DraftShape(1, levels))
         best = max(best, (gain, levels))
     return best
+
+
+def best_lookup(costs: Costs, tokens_per_step: Mapping[int, float]) -> tuple[float, int]:
+    """The best speed-up of lookup alone, by what it yields with so many nodes, and these; 1.0 and 1 if none pays."""
+    plain = costs.step(None)
+    return max((tokens * plain / float(costs.verifying(n)), n) for n, tokens in {1: 1.0, **tokens_per_step}.items())
 
 
 def training_bytes(drafter: RecurrentDrafter, verifier: Verifier) -> int:

@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,10 +16,12 @@ from recurrent_drafter.core.accept import Accepted, follow_tree
 from recurrent_drafter.core.beam import Beams
 from recurrent_drafter.core.losses import IGNORED, cross_entropy, depth_weights, draft_labels
 from recurrent_drafter.core.metrics import Walk, visited, walk
-from recurrent_drafter.core.tree import DraftTree, prefix_tree
+from recurrent_drafter.core.tree import DraftTree, joined, prefix_tree, pruned, root_tree
 from recurrent_drafter.data.encoding import TrainExample
-from recurrent_drafter.decoding.decode import BeamDrafter, Drafting, decode
+from recurrent_drafter.decoding.decode import BeamDrafter, Drafting, FixedController, decode
 from recurrent_drafter.decoding.generation_state import GenerationState
+from recurrent_drafter.decoding.lookup import Chains, Found, Lookup, Memory
+from recurrent_drafter.decoding.rates import AcceptanceByMatch
 from recurrent_drafter.decoding.sampler import Sampler
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
@@ -27,6 +30,7 @@ from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records.paths import written_whole
 
 PARTS = ("prompt", "tokens")  # of a reply, in a file
+NO_TOKEN = -1  # which no text has
 LOGITS_AT_A_TIME = 2**24  # that evaluation holds
 
 
@@ -97,7 +101,11 @@ def left_padded(prompts: Sequence[Tensor], device: torch.device) -> tuple[Tensor
 
 
 class HeldOutReplies:
-    """Replies kept with their hidden states, and the walk along them that greedy decoding would take."""
+    """Replies kept with their hidden states, and the walk along them that greedy decoding would take.
+
+    With lookup the walk is of decoding them one by one in this order, each without memory of the others, where no reply
+    may be longer than the longest of them.
+    """
 
     def __init__(self, verifier: Verifier, replies: Sequence[Reply]) -> None:
         self.verifier = verifier
@@ -124,18 +132,69 @@ class HeldOutReplies:
         for root, hiddens in self.pairs():
             yield root, draft(hiddens.to(drafter.dtype), root, width, length)
 
+    @cached_property
+    def looked_up(self) -> list[DraftTree]:
+        """For each reply, what lookup finds with each of its tokens as the root.
+
+        That depends on the text before it alone and not on the steps that led there, so the walk is as fast as without.
+        """
+        rates, claims = AcceptanceByMatch(), FixedController(None).claims
+        trees = []
+        for reply, (root, _) in zip(self.replies, self.pairs(), strict=True):
+            state, rows = GenerationState(reply.prompt[None], self.most), []
+            lookup = Lookup(state, rates, Memory(0))
+            for token in reply.tokens.tolist():
+                state.generated[0].append(token)
+                found = lookup.find(state.remaining - 1)
+                rows.append(found.rows[0] if found is not None else Chains())
+            lookup.close()
+            together = Found.of(rows)
+            trees.append(root_tree(root) if together is None else together.tree(root, claims(together.probabilities)))
+        return trees
+
+    @property
+    def most(self) -> int:
+        """Tokens of the longest reply."""
+        return max(len(reply.tokens) for reply in self.replies)
+
+    def walks_with_lookup(self, shape: DraftShape, drafts: Sequence[Beams] | None = None) -> list[Walk]:
+        """What decoding makes of each reply where lookup joins what is drafted, or is alone, at this fixed shape.
+
+        ``drafts`` are those of every reply's tokens, at the shape's width and length.
+        """
+        walks = []
+        for number, (root, _) in enumerate(self.pairs()):
+            tree = self.looked_up[number]
+            if drafts is not None:
+                tree = joined(self._within(prefix_tree(root, drafts[number])), tree)
+            tree = pruned(tree, shape.max_tree_nodes or tree.tokens.shape[1])
+            tree = replace(tree, tokens=tree.tokens.masked_fill(tree.log_probs.isneginf(), NO_TOKEN))  # fillers
+            walks.append(walk(accepted_along(root, tree).n_accepted.tolist()))
+        return walks
+
+    def _within(self, tree: DraftTree) -> DraftTree:
+        """Of a tree for each token of a reply what decoding would draft there: nothing beyond the longest reply."""
+        longest = self.most - 2 - torch.arange(len(tree.tokens), device=tree.tokens.device)  # the bonus comes on top
+        return replace(tree, log_probs=tree.log_probs.masked_fill(tree.depths > longest[:, None], -torch.inf))
+
     def tokens_per_step(self, drafter: RecurrentDrafter, shape: DraftShape) -> float:
         """What greedy decoding of these replies yields at this fixed shape."""
         return self.measure(drafter, shape, top_k=0)["tokens_per_step"]
+
+    def tokens_per_step_of_lookup(self, nodes: int) -> float:
+        """What lookup alone yields with at most so many nodes, the root included."""
+        return sum(self.walks_with_lookup(DraftShape(1, nodes - 1, nodes)), Walk(0, 0)).tokens_per_step
 
     @torch.inference_mode()
     def measure(self, drafter: RecurrentDrafter, shape: DraftShape, top_k: int = 5) -> dict[str, float]:
         """Acceptance along the replies, and what a drafter knows of them, from one pass over all of their tokens.
 
         ``tokens_per_step`` is greedy decoding's own figure at this shape; ``acceptance_pos{k}`` the share of its steps
-        that accept k draft tokens or more. Teacher-forced, over every token of the replies and each depth d of the
-        beams: ``topk_accuracy_{k}_depth{d}``, for which a token that the draft vocabulary lacks is a miss, and
-        ``loss``, which such tokens do not count in.
+        that accept k draft tokens or more. ``tokens_per_step_with_lookup`` is that figure where lookup joins the tree,
+        ``tokens_per_step_of_lookup`` where it is alone in a tree of as many nodes.
+
+        Teacher-forced, over every token of the replies and each depth d of the beams: ``topk_accuracy_{k}_depth{d}``,
+        for which a token that the draft vocabulary lacks is a miss, and ``loss``, which such tokens do not count in.
         """
         verifier = self.verifier
         if drafter.dtype != verifier.model.dtype:  # decoding casts it too
@@ -145,18 +204,30 @@ class HeldOutReplies:
         future = torch.cat([_future(reply.tokens, shape.beam_length + 1) for reply in self.replies]).to(hiddens.device)
         chunk = max(1, LOGITS_AT_A_TIME // (max(shape.beam_width, shape.beam_length) * len(drafter.draft_ids)))
         pieces = list(zip(*(x.split(chunk) for x in (hiddens, root, future)), strict=True))
-        draft, found = BeamDrafter(drafter, verifier.embed), []
-        for hidden, token, ahead in pieces:
-            tree = prefix_tree(token, draft(hidden, token, shape.beam_width, shape.beam_length), shape.nodes)
-            found.append(_followed(tree, ahead).n_accepted)
-        accepted = [of_reply.tolist() for of_reply in torch.cat(found).split(list(map(len, self.hiddens)))]
+        draft, lengths = BeamDrafter(drafter, verifier.embed), list(map(len, self.hiddens))
+        beams = [draft(hidden, token, shape.beam_width, shape.beam_length) for hidden, token, _ in pieces]
+        trees = (prefix_tree(token, drafted, shape.nodes) for (_, token, _), drafted in zip(pieces, beams, strict=True))
+        found = [_followed(tree, ahead).n_accepted for tree, (_, _, ahead) in zip(trees, pieces, strict=True)]
+        accepted = [of_reply.tolist() for of_reply in torch.cat(found).split(lengths)]
         steps = [of_reply[place] for of_reply in accepted for place in visited(of_reply)]
-        results = {"tokens_per_step": sum(map(walk, accepted), Walk(0, 0)).tokens_per_step}
+        walks = {
+            "tokens_per_step": map(walk, accepted),
+            "tokens_per_step_with_lookup": self.walks_with_lookup(shape, split_beams(beams, lengths)),
+        }
+        results = {name: sum(each, Walk(0, 0)).tokens_per_step for name, each in walks.items()}
+        results["tokens_per_step_of_lookup"] = self.tokens_per_step_of_lookup(shape.nodes)
         for k in range(1, shape.beam_length + 1):
             results[f"acceptance_pos{k}"] = sum(n >= k for n in steps) / len(steps)
         if top_k > 0:
             results |= _teacher_forced(drafter, verifier, pieces, min(top_k, len(drafter.draft_ids)))
         return results
+
+
+def split_beams(pieces: Sequence[Beams], lengths: Sequence[int]) -> list[Beams]:
+    """Beams of many rows, in pieces of so many rows each."""
+    names = ("tokens", "parents", "log_probs")
+    columns = (torch.cat([getattr(beams, name) for beams in pieces]).split(list(lengths)) for name in names)
+    return [Beams(*parts) for parts in zip(*columns, strict=True)]
 
 
 def _future(tokens: Tensor, count: int) -> Tensor:  # (R,) -> (R, count), IGNORED after the reply's end

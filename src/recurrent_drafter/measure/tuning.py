@@ -7,7 +7,7 @@ only the few best have to prove themselves.
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from recurrent_drafter.measure.verification import Comparison
 from recurrent_drafter.models.config import DraftShape
 from recurrent_drafter.models.drafter import RecurrentDrafter
 
+AND_LOOKUP = " + lookup"  # after a shape's label
 MOST_NODES = 64
 NODES = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 32, 40, 48, MOST_NODES)
 REPLIES = 32  # of the verifier at a time
@@ -101,11 +102,17 @@ def predict(acceptances: dict[int, DraftRanks], single: Costs, full: Costs, leng
         for length in lengths:
             whole = 1 + width * length
             for nodes in sorted({n for n in NODES if n < whole} | {min(whole, MOST_NODES)}):
-                shape, walks = DraftShape(width, length, nodes), acceptance.walks(length, nodes)
-                drafted = _seconds([walk.steps for walk in walks], shape, single, full)
-                plain = _seconds([walk.tokens for walk in walks], None, single, full)
-                found.append(Prediction(shape, sum(walks, Walk(0, 0)).tokens_per_step, plain / drafted))
+                found.append(
+                    prediction(DraftShape(width, length, nodes), acceptance.walks(length, nodes), single, full)
+                )
     return sorted(found, key=lambda prediction: -prediction.speedup)
+
+
+def prediction(shape: DraftShape, walks: Sequence[Walk], single: Costs, full: Costs) -> Prediction:
+    """Of a shape with which decoding takes these walks along the replies."""
+    drafted = _seconds([walk.steps for walk in walks], shape, single, full)
+    plain = _seconds([walk.tokens for walk in walks], None, single, full)
+    return Prediction(shape, sum(walks, Walk(0, 0)).tokens_per_step, plain / drafted)
 
 
 def _seconds(steps: Sequence[int], shape: DraftShape | None, single: Costs, full: Costs) -> float:
@@ -151,25 +158,41 @@ class Search:
 
     def run(self) -> tuple[list["BatchFindings"], Costs]:
         """Acceptance once; costs, predictions and their check at every batch size; and a single sequence's costs."""
-        acceptances = self._acceptances()
+        held_out = self._held_out()
+        acceptances = self._acceptances(held_out)
         sizes = list(dict.fromkeys([1, *self.batch_sizes]))
         costs = {batch: self._costs(batch) for batch in self.tracked(sizes, "costs at each batch size", "sizes")}
         findings = []
         for batch in self.batch_sizes:
             cells = best_of_each_cell(predict(acceptances, costs[1], costs[batch], self.lengths))
-            trials = self._check(batch, list(cells.values())[: self.confirm], costs[1])
-            findings.append(BatchFindings(batch, costs[batch], cells, trials))
+            best = list(cells.values())[: self.confirm]
+            looked_up = self._with_lookup(held_out, best, costs[1], costs[batch]) if self.speculator.lookup else {}
+            trials = self._check(batch, best, looked_up, costs[1])
+            findings.append(BatchFindings(batch, costs[batch], cells, trials, looked_up))
         return findings, costs[1].of_width(findings[0].best.shape.beam_width)
 
-    def _acceptances(self) -> dict[int, DraftRanks]:
+    def _held_out(self) -> HeldOutReplies:
         verifier, decoding = self.speculator.verifier, self.decoding
         replies: list[Reply] = []
         batches = [self.prompts[start : start + REPLIES] for start in range(0, len(self.prompts), REPLIES)]
         for prompts in self.tracked(batches, "the verifier's own replies", "batches"):
             replies += greedy_replies(verifier, prompts, decoding.new_tokens, decoding.end_ids)
-        held_out, longest = HeldOutReplies(verifier, replies), max(self.lengths)
+        return HeldOutReplies(verifier, replies)
+
+    def _acceptances(self, held_out: HeldOutReplies) -> dict[int, DraftRanks]:
+        longest = max(self.lengths)
         widths = self.tracked(self.widths, "acceptance at each width", "widths")
         return {width: measure_acceptance(held_out, self.drafter, width, longest) for width in widths}
+
+    def _with_lookup(
+        self, held_out: HeldOutReplies, best: Sequence[Prediction], single: Costs, full: Costs
+    ) -> dict[str, Prediction]:
+        """The same shapes where lookup joins the tree, by their labels."""
+        found = {}
+        for shape in (one.shape for one in best):
+            drafts = [beams for _, beams in held_out.drafts(self.drafter, shape.beam_width, shape.beam_length)]
+            found[label(shape)] = prediction(shape, held_out.walks_with_lookup(shape, drafts), single, full)
+        return found
 
     def _costs(self, batch: int) -> Costs:
         """In the middle of replies to prompts of the usual length."""
@@ -178,11 +201,16 @@ class Search:
         timed = {"rows": [n for n in MEASURED_ROWS if n <= most], "widths": self.widths, "lengths": self.lengths}
         return packed_costs(self.speculator.verifier, self.drafter, context, batch=batch, **timed)
 
-    def _check(self, batch: int, best: Sequence[Prediction], single: Costs) -> list[Trial]:
-        """Decode with the best shapes and `auto`, interleaved with autoregression, whose output is the reference."""
+    def _check(
+        self, batch: int, best: Sequence[Prediction], looked_up: dict[str, Prediction], single: Costs
+    ) -> list[Trial]:
+        """Decode with the best shapes, the best with lookup and `auto`; autoregression's output is the reference."""
         speculator, verifier, top = self.speculator, self.speculator.verifier, best[0].shape
         decoders = {PLAIN: speculator.without_drafter()}
         decoders |= {label(found.shape): speculator.with_shape(found.shape) for found in best}
+        if looked_up:
+            joined = max(looked_up.values(), key=lambda one: one.speedup).shape
+            decoders[label(joined) + AND_LOOKUP] = speculator.with_shape(joined).with_lookup(True)
         tuning = Tuning(top, single.of_width(top.beam_width), conditions(verifier.model))
         decoders[AUTO] = speculator.with_tuning(tuning)
         arms = [ways.our_arm(name, decoder, self.decoding) for name, decoder in decoders.items()]
@@ -193,12 +221,20 @@ class Search:
 
 @dataclass(frozen=True)
 class BatchFindings:
-    """What was measured at one batch size: costs, each cell's best prediction, and the trials that checked them."""
+    """What was measured at one batch size: costs, each cell's best prediction, and the trials that checked some."""
 
     batch: int
     costs: Costs
     cells: dict[tuple[int, int], Prediction]
     trials: Sequence[Trial]
+    looked_up: dict[str, Prediction] = field(default_factory=dict)  # where lookup joins the tree, by the shape's label
+
+    @property
+    def predicted(self) -> dict[str, Prediction]:
+        """Of what was decoded with, by arm."""
+        return {label(cell.shape): cell for cell in self.cells.values()} | {
+            arm + AND_LOOKUP: found for arm, found in self.looked_up.items()
+        }
 
     @property
     def arms(self) -> list[str]:
@@ -236,8 +272,9 @@ class BatchFindings:
             for arm in self.arms
         }
         costs = {"rows": self.costs.rows, "verify": self.costs.verify, "draft": drafts}
-        predicted = list(map(asdict, self.cells.values()))
-        return {"batch_size": self.batch, "costs": costs, "predicted": predicted, "decoded": decoded}
+        names = ("predicted", self.cells), ("predicted_with_lookup", self.looked_up)
+        predicted = {name: list(map(asdict, found.values())) for name, found in names}
+        return {"batch_size": self.batch, "costs": costs, **predicted, "decoded": decoded}
 
 
 def label(shape: DraftShape) -> str:

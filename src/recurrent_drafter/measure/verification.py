@@ -120,14 +120,17 @@ def as_record(passes: Sequence[Verification]) -> dict[str, Any]:
 def verifications(
     speculator: RecurrentDraftingSpeculator, greedy: Decoding, sampled: Decoding | None, *, auto: bool
 ) -> list[Verification]:
-    """Greedy, with transformers' own loop as the first reference, then sampled if that is asked for."""
+    """Greedy, with transformers' own loop as the first reference, then sampled if that is asked for.
+
+    What is verified is a tree of one shape, the drafter's own if none is fixed, which lookup joins where the speculator
+    looks up; without a drafter it is lookup alone.
+    """
     model, drafter = speculator.verifier.model, speculator.drafter
-    assert drafter is not None
-    ours = {
-        PLAIN: speculator.without_drafter(),
-        DRAFTED: speculator.with_shape(speculator.shape or drafter.config.draft_shape),
-        **({AUTO: speculator.with_shape(None)} if auto else {}),
-    }
+    ours = {PLAIN: speculator.without_drafter(), DRAFTED: speculator}
+    if drafter is not None:
+        shape = speculator.shape or drafter.config.draft_shape
+        ours[DRAFTED] = speculator.with_shape(shape).with_lookup(speculator.lookup)
+        ours |= {AUTO: speculator.with_shape(None)} if auto else {}
 
     def arms_of(decoding: Decoding) -> list[Arm]:
         return [ways.our_arm(name, way, decoding) for name, way in ours.items()]

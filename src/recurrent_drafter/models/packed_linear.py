@@ -155,6 +155,7 @@ def to_dense(model: nn.Module) -> None:
         layer._parameters["weight"].data = layer.weight.detach()  # type: ignore[union-attr]
         layer.__class__ = layer.was  # type: ignore[assignment]
         del layer.packed, layer.was, layer.is_shared
+    trim_memory()
 
 
 @contextmanager
@@ -171,6 +172,7 @@ def unpacked(model: nn.Module) -> Iterator[None]:
     finally:
         for layer, make, is_shared in packed:
             _replace(layer, make, is_shared=is_shared)
+        trim_memory()
 
 
 def _replace(layer: Any, make: Callable[[Tensor], Packed], *, is_shared: bool) -> None:
@@ -206,7 +208,8 @@ class PackedLinears:
 
         After ``most`` seconds no further layer is packed; `is_complete` says whether all are.
         """
-        layers = [layer for layer in self._layers if _packable(layer.weight) and "forward" not in vars(layer)]
+        own = [layer for layer in self._layers if not isinstance(layer, PackedLinear)]  # `pack` may come in between
+        layers = [layer for layer in own if _packable(layer.weight) and "forward" not in vars(layer)]
         found, end = [], clock() + most
         self.is_complete = True
         for layer in layers:
@@ -363,16 +366,17 @@ def arrangements(
 def _measured(weights: Sequence[Tensor], counts: Mapping[int, int], clock: Callable[[], float]) -> Arrangement:
     """Products with weights of one kind by turns, so that each comes from memory, as it does in a step."""
     kinds: list[Callable[[Tensor], Packed] | None] = [None, *([Reordered] if mkldnn.is_available() else []), Blocks]
-    ways = [[_plain(weight) if pack is None else pack(weight) for weight in weights] for pack in kinds]
     seconds = torch.full((ROUNDS, len(kinds), len(counts)), torch.inf, dtype=torch.float64)
-    for turn in seconds:
-        for way, products in enumerate(ways):
+    for way, make in enumerate(kinds):  # one after another: each is a copy
+        products = [_plain(weight) if make is None else make(weight) for weight in weights]
+        for turn in seconds:
             for column, rows in enumerate(counts):
                 x = torch.ones(1, rows, weights[0].shape[1])
                 begun = clock()
                 for product in products:
                     product(x, None)
                 turn[way, column] = clock() - begun
+        del products
     times = seconds.amin(0)  # what else runs on a machine only ever adds to it
     relative = times / times[0].clamp(min=1e-9)
     best = int((relative * torch.tensor(list(counts.values()))).sum(1).argmin())

@@ -199,7 +199,7 @@ class Workshop:
         return {"kind": name, "drafter": cell.name, "dtype": dtype, **found}
 
     def search(self, drafter: RecurrentDrafter) -> Search:
-        options, speculator = self.options, RecurrentDraftingSpeculator(drafter)
+        options, speculator = self.options, RecurrentDraftingSpeculator(drafter, lookup=False)
         speculator.attach_verifier(self.pair.verifier.model)
         prompts = [reply.prompt for reply in self.first_held_out.replies][: options.sweep_prompts]
         sizes = [1, *(size for size in options.batch_size if 1 < size <= len(prompts))]

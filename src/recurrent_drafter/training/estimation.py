@@ -40,6 +40,7 @@ class TrainingEstimate:
         distilled_seconds: of all of them.
         peak_bytes: the most memory that a few steps took.
         kept_bytes: what of it are weights, gradients and optimizer.
+        lookup: tokens per step that lookup alone yields on the held-out replies, by the nodes of its tree.
     """
 
     costs: Costs
@@ -50,6 +51,7 @@ class TrainingEstimate:
     distilled_seconds: float
     peak_bytes: int
     kept_bytes: int
+    lookup: dict[int, float]
 
     @property
     def break_evens(self) -> list[float]:
@@ -82,7 +84,8 @@ def estimated(text: TrainingText, material: Material, args: TrainingArguments, t
         with_distilled_targets(verifier, some, args.distill_num_future_tokens, pair.end_ids)
         distilled, each = min(args.distill_max_examples, round(texts)), (time.perf_counter() - begun) / len(some)
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes()
-    return TrainingEstimate(costs, args.depths, steps, seconds, distilled, distilled * each, peak, kept)
+    lookup = {nodes: material.held_out.tokens_per_step_of_lookup(nodes) for nodes in costs.rows if nodes > 1}
+    return TrainingEstimate(costs, args.depths, steps, seconds, distilled, distilled * each, peak, kept, lookup)
 
 
 def measured_costs(drafter: RecurrentDrafter, verifier: Verifier) -> Costs:

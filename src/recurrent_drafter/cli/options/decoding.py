@@ -46,21 +46,52 @@ class DeviceOptions(VerifierOptions):
 
 
 @dataclass(frozen=True)
-class PairOptions(DeviceOptions):
+class LookupOptions:
+    lookup: bool | None = option(
+        None, "also draft what prompt and replies have said before (default: unless the shape is fixed)"
+    )
+
+
+@dataclass(frozen=True)
+class PairOptions(DeviceOptions, LookupOptions):
     speculator_path: str | None = option(None, "a trained drafter; 'demo' has a bundled one", check=check_drafter)
 
-    def drafter(self) -> str:
-        return drafter_path(self.base_model, self.speculator_path)
+    @property
+    def drafter(self) -> str | None:
+        """Where the drafter is: as named, or for ``demo`` the bundled one. None for lookup alone."""
+        is_bundled = self.speculator_path is None and self.base_model == "demo"
+        return str(demo_drafter_path()) if is_bundled else self.speculator_path
+
+    def check_speculation(self, *shape: str) -> None:
+        """Raise ValueError where nothing is left to draft with, or a ``shape`` is given without a drafter."""
+        if self.drafter is None and shape:
+            raise ValueError(f"{flags(shape)} only matters with a drafter: {no_drafter(self.base_model)}")
+        if self.drafter is None and self.lookup is False:
+            raise ValueError(f"--no_lookup leaves nothing to draft with: {no_drafter(self.base_model)}")
 
 
 def drafter_path(base_model: str, speculator_path: str | None) -> str:
-    """Where the drafter is: as named, or for ``demo`` the bundled one. Raises ValueError where none is named."""
-    require(
-        speculator_path is not None or base_model == "demo",
-        f"no drafter is named for {base_model}: give --speculator_path, train one with "
-        f"train_speculator.py --llm_name_or_path {base_model}, or use generate_speculator.py --autoregressive",
+    """The same where there must be one. Raises ValueError where none is named."""
+    path = PairOptions(base_model=base_model, speculator_path=speculator_path).drafter
+    if path is None:
+        raise ValueError(no_drafter(base_model))
+    return path
+
+
+def no_drafter(base_model: str) -> str:
+    """What to do where one is needed."""
+    return (
+        f"no drafter is named for {base_model}: give --speculator_path, or train one with "
+        f"train_speculator.py --llm_name_or_path {base_model}"
     )
-    return speculator_path or str(demo_drafter_path())
+
+
+def lookup_alone(base_model: str) -> str:
+    """What there is without a drafter, and what one would add."""
+    return (
+        f"lookup alone: text that repeats is drafted. A drafter for {base_model} adds drafts of new text: "
+        f"train one with train_speculator.py --llm_name_or_path {base_model}"
+    )
 
 
 @dataclass(frozen=True)
@@ -132,10 +163,10 @@ class GenerateOptions:
     prompt: str | None = option(None, "reply to this and stop")
     interactive: bool = option(False, "chat")
     eval_mt_bench: bool = option(False, "answer the questions of MT-Bench, both turns of each, and measure")
-    autoregressive: bool = option(False, "no drafter: the verifier alone")
-    compare: bool = option(False, "with --eval_mt_bench or --prompt: with the drafter and without, side by side")
+    autoregressive: bool = option(False, "neither drafter nor lookup: the verifier alone")
+    compare: bool = option(False, "with --eval_mt_bench or --prompt: with drafts and without, side by side")
     max_generation_length: int = option(200, "new tokens at most", least=1)
-    show_drafts: bool = option(False, "color the tokens that were drafted and accepted")
+    show_drafts: bool = option(False, "color the tokens that were drafted and accepted, by drafter or lookup")
     profile: bool = option(False, "show at the end where a step's time went")
 
     def __post_init__(self) -> None:
@@ -182,7 +213,7 @@ def check_generate(
     which: SpeculatorOptions, sampling: SamplingOptions, options: GenerateOptions, asked: EvaluationOptions
 ) -> None:
     sampling.arguments()
-    drafting = given(which, "speculator_path", *which.shape)
+    drafting = [*given(which, "speculator_path", *which.shape), *(["lookup"] if which.lookup else [])]
     if options.autoregressive and drafting:
         raise ValueError(f"--autoregressive drafts nothing: drop {flags(drafting)}")
     plain = EvaluationOptions()
@@ -193,4 +224,4 @@ def check_generate(
         raise ValueError("--dataset_path and --max_num_prompts choose among questions: drop them, or --prompt")
     check_paths(which, asked)
     if not options.autoregressive:
-        which.drafter()
+        which.check_speculation(*which.shape)

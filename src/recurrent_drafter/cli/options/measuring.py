@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from recurrent_drafter.cli.options import decoding
-from recurrent_drafter.cli.options.decoding import SourceOptions, require
+from recurrent_drafter.cli.options.decoding import SourceOptions, no_drafter, require
 from recurrent_drafter.records.paths import TUNING_FILE, check_drafter, check_model, check_readable, check_writable
 from recurrent_drafter.training.options import check_paths, option
 
@@ -78,7 +78,7 @@ class BenchOptions(decoding.PairOptions, SourceOptions):
 
 
 @dataclass(frozen=True)
-class DemoOptions:
+class DemoOptions(decoding.LookupOptions):
     prompts: int = option(30, "held-out prompts", least=1)
     new_tokens: int = option(128, "tokens per prompt (sustained), at most (reply)", least=2)
     dtype: Literal["auto", "float32", "bfloat16"] = option("auto", "auto: bfloat16 where the hardware computes in it")
@@ -109,12 +109,12 @@ def check_verify(
 ) -> None:
     sampling.arguments(SAMPLED)
     check_paths(which, asked, options)
-    which.drafter()
+    which.check_speculation(*which.shape)
 
 
 def check_tune(which: decoding.SpeculatorOptions, prompts: PromptOptions, options: TuneOptions) -> None:
     check_paths(which, prompts, options)
-    which.drafter()
+    require(which.drafter is not None, f"lookup needs no tuning, it learns as it goes; {no_drafter(which.base_model)}")
     tuning_folder(which, options)
 
 
@@ -143,4 +143,4 @@ def tuning_folder(which: decoding.SpeculatorOptions, options: TuneOptions) -> Pa
 def check_bench(options: BenchOptions) -> None:
     check_paths(options)
     if options.join is None:
-        options.drafter()
+        options.check_speculation()
