@@ -71,11 +71,15 @@ def test_eager_attention_stays_eager(name, calls):
 
 
 @torch.inference_mode()
-def test_a_step_of_plain_decoding_and_distilling_take_it_too(calls):
+def test_a_step_of_plain_decoding_after_many_columns_and_distilling_take_it_too(calls, monkeypatch):
     verifier = Verifier(tiny_model("llama"))
     session, _ = verifier.open(prompts(1)[0], None, 32)
     assert calls == [(4, 2, 12)] * LAYERS  # a causal pass: transformers' own, which repeats no keys without a mask
     calls.clear()
+    session.forward_tree(root_tree(torch.ones(1, dtype=torch.int64)))
+    assert calls == [(4, 2, 1)] * LAYERS  # after few columns folding takes longer than it saves
+    calls.clear()
+    monkeypatch.setattr(ours, "MANY", 13)
     session.forward_tree(root_tree(torch.ones(1, dtype=torch.int64)))
     assert calls == [(2, 2, 2)] * LAYERS
     calls.clear()
@@ -237,7 +241,8 @@ def bias(rows=5, columns=9, dtype=torch.float32, heads=1):
         (70, bias(rows=70)),
     ],
 )
-def test_it_is_the_attention_of_the_definition(rows, mask):
+def test_it_is_the_attention_of_the_definition(rows, mask, monkeypatch):
+    monkeypatch.setattr(ours, "MANY", 1)
     query, key, value = states(rows)
     found, weights = ours.grouped_attention(LAYER, query, key, value, mask, scaling=0.3, dropout=0.0, use_cache=True)
     torch.testing.assert_close(found.double(), defined(query, key, value, mask, 0.3), rtol=1e-5, atol=1e-6)

@@ -8,21 +8,20 @@ from tests.models import WIDTH, generate, prompts, random_drafter, tiny_model
 from transformers import AutoModelForCausalLM
 
 from recurrent_drafter.decoding.speculator import RecurrentDraftingSpeculator
-from recurrent_drafter.models import packed_linear
+from recurrent_drafter.models import weight_layouts
 from recurrent_drafter.models.loading import verifier_fingerprint
 from recurrent_drafter.models.packed_linear import (
     FEW_ROWS,
-    Blocks,
     GradualPacking,
     PackedLinear,
     PackedLinears,
-    Reordered,
     arrange,
     pack,
     to_dense,
     unpacked,
 )
 from recurrent_drafter.models.verifier import Verifier
+from recurrent_drafter.models.weight_layouts import Blocks, Reordered
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-3}
 
@@ -30,7 +29,7 @@ CLOSE = {"rtol": 1e-4, "atol": 1e-3}
 @pytest.fixture(autouse=True)
 def nothing_measured(monkeypatch):
     """What other tests' clocks have said is not known here."""
-    monkeypatch.setattr(packed_linear, "_found", {})
+    monkeypatch.setattr(weight_layouts, "_found", {})
 
 
 def later_is_faster():

@@ -41,7 +41,8 @@ def run(
 ) -> int:
     questions = prepare(options, evaluation)
     model, tokenizer = load_verifier(which.base_model, dtype=which.dtype, device=which.device)
-    pack_weights(model)
+    if not options.autoregressive or evaluation.batch_size > 1:  # plain decoding of one row gains nothing from it
+        pack_weights(model)
     if options.autoregressive:
         speculator = RecurrentDraftingSpeculator(lookup=False)
         speculator.attach_verifier(model)

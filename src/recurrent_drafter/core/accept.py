@@ -39,6 +39,9 @@ def follow_tree(tree: DraftTree, draw: Callable[[Tensor], Tensor]) -> Accepted:
     batch, _ = tree.tokens.shape
     node = torch.zeros(batch, dtype=torch.int64, device=tree.tokens.device)
     n_accepted = torch.zeros_like(node)
+    if tree.max_depth == 0:
+        token = draw(node)
+        return Accepted(node[:, None], token[:, None], n_accepted, token)
     own_parent = tree.parents.clone()
     own_parent[:, 0] = -1  # the root is nobody's child
     token = draw(node)

@@ -39,26 +39,30 @@ class Step:
     @classmethod
     def on_host(cls, accepted: Accepted, logits: Tensor, tree: DraftTree, state: "GenerationState") -> "Step":
         """All of it in one transfer; ValueError where the logit (B, N, V) of a token drawn is NaN."""
-        rows, columns = torch.arange(len(logits), device=logits.device)[:, None], accepted.tokens.shape[1]
+        rows = torch.arange(len(logits), device=logits.device)[:, None]
         invalid = logits[rows, accepted.path, accepted.tokens].isnan()
-        log_probs = tree.log_probs.view(torch.int32)  # their bits, for tokens are integers
-        parts = (accepted.tokens, accepted.path, invalid, accepted.n_accepted[:, None], log_probs, tree.sources)
-        moved = torch.cat(parts, dim=1).cpu().numpy()
-        tokens, path, nan = (moved[:, first : first + columns] for first in (0, columns, 2 * columns))
-        if nan.any():
+        parts = [accepted.tokens, accepted.path, invalid, accepted.n_accepted[:, None], tree.sources, tree.log_probs]
+        if logits.device.type == "cpu":
+            tokens, path, nan, n_accepted, sources, log_probs = (part.numpy() for part in parts)
+        else:
+            parts[-1] = tree.log_probs.view(torch.int32)  # their bits, for tokens are integers
+            ends = np.cumsum([part.shape[1] for part in parts])[:-1]
+            moved = np.split(torch.cat(parts, dim=1).cpu().numpy(), ends, axis=1)
+            tokens, path, nan, n_accepted, sources, bits = moved
+            log_probs = bits.astype(np.int32).view(np.float32)
+        if any(map(any, nan.tolist())):
             row, place = np.argwhere(nan)[0]
             index = state.rows[row]
             raise ValueError(
                 f"the verifier's logits are NaN in row {index}, at token {len(state.generated[index]) + place} of the "
                 "reply (counted from 0): expected numbers; look for overflow in half precision, or for damaged weights"
             )
-        claims, sources = np.split(moved[:, 3 * columns + 1 :], 2, axis=1)
         return cls(
-            n_accepted=moved[:, 3 * columns].tolist(),
+            n_accepted=n_accepted[:, 0].tolist(),
             tokens=tokens.tolist(),
             path=path.tolist(),
             drafted=tree.max_depth,
-            log_probs=claims.astype(np.int32).view(np.float32),
+            log_probs=log_probs,
             sources=sources,
         )
 

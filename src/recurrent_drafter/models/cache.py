@@ -25,6 +25,7 @@ class TreeCache(Cache):
         super().__init__(layers=[_Columns(self, index) for index in range(layers)])
         self.capacity = capacity
         self.base: int | Tensor = 0
+        self.longest = 0  # the most columns that any row keeps
         self._lengths: list[int] = []
         self._stores: list[Tensor] = []
         self._first: dict[int, tuple[Tensor, Tensor]] = {}  # layer: keys and values of the first pass
@@ -37,16 +38,11 @@ class TreeCache(Cache):
 
     @lengths.setter
     def lengths(self, lengths: Sequence[int]) -> None:
-        self._lengths = list(lengths)
+        self._lengths, self.longest = list(lengths), max(lengths, default=0)
         if len(set(lengths)) == 1:
             self.base = lengths[0]
         else:  # not blocking: a plain copy to an accelerator would wait for all of its work
             self.base = torch.tensor(lengths)[:, None].to(self._stores[0].device, non_blocking=True)
-
-    @property
-    def longest(self) -> int:
-        """The most columns that any row keeps."""
-        return max(self._lengths, default=0)
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:  # (B, heads, N, width) each
         """Put one layer's new columns after each row's own; return that layer's columns up to the last new one."""
@@ -59,7 +55,10 @@ class TreeCache(Cache):
             self._stores = [_widened(store, capacity, self.longest) for store in self._stores]
             self.capacity = capacity
         own_keys, own_values = (self._stores[store][index] for store, index in self._where[layer])
-        return put_after(own_keys, self.base, keys)[:, :, :end], put_after(own_values, self.base, values)[:, :, :end]
+        return (
+            put_after(own_keys, self.base, keys).narrow(2, 0, end),
+            put_after(own_values, self.base, values).narrow(2, 0, end),
+        )
 
     def keep_all(self) -> None:
         """Keep every column of the first pass, and allocate for those to come."""
@@ -122,7 +121,7 @@ def _widened(store: Tensor, capacity: int, used: int) -> Tensor:
 def put_after(own: Tensor, base: int | Tensor, block: Tensor) -> Tensor:  # (B, h, columns, ...), (B, h, N, ...)
     """Write a block after the first ``base`` columns, (B, 1) where rows differ in them; returns ``own``."""
     if isinstance(base, int):
-        own[:, :, base : base + block.shape[2]] = block
+        own.narrow(2, base, block.shape[2]).copy_(block)
     else:
         columns = base.to(own.device) + torch.arange(block.shape[2], device=own.device)  # (B, N)
         own.scatter_(2, columns.view(len(columns), 1, -1, *[1] * (block.dim() - 3)).expand_as(block), block)

@@ -26,6 +26,7 @@ from transformers.masking_utils import sdpa_mask
 NAME = "recurrent_drafter_grouped"
 # Of a whole text the repeated mask would outgrow the keys; torch's kernel for CPUs reads those of a group by itself.
 FEW = range(1, 65)
+MANY = 1024  # columns
 KNOWN = {"dropout", "scaling", "is_causal", "position_ids", "use_cache", "sliding_window"}  # a mask tells of its window
 _repeated = WeakTensorKeyDictionary()  # mask: its rows repeated; all layers of a pass get the same mask
 
@@ -55,7 +56,8 @@ def _suits(query: Tensor, key: Tensor, mask: Tensor | None, options: dict[str, A
         return False
     rows = query.shape[2]
     if mask is None:
-        return rows == 1  # more rows are a causal pass, whose keys transformers does not repeat
+        # More rows are a causal pass, whose keys transformers does not repeat; after few columns folding takes longer.
+        return rows == 1 and key.shape[2] >= MANY
     return mask.dim() == 4 and mask.shape[1] == 1 and (rows in FEW or query.device.type == "cpu")
 
 
