@@ -26,6 +26,7 @@ from recurrent_drafter.measure import arms as ways
 from recurrent_drafter.measure.arms import HF, LOOKUP, LOOKUP_TOKENS, PLAIN, Decoding
 from recurrent_drafter.measure.ruler import BUG, Arm, compare
 from recurrent_drafter.models.loading import load_verifier, verifier_fingerprint
+from recurrent_drafter.models.packed_linear import arrange
 from recurrent_drafter.models.verifier import Verifier
 from recurrent_drafter.records import provenance as records
 from recurrent_drafter.records.paths import check_drafter, check_model
@@ -84,6 +85,7 @@ def measure(options: argparse.Namespace) -> None:
     check_model(options.model)
     check_drafter(options.speculator_path or str(demo_drafter_path()))
     model, tokenizer = load_verifier(options.model, dtype=options.dtype)
+    arrange(model)
     decoding = Decoding(options.reply_tokens, as_tuple(model.generation_config.eos_token_id))
     arms, verifier = arms_of(options, model, tokenizer, decoding)
     counts = {name: options.prompts or KINDS[name].count for name in options.kinds}

@@ -55,7 +55,10 @@ CASES = {
     "missing drafter": ([*DEMO, "--speculator_path", "./nowhere", *SAY], "no drafter at ./nowhere"),
     "no drafter in the folder": ([*DEMO, "--speculator_path", "./empty", *SAY], "./empty holds no config.json"),
     "a model for a drafter": ([*DEMO, "--speculator_path", "./model", *SAY], "type 'gpt2', expected"),
-    "no drafter named": (["generate_speculator.py", "--base_model", "./model", *SAY], "give --speculator_path"),
+    "no drafter named": (
+        ["generate_speculator.py", "--base_model", "./model", "--no_lookup", *SAY],
+        "give --speculator_path",
+    ),
     "other width": ([*DEMO, "--speculator_path", "./width", *SAY], "verifier of width 32 (other)"),
     "other vocabulary": ([*DEMO, "--speculator_path", "./vocabulary", *SAY], "verifier of vocabulary 99 (other)"),
     "other tokenizer": ([*DEMO, "--speculator_path", "./tokenizer", *SAY], "another tokenizer"),
