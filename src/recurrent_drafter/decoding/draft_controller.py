@@ -140,7 +140,7 @@ class TreeController:
         self._batch = self._limit = self._level = self._levels = 0
         self._seconds = np.ones(1)  # [n - 1] is the expected time of verifying n nodes per row
         self._steps = self._of_batch = 0  # what that was reckoned after, and for
-        self._since_plain = 0  # steps that verified more than the root
+        self._since_plain = 0  # steps since one that verified the root alone
         self._alone = 1  # nodes to verify where nothing is drafted
         self._yield = 1.0  # tokens that they are expected to yield for a row
         self._reached = 1.0  # how often the newest level is expected to be accepted
@@ -221,8 +221,8 @@ class TreeController:
     def claims(self, probabilities: Floats) -> Floats | None:  # (B, C)
         """Found nodes on the drafter's own scale, which is the one that measured acceptance translates from.
 
-        They are joined where what they are expected to add takes longer to decode than joining does. What the drafter
-        knows is not added: of T tokens per step it gives, it has all but one in T as well.
+        They are joined where what they are expected to add takes longer to decode than joining does. A drafter that yields
+        T tokens per step is taken to know all of it but a T-th part.
         """
         if not self._drafting:
             return None if self._alone == 1 else logarithms(probabilities)
