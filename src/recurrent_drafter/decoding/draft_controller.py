@@ -221,8 +221,8 @@ class TreeController:
     def claims(self, probabilities: Floats) -> Floats | None:  # (B, C)
         """Found nodes on the drafter's own scale, which is the one that measured acceptance translates from.
 
-        They are joined where what they are expected to add takes longer to decode than joining does. A drafter that yields
-        T tokens per step is taken to know all of it but a T-th part.
+        They are joined where what they are expected to add takes longer to decode than joining does. A drafter that
+        yields T tokens per step is taken to know all of it but a T-th part.
         """
         if not self._drafting:
             return None if self._alone == 1 else logarithms(probabilities)
