@@ -12,6 +12,7 @@ from recurrent_drafter.decoding.costs import GUESS, KNOTS, Costs, LearnedCosts
 from recurrent_drafter.decoding.experience import SAVED, Experience
 from recurrent_drafter.decoding.lookup import Memory
 from recurrent_drafter.models.config import DraftShape
+from recurrent_drafter.records.paths import cache_folder
 
 CLIFF = Costs(rows=(1, 2, 3, 8, 64), verify=(0.08, 0.09, 0.18, 0.21, 0.5), draft_level=0.01)
 
@@ -137,3 +138,13 @@ def test_a_memory_keeps_the_newest_replies(most):
         assert len(kept) <= most
         assert kept == said[len(said) - len(kept) :]
     assert np.all(most == 0 or len(kept) > 0)
+
+
+def test_without_a_home_nothing_is_kept_and_nothing_breaks(monkeypatch):
+    monkeypatch.setenv("RECURRENT_DRAFTER_CACHE", "~nobody-of-that-name/cache")
+    assert cache_folder() is None
+    learned = LearnedCosts.load(None)
+    assert learned.verifying(8) == GUESS.verifying(8)
+    kept = Experience(learned, None, Memory(), None)
+    learned.took(1, 0.5)
+    kept.save()

@@ -139,12 +139,12 @@ class LearnedCosts:
         write_json(path, costs)
 
     @classmethod
-    def load(cls, path: Path) -> "LearnedCosts":
+    def load(cls, path: Path | None) -> "LearnedCosts":
         """A curve of another day on the same machine, which new steps soon outweigh; a guess where none is kept.
 
         One that cannot be read is ignored (logged).
         """
-        if not path.is_file():
+        if path is None or not path.is_file():
             return cls()
         try:
             record = json.loads(path.read_text())
@@ -199,10 +199,12 @@ class Tuning:
         return None
 
 
-def costs_file(model: PreTrainedModel, drafter: nn.Module | None) -> Path:
-    """Where costs learnt with this pair on this machine are kept."""
+def costs_file(model: PreTrainedModel, drafter: nn.Module | None) -> Path | None:
+    """Where costs learned with this pair on this machine are kept; None where nothing can be."""
+    if (folder := cache_folder()) is None:
+        return None
     drafted = None if drafter is None else sum(parameter.numel() for parameter in drafter.parameters())
-    return cache_folder() / "costs" / f"{hash_of({**conditions(model), 'drafter': drafted})}.json"
+    return folder / "costs" / f"{hash_of({**conditions(model), 'drafter': drafted})}.json"
 
 
 def conditions(model: PreTrainedModel) -> dict[str, Any]:

@@ -96,14 +96,17 @@ class RecurrentDraftingSpeculator:
         *,
         verifier: PreTrainedModel | None = None,
         shape: DraftShape | None = None,
+        lookup: bool | None = None,
+        remembered: int = REMEMBERED,
         **options: Any,
     ) -> "RecurrentDraftingSpeculator":
         """Load a drafter from a directory or the Hub, and attach it to ``verifier`` if one is given.
 
-        ``options`` go to ``PreTrainedModel.from_pretrained``. Only safetensors are read. Raises OSError when nothing
+        ``shape``, ``lookup`` and ``remembered`` are the constructor's, ``options`` go to
+        ``PreTrainedModel.from_pretrained``. Only safetensors are read. Raises OSError when nothing
         loadable lies there, ValueError when it is not a recurrent drafter or not one for this verifier.
         """
-        speculator = cls(load_drafter(path, **options), shape)
+        speculator = cls(load_drafter(path, **options), shape, lookup=lookup, remembered=remembered)
         speculator.tuning = Tuning.from_folder(path)
         if verifier is not None:
             speculator.attach_verifier(verifier)

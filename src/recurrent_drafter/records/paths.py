@@ -58,10 +58,16 @@ def check_writable(path: str | Path) -> None:
         ) from None
 
 
-def cache_folder() -> Path:
-    """Where what was learnt of this machine is kept: RECURRENT_DRAFTER_CACHE, or a folder of the user's cache."""
+def cache_folder() -> Path | None:
+    """Where what was learned of this machine is kept: RECURRENT_DRAFTER_CACHE, or a folder of the user's cache.
+
+    None where that is in a home that nobody knows, as in containers.
+    """
     users = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("RECURRENT_DRAFTER_CACHE") or f"{users}/recurrent-drafter").expanduser()
+    try:
+        return Path(os.environ.get("RECURRENT_DRAFTER_CACHE") or f"{users}/recurrent-drafter").expanduser()
+    except RuntimeError:
+        return None
 
 
 @contextmanager

@@ -54,7 +54,9 @@ class LookupOptions:
 
 @dataclass(frozen=True)
 class PairOptions(DeviceOptions, LookupOptions):
-    speculator_path: str | None = option(None, "a trained drafter; 'demo' has a bundled one", check=check_drafter)
+    speculator_path: str | None = option(
+        None, "a trained drafter; --base_model demo has a bundled one", check=check_drafter
+    )
 
     @property
     def drafter(self) -> str | None:
