@@ -52,7 +52,7 @@ def run(
         if options.is_evaluation:
             command = ["generate_speculator.py", *argv]
             asked = which, sampling, options, evaluation, command, questions
-            code = evaluate(Task(*asked, speculator, tokenizer))
+            code = evaluate(EvaluationTask(*asked, speculator, tokenizer))
         else:
             chat = Chat(speculator, tokenizer, sampling, options)
             code = chat.answer_once(options.prompt) if options.prompt is not None else chat.run()
@@ -62,7 +62,7 @@ def run(
 
 
 @dataclass(frozen=True)
-class Task:
+class EvaluationTask:
     """All options of an evaluation, the command line that they came from, and what answers which questions."""
 
     which: decoding.SpeculatorOptions
@@ -86,7 +86,7 @@ def prepare(options: decoding.GenerateOptions, asked: decoding.EvaluationOptions
     return spread(questions, asked.max_num_prompts or len(questions))
 
 
-def evaluate(task: Task) -> int:
+def evaluate(task: EvaluationTask) -> int:
     """Answer the questions in every arm, and report; 1 if an answer differs beyond numeric ties, 130 on Ctrl-C."""
     arms, asked, console = arms_of(task), task.evaluation, Console()
     way, longest = decoding_of(task)
@@ -131,14 +131,14 @@ def take_in(
         console.print()
 
 
-def arms_of(task: Task) -> dict[str, RecurrentDraftingSpeculator]:
+def arms_of(task: EvaluationTask) -> dict[str, RecurrentDraftingSpeculator]:
     """One way of decoding, or both; the autoregressive one is the reference."""
     if task.options.compare:
         return {AUTOREGRESSIVE: task.speculator.without_drafter(), SPECULATIVE: task.speculator}
     return {AUTOREGRESSIVE if task.options.autoregressive else SPECULATIVE: task.speculator}
 
 
-def decoding_of(task: Task) -> tuple[Decoding, int | None]:
+def decoding_of(task: EvaluationTask) -> tuple[Decoding, int | None]:
     """How every arm decodes, and how long a prompt may be: as long as the context leaves, or less if asked."""
     verifier, shape, new_tokens = task.speculator.verifier, task.speculator.shape, task.options.max_generation_length
     longest = task.evaluation.max_prompt_length
@@ -152,7 +152,7 @@ def decoding_of(task: Task) -> tuple[Decoding, int | None]:
     return Decoding(new_tokens, end_ids, task.sampling.arguments(), task.sampling.seed or 0), longest
 
 
-def settings_of(task: Task, way: Decoding, longest: int | None) -> dict[str, Any]:
+def settings_of(task: EvaluationTask, way: Decoding, longest: int | None) -> dict[str, Any]:
     """What arms must have in common for their speeds to be one ratio's."""
     verifier = task.speculator.verifier
     asked = repr([(question.name, question.turns) for question in task.questions])
@@ -174,7 +174,7 @@ def settings_of(task: Task, way: Decoding, longest: int | None) -> dict[str, Any
     }
 
 
-def drafting_of(task: Task) -> dict[str, Any]:
+def drafting_of(task: EvaluationTask) -> dict[str, Any]:
     """Which drafter, whether lookup, and how much is drafted: what an arm may have to itself."""
     speculator = task.speculator
     sources = {"drafter": task.which.drafter and (task.which.speculator_path or "demo"), "lookup": speculator.lookup}

@@ -79,7 +79,7 @@ class Meter:
             _open[-1]._show()
 
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
-        """So much is done; a ``note`` stands behind it."""
+        """So much is done; a ``note`` stands after it."""
         if self.done is None or done < self.done:  # what was there at the beginning took no time
             self._begun, self._first = self._clock(), done
         self.done, self.total, self._note = done, self.total if total is None else total, note

@@ -100,31 +100,26 @@ def joined(tree: DraftTree, other: DraftTree) -> DraftTree:
         >>> [round(x, 2) for x in both.log_probs.exp().tolist()[0]]
         [1.0, 0.75, 0.4, 0.0, 0.25]
     """
-    batch, nodes = tree.tokens.shape
-    own = torch.arange(nodes - 1, nodes - 1 + other.tokens.shape[1], device=tree.tokens.device).expand(batch, -1)
-    place = own.clone()
-    place[:, 0] = 0
+    own = tree.tokens.shape[1] - 1 + torch.arange(other.tokens.shape[1], device=tree.tokens.device)
+    place = own.where(own >= tree.tokens.shape[1], 0).expand_as(other.tokens)  # the roots are one already
     known = torch.zeros_like(place, dtype=torch.bool)
-    parents = other.parents
     for _ in range(min(tree.max_depth, other.max_depth)):  # a parent is found before its children are
         parents = place.gather(1, other.parents)
         equal = (tree.parents[:, None] == parents[:, :, None]) & (tree.tokens[:, None] == other.tokens[:, :, None])
-        equal[:, :, 0] = False  # the roots are one already
+        equal[:, 0], equal[:, :, 0] = False, False
         before, (known, index) = known, equal.max(dim=2)
-        known[:, 0] = False
-        place[:, 1:] = torch.where(known, index, own)[:, 1:]
+        place = index.where(known | (place == 0), own)
         if known.device.type == "cpu" and bool((known == before).all()):
             break  # where looking costs nothing
     parents = place.gather(1, other.parents)
     claimed = other.log_probs.masked_fill(~known, -torch.inf)
     best = tree.log_probs.scatter_reduce(1, place.masked_fill(~known, 0), claimed, "amax")
     sources = torch.where(best > tree.log_probs, other.sources[:, -1:], tree.sources)
-    rest = other.log_probs.masked_fill(known, -torch.inf)
     return DraftTree(
         tokens=torch.cat([tree.tokens, other.tokens[:, 1:]], dim=1),
         parents=torch.cat([tree.parents, parents[:, 1:]], dim=1),
         depths=torch.cat([tree.depths, other.depths[:, 1:]], dim=1),
-        log_probs=torch.cat([best, rest[:, 1:]], dim=1),
+        log_probs=torch.cat([best, other.log_probs.masked_fill(known, -torch.inf)[:, 1:]], dim=1),
         sources=torch.cat([sources, other.sources[:, 1:]], dim=1),
         max_depth=max(tree.max_depth, other.max_depth),
     )

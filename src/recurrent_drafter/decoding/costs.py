@@ -74,7 +74,7 @@ PATIENCE = 50  # steps without so many nodes
 FEW = 1.0  # so many of these count then
 FORGOTTEN = 0.003  # then, at every step, of what made them dear: so they are tried again
 OUTLIER = 2.0  # a step that took more times what was expected, or less, counts as this
-REMEMBERED = 8.0  # steps that a curve of another day counts as
+TRUSTED = 8.0  # steps that a curve of another day counts as
 
 
 class LearnedCosts:
@@ -88,7 +88,7 @@ class LearnedCosts:
         self.start = start or GUESS
         self.draft_level = self.start.draft_level
         self._corrections = np.zeros(len(KNOTS))  # logarithms
-        self._seen = np.full(len(KNOTS), 0.0 if start is None else REMEMBERED)
+        self._seen = np.full(len(KNOTS), 0.0 if start is None else TRUSTED)
         self._since = np.zeros(len(KNOTS), dtype=int)  # steps since one of about so many nodes
         self.is_fresh = True  # no step has been seen
 
@@ -157,7 +157,7 @@ class LearnedCosts:
             logger.warning("%s cannot be read and is ignored (%s: %s)", path, type(error).__name__, error)
             return cls()
         learned = cls()
-        learned._seen[known], learned.draft_level = REMEMBERED, level
+        learned._seen[known], learned.draft_level = TRUSTED, level
         learned._corrections[known] = np.log(seconds / GUESS.verifying(KNOTS[known]))
         return learned
 

@@ -312,9 +312,8 @@ class RecurrentDraftingSpeculator:
         """Check everything, then decode; between steps the model is as it was."""
         if self._verifier is None or not self._verifier.is_of(model):
             self._attach(model)
-        verifier = self.verifier
+        verifier, mask = self.verifier, arguments.get("attention_mask")
         preconditions.check(verifier, config, state, sampler, arguments)
-        mask = arguments.get("attention_mask")
         if session is not None:
             preconditions.check_conversation(state.prompts, mask)
         if self.drafter is not None and self._draft is not None:
@@ -328,10 +327,7 @@ class RecurrentDraftingSpeculator:
         steps = decode(verifier, drafting, state, sampler, mask, session)
         try:
             while True:
-                with (
-                    torch.inference_mode(),
-                    swapped(packing.forwards),
-                ):  # step by step: what a consumer does between is its own
+                with torch.inference_mode(), swapped(packing.forwards):  # a step's alone: the rest is the consumer's
                     emitted = next(steps, None)
                 if emitted is None:
                     return

@@ -239,9 +239,12 @@ def fingerprint(weight: Tensor) -> Fingerprint:
     A write through ``.data`` leaves the version as it was, so it is seen where it touches a number of the sample: any
     change of the whole weight, but not that of a few numbers. In-place operations on the weight itself always are.
     """
+    version = 0 if weight.is_inference() else weight._version
+    if 0 in weight.stride():  # one number for all: the place of a weight that was packed
+        return version, weight.data_ptr(), b""
     flat = weight.detach().flatten()
-    sample = flat[:: max(len(flat) // SAMPLED, 1)]
-    return weight._version, weight.data_ptr(), sample.numpy().tobytes()
+    sample = flat[:: max(len(flat) // SAMPLED, 1)].float().cpu()
+    return version, weight.data_ptr(), sample.numpy().tobytes()
 
 
 def linears(model: nn.Module) -> list[Any]:

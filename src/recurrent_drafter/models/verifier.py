@@ -16,9 +16,9 @@ from recurrent_drafter.core.tree import DraftTree
 from recurrent_drafter.models.cache import TreeCache, put_after
 from recurrent_drafter.models.compatibility import why_unsuitable
 from recurrent_drafter.models.grouped_attention import finds_attention_by_name, grouped
+from recurrent_drafter.models.packed_linear import fingerprint
 
 READ_AT_ONCE = 512  # tokens that are read after others at a time: each has a row in a mask over all of them
-SAMPLED = 256  # numbers of a weight that are looked at to see whether it was changed
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,8 @@ class Verifier:
 
     @property
     def weights_version(self) -> tuple[object, ...]:
-        """Changes when weights do: trained, moved, cast, or written to through ``.data``.
-
-        Such a write leaves the version as it was, so it is seen where it touches a number of a sample of each weight.
-        """
-        weights = list(self.model.parameters())
-        versions = (0 if weight.is_inference() else weight._version for weight in weights)
-        places = tuple(weight.data_ptr() for weight in weights)
-        flat = (weight.detach().view(-1) for weight in weights if weight.is_contiguous())
-        samples = (numbers[:: max(len(numbers) // SAMPLED, 1)].float().cpu().numpy() for numbers in flat)
-        return self.model.dtype, self.device, sum(versions), places, hash(b"".join(x.tobytes() for x in samples))
+        """Changes when weights do: trained, moved, cast, or written to, as far as `fingerprint` sees."""
+        return self.model.dtype, self.device, *map(fingerprint, self.model.parameters())
 
     @property
     def context_length(self) -> int | None:

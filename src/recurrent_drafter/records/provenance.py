@@ -92,7 +92,7 @@ def append_record(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def resumed_records(path: Path, header: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The records behind the header of a file of JSON lines, which is begun with this header unless it is there.
+    """The records after the header of a file of JSON lines, which is begun with this header unless it is there.
 
     A last line that a killed run left half written is taken off. Raises ValueError, saying what differs, where the file
     was begun with other ``settings``, an entry of the header, and for a file of another kind: such files stay as is.
